@@ -1,0 +1,422 @@
+/**
+ * Messages of replicator.proto as TypeScript types, their encoding, and the checks at the boundary.
+ *
+ * Guarantees: what `decode` returns keeps the sizes, ranges and shapes that the rest of the program relies on; everything
+ * else is refused as BadMessage naming the field. `bytes` fields are slices of the received buffer, not copies.
+ */
+import { readFileSync } from 'node:fs';
+import protobuf from 'protobufjs';
+import { granuleBytes, hashBytes, isZeroHash } from './granule.ts';
+import { ReplicationError } from './errors.ts';
+
+export const protocolVersion = 1;
+export const protocolOldest = 1;
+
+/** Granules of one Data message at most: 1 MiB of payload keeps messages in the size that measured best. */
+export const maxDataBytes = 1 << 20;
+/** Hashes of one Offer at most: 4096 granules, 256 MiB of volume. */
+export const maxOfferGranules = 4096;
+/** A gRPC message of either direction is never larger. */
+export const maxMessageBytes = 4 << 20;
+
+export interface JoinRequest {
+  name: string;
+  token: string;
+  csrDer: Buffer;
+  agentVersion: string;
+  machineId: string;
+}
+export interface RenewRequest {
+  csrDer: Buffer;
+}
+export interface JoinReply {
+  certificateDer: Buffer;
+  caDer: Buffer;
+  notAfterUs: number;
+}
+
+export interface AgentHello {
+  protocolMin: number;
+  protocolMax: number;
+  agentVersion: string;
+  bootId: string;
+  defaultRole: string;
+  kernel: string;
+}
+export interface Ping {
+  number: number;
+  agentUs: number;
+  offsetUs: number;
+  errorUs: number;
+}
+export interface Volume {
+  path: string;
+  kind: string;
+  volumeMode: string;
+  sizeBytes: number;
+  filesystem: string;
+  filesystemId: string;
+  mountPoint: string;
+  csiDriver: string;
+  csiVolume: string;
+  persistentVolume: string;
+  podUid: string;
+  claim: string;
+  eligible: boolean;
+  reason: string;
+}
+export interface Trouble {
+  reason: string;
+  message: string;
+  stops: boolean;
+}
+export interface Report {
+  replicationUid: string;
+  phase: string;
+  captureMethod: string;
+  captureReason: string;
+  bytesTotal: number;
+  bytesDone: number;
+  bytesPerSecond: number;
+  dirtyBytes: number;
+  troubles: Trouble[];
+  readBytes: number;
+  sentBytes: number;
+  skippedZeroBytes: number;
+  skippedSameBytes: number;
+  fullScans: number;
+  fullScanReason: string;
+  cutsMade: number;
+  cutsRefused: number;
+  lastFreezeUs: number;
+  unchangedSinceUs: number;
+  syncRequestDone: number;
+  resyncRequestDone: number;
+  verifyRequestDone: number;
+  freezes: number;
+  lostEvents: number;
+}
+export interface AgentEvent {
+  code: string;
+  level: string;
+  replicationUid: string;
+  message: string;
+  agentUs: number;
+}
+/** Exactly one of them is set, here and in the other messages of kinds. */
+export interface AgentMessage {
+  hello?: AgentHello;
+  ping?: Ping;
+  inventory?: { volumes: Volume[] };
+  report?: Report;
+  event?: AgentEvent;
+}
+
+export interface Pong {
+  number: number;
+  agentUs: number;
+  masterReceivedUs: number;
+  masterSentUs: number;
+}
+export interface Assignment {
+  replicationUid: string;
+  name: string;
+  fencingGeneration: string;
+  path: string;
+  volumeMode: string;
+  include: string[];
+  exclude: string[];
+  continuous: boolean;
+  cutIntervalSeconds: number;
+  consistency: string;
+  maxFreezeMs: number;
+  compression: string;
+  bandwidthBytesPerSecond: number;
+  readBytesPerSecond: number;
+  paused: boolean;
+  syncRequest: number;
+  resyncRequest: number;
+  verifyRequest: number;
+  force: boolean;
+}
+export interface MasterMessage {
+  welcome?: { protocol: number; masterVersion: string };
+  pong?: Pong;
+  assignments?: { items: Assignment[] };
+  renew?: Record<string, never>;
+}
+
+export interface MirrorHello {
+  protocol: number;
+  replicationUid: string;
+  fencingGeneration: string;
+  volumeMode: string;
+  sizeBytes: number;
+  sourceId: string;
+  force: boolean;
+}
+export interface Offer {
+  object: number;
+  first: number;
+  hashes: Buffer;
+}
+export interface Run {
+  object: number;
+  first: number;
+  count: number;
+  zero: boolean;
+}
+export interface Data {
+  runs: Run[];
+  hashes: Buffer;
+  compression: number;
+  rawBytes: number;
+  payload: Buffer;
+}
+export interface Xattr {
+  name: Buffer;
+  value: Buffer;
+}
+export interface Name {
+  parent: number;
+  name: Buffer;
+}
+export interface Node {
+  slot: number;
+  type: number;
+  mode: number;
+  uid: number;
+  gid: number;
+  mtimeSeconds: number;
+  mtimeNanoseconds: number;
+  sizeBytes: number;
+  target: Buffer;
+  deviceMajor: number;
+  deviceMinor: number;
+  xattrs: Xattr[];
+  names: Name[];
+  contentRoot: Buffer;
+}
+export interface Nodes {
+  nodes: Node[];
+}
+export interface Commit {
+  sequence: number;
+  point: boolean;
+  sourceUs: number;
+  consistency: string;
+  sizeBytes: number;
+  verified: boolean;
+  mismatchedGranules: number;
+  startedUs: number;
+  sentBytes: number;
+}
+export interface MirrorRequest {
+  number: number;
+  hello?: MirrorHello;
+  offer?: Offer;
+  data?: Data;
+  nodes?: Nodes;
+  commit?: Commit;
+  manifest?: Record<string, never>;
+  verify?: Record<string, never>;
+}
+
+export interface MirrorWelcome {
+  protocol: number;
+  headSequence: number;
+  initialized: boolean;
+  sizeBytes: number;
+  digest: Buffer;
+  sourceId: string;
+  blank: boolean;
+}
+export interface MirrorReply {
+  welcome?: MirrorWelcome;
+  received?: { number: number };
+  want?: { number: number; bitmap: Buffer };
+  committed?: { sequence: number; digest: Buffer };
+  nodes?: Nodes;
+  manifestEnd?: Record<string, never>;
+  verifyReady?: { readBytes: number; badGranules: number };
+  verifyProgress?: { bytesDone: number; bytesTotal: number };
+}
+
+export interface Messages {
+  JoinRequest: JoinRequest;
+  RenewRequest: RenewRequest;
+  JoinReply: JoinReply;
+  AgentMessage: AgentMessage;
+  MasterMessage: MasterMessage;
+  MirrorRequest: MirrorRequest;
+  MirrorReply: MirrorReply;
+  Data: Data;
+  Nodes: Nodes;
+  Node: Node;
+}
+
+const root = protobuf.parse(readFileSync(new URL('./replicator.proto', import.meta.url), 'utf8')).root;
+
+/** What is set when a field is absent on the wire, as proto3 says; `bytes` as an empty Buffer. */
+const defaults: protobuf.IConversionOptions = { defaults: true, longs: Number };
+
+export function encode<K extends keyof Messages>(kind: K, message: Messages[K]): Buffer {
+  const type = root.lookupType(kind);
+  return Buffer.from(type.encode(type.fromObject(message as unknown as Record<string, unknown>)).finish());
+}
+
+/** @throws ReplicationError BadMessage */
+export function decode<K extends keyof Messages>(kind: K, bytes: Uint8Array): Messages[K] {
+  const type = root.lookupType(kind);
+  let message: unknown;
+  try {
+    // A Buffer, so that bytes fields become slices of it.
+    message = type.toObject(type.decode(Buffer.isBuffer(bytes) ? bytes : Buffer.from(bytes)), defaults);
+  } catch (error) {
+    throw new ReplicationError('BadMessage', `${kind}: not a message of this protocol`, { cause: error });
+  }
+  checkNumbers(kind, message);
+  check(kind, message as never);
+  return message as Messages[K];
+}
+
+/** Every integer must be exact in a double and not negative, whatever the field. */
+function checkNumbers(path: string, value: unknown): void {
+  if (typeof value === 'number') {
+    if (!Number.isFinite(value) || Math.abs(value) > Number.MAX_SAFE_INTEGER) bad(path, 'is out of range');
+  } else if (Array.isArray(value)) {
+    value.forEach((item, index) => checkNumbers(`${path}[${index}]`, item));
+  } else if (typeof value === 'object' && value !== null && !Buffer.isBuffer(value)) {
+    for (const [key, item] of Object.entries(value)) checkNumbers(`${path}.${key}`, item);
+  }
+}
+
+function bad(path: string, what: string): never {
+  throw new ReplicationError('BadMessage', `${path} ${what}`);
+}
+
+const checks: { [K in keyof Messages]?: (message: Messages[K]) => void } = {
+  JoinRequest(message) {
+    text('JoinRequest.name', message.name, 63);
+    text('JoinRequest.token', message.token, 256);
+    if (message.csrDer.length > 16384) bad('JoinRequest.csr_der', 'is longer than 16384 bytes');
+  },
+  MirrorRequest(message) {
+    oneKind('MirrorRequest', message, ['hello', 'offer', 'data', 'nodes', 'commit', 'manifest', 'verify']);
+    if (message.offer) checkOffer(message.offer);
+    if (message.data) checkData(message.data);
+    if (message.nodes) message.nodes.nodes.forEach(checkNode);
+    if (message.hello) text('MirrorHello.source_id', message.hello.sourceId, 1024);
+  },
+  MirrorReply(message) {
+    oneKind('MirrorReply', message, [
+      'welcome',
+      'received',
+      'want',
+      'committed',
+      'nodes',
+      'manifestEnd',
+      'verifyReady',
+      'verifyProgress',
+    ]);
+    if (message.nodes) message.nodes.nodes.forEach(checkNode);
+  },
+  AgentMessage(message) {
+    oneKind('AgentMessage', message, ['hello', 'ping', 'inventory', 'report', 'event']);
+    if (message.event) {
+      if (!['FATAL', 'ERROR', 'WARNING', 'INFO', 'TRACE'].includes(message.event.level))
+        bad('AgentEvent.level', 'is no level');
+      text('AgentEvent.message', message.event.message, 4096);
+      text('AgentEvent.code', message.event.code, 64);
+    }
+    message.report?.troubles.forEach((trouble) => {
+      text('Trouble.message', trouble.message, 4096);
+      if (!/^[A-Z][A-Za-z]{1,63}$/.test(trouble.reason)) bad('Trouble.reason', 'is not a CamelCase word');
+    });
+  },
+  MasterMessage(message) {
+    oneKind('MasterMessage', message, ['welcome', 'pong', 'assignments', 'renew']);
+  },
+  Data: checkData,
+  Nodes(message) {
+    message.nodes.forEach(checkNode);
+  },
+  Node: checkNode,
+};
+
+function check<K extends keyof Messages>(kind: K, message: Messages[K]): void {
+  (checks[kind] as ((message: Messages[K]) => void) | undefined)?.(message);
+}
+
+function text(path: string, value: string, maxLength: number): void {
+  if (value.length > maxLength) bad(path, `is longer than ${maxLength} characters`);
+}
+
+function oneKind(path: string, message: object, kinds: string[]): void {
+  const set = kinds.filter((kind) => kind in message);
+  if (set.length !== 1) bad(path, `has ${set.length} kinds set instead of one`);
+}
+
+function checkOffer(offer: Offer): void {
+  if (offer.hashes.length % hashBytes !== 0) bad('Offer.hashes', `is not a multiple of ${hashBytes} bytes`);
+  if (offer.hashes.length > maxOfferGranules * hashBytes)
+    bad('Offer.hashes', `holds more than ${maxOfferGranules} hashes`);
+}
+
+function checkData(data: Data): void {
+  let granules = 0;
+  for (const run of data.runs) {
+    if (run.count < 1) bad('Run.count', 'is less than 1');
+    if (!Number.isSafeInteger((run.first + run.count) * granuleBytes)) bad('Run.first', 'is out of range');
+    if (!run.zero) granules += run.count;
+  }
+  if (granules * granuleBytes > maxDataBytes) bad('Data.runs', `name more than ${maxDataBytes} bytes of content`);
+  if (data.hashes.length !== granules * hashBytes)
+    bad('Data.hashes', `holds ${data.hashes.length} bytes for ${granules} granules`);
+  for (let at = 0; at < granules; at++) {
+    // The zero hash means "hole" in every index: content may never claim it.
+    if (isZeroHash(data.hashes, at)) bad('Data.hashes', 'names the hash of zeros for content; send a zero run');
+  }
+  if (data.rawBytes > maxDataBytes) bad('Data.raw_bytes', `is more than ${maxDataBytes}`);
+  if (data.compression > 2) bad('Data.compression', 'is not 0, 1 or 2');
+  if (data.compression === 0 && data.payload.length !== data.rawBytes) bad('Data.payload', 'is not raw_bytes long');
+}
+
+/** Types a node can have, S_IFMT >> 12; 0 = gone. */
+export const nodeTypes = {
+  gone: 0,
+  fifo: 1,
+  character: 2,
+  directory: 4,
+  block: 6,
+  file: 8,
+  symlink: 10,
+  socket: 12,
+} as const;
+const knownTypes: ReadonlySet<number> = new Set(Object.values(nodeTypes));
+
+function checkNode(node: Node): void {
+  if (!knownTypes.has(node.type)) bad('Node.type', `${node.type} is no file type`);
+  if (node.mode > 0o7777) bad('Node.mode', 'has more than permission bits');
+  if (node.uid > 0xffffffff || node.gid > 0xffffffff) bad('Node.uid', 'is out of range');
+  if (node.mtimeNanoseconds > 999_999_999) bad('Node.mtime_nanoseconds', 'is out of range');
+  if (node.target.length > 4095 || node.target.includes(0)) bad('Node.target', 'is no link target');
+  if (node.slot === 0 && (node.type !== nodeTypes.directory || node.names.length > 0))
+    bad('Node.slot', '0 must be the root directory');
+  if (node.slot > 0 && node.type !== nodeTypes.gone && node.names.length === 0) bad('Node.names', 'is empty');
+  if (node.type === nodeTypes.directory && node.names.length > 1)
+    bad('Node.names', 'has more than one for a directory');
+  for (const { name } of node.names) {
+    if (name.length < 1 || name.length > 255 || name.includes(0) || name.includes(0x2f) || isDots(name))
+      bad('Name.name', 'is no file name');
+  }
+  for (const { name } of node.xattrs) {
+    if (name.length < 1 || name.length > 255 || name.includes(0)) bad('Xattr.name', 'is no attribute name');
+  }
+  if (node.contentRoot.length !== (node.type === nodeTypes.file ? hashBytes : 0))
+    bad('Node.content_root', 'has the wrong length');
+}
+
+function isDots(name: Buffer): boolean {
+  return (name.length === 1 && name[0] === 0x2e) || (name.length === 2 && name[0] === 0x2e && name[1] === 0x2e);
+}
