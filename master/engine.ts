@@ -1,0 +1,32 @@
+/**
+ * What the control API asks of the running replicator beyond reading and writing objects in the store: facts that are
+ * data of a replica (recovery points) and work that must answer at once. Everything else is level-triggered: the API
+ * writes spec and requests into the store, the controllers see the change and act.
+ */
+import type { AgentVolume, PointView, Replication } from './resources.ts';
+
+export interface Engine {
+  /** Committed points that can be recovered now, oldest first; `from`, `to` bound sourceTime in ms since the epoch, inclusive. */
+  points(replicationUid: string, from?: number, to?: number): PointView[];
+  /** Newest inventory of a connected or once connected agent. */
+  volumes(agent: string): AgentVolume[];
+  /**
+   * Checks what only the running system knows before a replication is accepted: may this agent read this path?
+   * Answers problems by field path, empty when none. An agent that is not connected is no problem (it may come).
+   */
+  validateReplication(spec: Replication['spec']): { path: string; message: string }[];
+  /** Ends the agent's connections and makes its certificates worthless. */
+  revokeAgent(name: string): void;
+}
+
+/** What happened, for people and sinks. Codes are documented in master/events.ts. */
+export interface EventInput {
+  code: string;
+  level: 'FATAL' | 'ERROR' | 'WARNING' | 'INFO' | 'TRACE';
+  message: string;
+  /** e.g. Replication/orders, Agent/node-a */
+  object: string | null;
+}
+export interface Events {
+  emit(event: EventInput): void;
+}

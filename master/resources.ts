@@ -1,0 +1,228 @@
+/**
+ * The objects of the control API as the store keeps them. Names, words and units are the contract's: REST, the command
+ * line and Kubernetes show these very fields. Times are RFC 3339 UTC with milliseconds; unknown is null.
+ */
+
+export const apiVersion = 'replicator.cdm.datacommand.co.kr/v1';
+
+export interface Metadata {
+  name: string;
+  displayName?: string;
+  namespace?: string;
+  labels?: Record<string, string>;
+  annotations?: Record<string, string>;
+  /** Given once by the store; never used again for another object. */
+  uid: string;
+  /** Grows with each change of spec. */
+  generation: number;
+  /** Of the whole store, grows with every write; opaque to callers. */
+  resourceVersion: string;
+  creationTimestamp: string;
+}
+
+export interface Resource<Kind extends string, Spec, Status> {
+  apiVersion: typeof apiVersion;
+  kind: Kind;
+  metadata: Metadata;
+  spec: Spec;
+  status: Status;
+}
+
+export interface Condition {
+  type: string;
+  status: 'True' | 'False' | 'Unknown';
+  /** CamelCase word that programs may branch on. */
+  reason: string;
+  /** What it means and what to do, for people. */
+  message: string;
+  lastTransitionTime: string;
+}
+
+export type VolumeMode = 'Block' | 'Filesystem';
+export type Consistency = 'filesystem' | 'crash' | 'file';
+export type ReplicationState = 'PREPARING' | 'NORMAL' | 'FAILED' | 'ERROR';
+export type Phase =
+  | 'Pending'
+  | 'InitialSync'
+  | 'Mirroring'
+  | 'Resyncing'
+  | 'Verifying'
+  | 'Paused'
+  | 'Promoting'
+  | 'Promoted'
+  | 'Demoted'
+  | 'Disconnected';
+
+export interface ReplicationSpec {
+  source: { agent: string; path: string; volumeMode: VolumeMode; include: string[]; exclude: string[] };
+  target: { storageClass: string };
+  trigger: { continuous?: true; schedule?: string; manual?: string };
+  rpoSeconds: number;
+  /** null: the best that the volume can have. */
+  consistency: Consistency | null;
+  maxFreezeMs: number;
+  journalSeconds: number;
+  compression: 'auto' | 'none' | 'lz4' | 'zstd';
+  /** 0 = no limit. */
+  bandwidthBytesPerSecond: number;
+  /** 0 = no limit. */
+  readBytesPerSecond: number;
+  paused: boolean;
+}
+
+export interface PointView {
+  sequence: number;
+  sourceTime: string;
+  committedTime: string;
+  consistency: Consistency;
+  /** Hex. */
+  digest: string;
+  /** Name of a snapshot of this point. */
+  snapshot: string | null;
+  drilledTime: string | null;
+}
+
+export interface ReplicationStatus {
+  state: ReplicationState;
+  phase: Phase;
+  role: 'Secondary' | 'Primary' | 'Unknown';
+  captureMethod: string | null;
+  fencingGeneration: string;
+  progress: { bytesTotal: number; bytesDone: number; bytesPerSecond: number; secondsLeft: number | null } | null;
+  recoveryPoint: PointView | null;
+  lastSyncTime: string | null;
+  /** now - lastSyncTime; computed anew at every read. */
+  lagSeconds: number | null;
+  lagBytes: number | null;
+  lastSyncDuration: string | null;
+  lastSyncBytes: number | null;
+  lastAttemptTime: string | null;
+  lastVerifiedTime: string | null;
+  lastDrilledTime: string | null;
+  nextSyncTime: string | null;
+  latestImage: string | null;
+  observedGeneration: number;
+  conditions: Condition[];
+}
+
+/**
+ * Actions asked for, as counters that only grow: the agent reports the number it has done, so an action is neither lost
+ * nor done twice over restarts. Not shown in REST.
+ */
+export interface ReplicationRequests {
+  sync: number;
+  resync: number;
+  verify: number;
+  /** Of the newest resync. */
+  force: boolean;
+}
+
+export type Replication = Resource<'Replication', ReplicationSpec, ReplicationStatus> & {
+  requests: ReplicationRequests;
+};
+
+export interface AgentVolume {
+  path: string;
+  kind: string;
+  volumeMode: VolumeMode;
+  sizeBytes: number;
+  filesystem: string | null;
+  filesystemId: string | null;
+  mountPoint: string | null;
+  csi: { driver: string; volumeHandle: string; persistentVolume: string; podUid: string; claim: string | null } | null;
+  eligible: boolean;
+  /** Why not, and the cure. */
+  reason: string | null;
+}
+export interface AgentStatus {
+  /** Manual's words (MISSION O3). */
+  state: 'ACTIVE' | 'CONN FAILED' | 'WARNING' | 'NO CONN INFO' | 'NOT INSTALLED' | 'UNKNOWN';
+  /** Why, and what to do. */
+  message: string;
+  version: string | null;
+  kernel: string | null;
+  bootId: string | null;
+  lastSeenTime: string | null;
+  /** Master's clock minus the agent's. */
+  clockOffsetSeconds: number | null;
+  certificateExpiryTime: string | null;
+}
+/** Certificates are SHA-256 fingerprints (hex) of all that are good for this agent. Not shown in REST. */
+export type Agent = Resource<'Agent', { role: 'source' | 'target' }, AgentStatus> & {
+  identity: { machineId: string; certificates: { fingerprint: string; notAfter: string }[] };
+};
+
+export interface StorageClassSpec {
+  driver: 'directory';
+  parameters: { path: string };
+}
+export interface StorageClassStatus {
+  capacityBytes: number | null;
+  usedBytes: number | null;
+  reflink: boolean | null;
+  conditions: Condition[];
+}
+export type StorageClass = Resource<'StorageClass', StorageClassSpec, StorageClassStatus>;
+
+export interface SnapshotSpec {
+  replication: string;
+  lockedUntil: string | null;
+  pinned: boolean;
+}
+export interface SnapshotStatus {
+  state: 'Creating' | 'Ready' | 'Failed' | 'Deleting';
+  message: string | null;
+  point: PointView | null;
+  sizeBytes: number | null;
+  readyTime: string | null;
+}
+/** metadata.name is unique within its replication; the store's key is `<replication>/<name>`. */
+export type Snapshot = Resource<'Snapshot', SnapshotSpec, SnapshotStatus>;
+
+export type RecoveryState =
+  'Waiting' | 'Running' | 'Cancelling' | 'Cancelled' | 'Completed' | 'Failed' | 'RollingBack' | 'RolledBack';
+export type PointChoice = 'latest-data' | 'latest-snapshot' | { snapshot: string } | { time: string };
+export interface RecoverySpec {
+  replication: string;
+  type: 'drill';
+  point: PointChoice;
+  /** null: a new path under the recoveries folder. */
+  target: { path: string } | null;
+}
+export interface RecoveryTask {
+  volume: string;
+  state: 'Waiting' | 'Running' | 'Completed' | 'Failed' | 'Cancelled' | 'RolledBack';
+  path: string | null;
+  message: string | null;
+  startTime: string | null;
+  endTime: string | null;
+  /** Steps done so far, in words with numbers. */
+  progress: { bytesTotal: number; bytesDone: number; step: string } | null;
+}
+export interface RecoveryStatus {
+  state: RecoveryState;
+  outcome: 'success' | 'cancelled' | 'failed' | null;
+  message: string | null;
+  point: PointView | null;
+  /** The copy was read whole and has the point's digest. */
+  verified: boolean | null;
+  /** From POST to the usable copy. */
+  rtoSeconds: number | null;
+  /** Age of the point's source time at POST. */
+  rpoSeconds: number | null;
+  startTime: string | null;
+  endTime: string | null;
+  tasks: RecoveryTask[];
+}
+export type Recovery = Resource<'Recovery', RecoverySpec, RecoveryStatus> & {
+  requests: { cancel: boolean; rollback: boolean };
+};
+
+export interface Resources {
+  Replication: Replication;
+  Agent: Agent;
+  StorageClass: StorageClass;
+  Snapshot: Snapshot;
+  Recovery: Recovery;
+}
+export type Kind = keyof Resources;

@@ -1,0 +1,66 @@
+/**
+ * The one object store under REST, the command line and the controllers: get, list, put-if-version, watch.
+ * `store-sqlite.ts` is the embedded one; the Kubernetes API server is meant to be another.
+ *
+ * Guarantees: a write that returned is durable; put compares the version, so no write is lost unseen; a watch delivers
+ * every change after `since` in order, each once, or says `Expired` when the history does not reach back that far.
+ * Objects handed out are the caller's own copies.
+ */
+import type { Kind, Resources } from './resources.ts';
+
+export type Change<K extends Kind = Kind> = {
+  [P in K]: { type: 'ADDED' | 'MODIFIED' | 'DELETED'; kind: P; key: string; object: Resources[P] };
+}[K] & {
+  /** resourceVersion of the change, as a number. */
+  version: number;
+};
+
+/** What the caller gives of a new object; uid, generation, resourceVersion and creationTimestamp come from the store. */
+export type Draft<K extends Kind> = Omit<Resources[K], 'metadata'> & {
+  metadata: Pick<Resources[K]['metadata'], 'name'> &
+    Partial<Pick<Resources[K]['metadata'], 'displayName' | 'namespace' | 'labels' | 'annotations'>>;
+};
+
+export interface Store {
+  get<K extends Kind>(kind: K, key: string): Resources[K] | undefined;
+  /** Ordered by key. */
+  list<K extends Kind>(kind: K): Resources[K][];
+  /** @throws StoreConflict when the key is taken */
+  create<K extends Kind>(kind: K, key: string, draft: Draft<K>): Resources[K];
+  /**
+   * Reads, changes and writes in one step: `change` mutates the object it is given and must be synchronous.
+   * generation grows when spec changed. Answers the stored object; nothing is written when nothing changed.
+   * @throws StoreConflict when absent, or when `ifVersion` is given and is not the stored resourceVersion
+   */
+  update<K extends Kind>(
+    kind: K,
+    key: string,
+    change: (object: Resources[K]) => void,
+    ifVersion?: string,
+  ): Resources[K];
+  /** Answers what was deleted, or undefined when it was absent. */
+  delete<K extends Kind>(kind: K, key: string, ifVersion?: string): Resources[K] | undefined;
+  /** Newest version written. */
+  version(): number;
+  /** All changes with a version above `since` (default: from now on), until the signal aborts. */
+  watch(options: { kinds?: Kind[]; since?: number; signal: AbortSignal }): AsyncIterable<Change>;
+  /** Small facts beside the objects (tokens, counters), by table and key; durable on return; undefined deletes. */
+  getRecord(table: string, key: string): string | undefined;
+  putRecord(table: string, key: string, value: string | undefined): void;
+  listRecords(table: string): { key: string; value: string }[];
+  close(): void;
+}
+
+export class StoreConflict extends Error {
+  readonly reason: 'exists' | 'absent' | 'version' | 'expired';
+  constructor(reason: StoreConflict['reason'], message: string) {
+    super(message);
+    this.name = 'StoreConflict';
+    this.reason = reason;
+  }
+}
+
+/** Store key of an object that belongs to a replication. */
+export function snapshotKey(replication: string, snapshot: string): string {
+  return `${replication}/${snapshot}`;
+}
