@@ -165,6 +165,7 @@ export interface Run {
   first: number;
   count: number;
   zero: boolean;
+  tailBytes: number;
 }
 export interface Data {
   runs: Run[];
@@ -253,6 +254,9 @@ export interface Messages {
   Data: Data;
   Nodes: Nodes;
   Node: Node;
+  JournalCommit: Commit & { digest: Buffer; committedUs: number; sourceId: string; generation: string };
+  /** A Data whose payload is kept beside it. */
+  JournalData: Data;
 }
 
 const root = protobuf.parse(readFileSync(new URL('./replicator.proto', import.meta.url), 'utf8')).root;
@@ -260,14 +264,18 @@ const root = protobuf.parse(readFileSync(new URL('./replicator.proto', import.me
 /** What is set when a field is absent on the wire, as proto3 says; `bytes` as an empty Buffer. */
 const defaults: protobuf.IConversionOptions = { defaults: true, longs: Number };
 
+function lookup(kind: keyof Messages): protobuf.Type {
+  return root.lookupType(kind === 'JournalData' ? 'Data' : kind);
+}
+
 export function encode<K extends keyof Messages>(kind: K, message: Messages[K]): Buffer {
-  const type = root.lookupType(kind);
+  const type = lookup(kind);
   return Buffer.from(type.encode(type.fromObject(message as unknown as Record<string, unknown>)).finish());
 }
 
 /** @throws ReplicationError BadMessage */
 export function decode<K extends keyof Messages>(kind: K, bytes: Uint8Array): Messages[K] {
-  const type = root.lookupType(kind);
+  const type = lookup(kind);
   let message: unknown;
   try {
     // A Buffer, so that bytes fields become slices of it.
@@ -365,10 +373,14 @@ function checkOffer(offer: Offer): void {
 
 function checkData(data: Data): void {
   let granules = 0;
+  let rawBytes = 0;
   for (const run of data.runs) {
     if (run.count < 1) bad('Run.count', 'is less than 1');
+    if (run.tailBytes < 1 || run.tailBytes > granuleBytes) bad('Run.tail_bytes', `is not 1 to ${granuleBytes}`);
     if (!Number.isSafeInteger((run.first + run.count) * granuleBytes)) bad('Run.first', 'is out of range');
-    if (!run.zero) granules += run.count;
+    if (run.zero) continue;
+    granules += run.count;
+    rawBytes += (run.count - 1) * granuleBytes + run.tailBytes;
   }
   if (granules * granuleBytes > maxDataBytes) bad('Data.runs', `name more than ${maxDataBytes} bytes of content`);
   if (data.hashes.length !== granules * hashBytes)
@@ -377,7 +389,6 @@ function checkData(data: Data): void {
     // The zero hash means "hole" in every index: content may never claim it.
     if (isZeroHash(data.hashes, at)) bad('Data.hashes', 'names the hash of zeros for content; send a zero run');
   }
-  if (data.rawBytes > maxDataBytes) bad('Data.raw_bytes', `is more than ${maxDataBytes}`);
   if (data.compression > 2) bad('Data.compression', 'is not 0, 1 or 2');
   if (data.compression === 0 && data.payload.length !== data.rawBytes) bad('Data.payload', 'is not raw_bytes long');
 }

@@ -1,0 +1,60 @@
+/**
+ * The bytes of a volume at one commit, with their index: the checkpoint that the journal is applied to, a snapshot, or a
+ * copy in the making. `BlockBase` is an image file, `TreeBase` a directory tree.
+ *
+ * Guarantees: `settle` moves bytes first and the index after them, so a crash leaves an index that is too old and the
+ * same epochs are applied again (apply is idempotent); only committed epochs are ever given to it (I2).
+ */
+import type { CommitRecord } from './frame.ts';
+import type { Journal, JournalRecord } from './journal.ts';
+import type { VolumeIndex } from './volumeindex.ts';
+
+export interface Base {
+  readonly index: VolumeIndex;
+  /** Content of an epoch that is committed in the journal. Nothing of it counts before `settle`. */
+  write(record: Exclude<JournalRecord, { commit: unknown }>): Promise<void>;
+  /** Everything written is durable and the index stands at this commit. */
+  settle(commit: CommitRecord): Promise<void>;
+  /**
+   * A second one with the same content: bytes at `contentPath` (absent, its parent exists; an empty directory will do
+   * for a tree), index at `indexPath`. Durable only after its next `settle` or `sync`.
+   */
+  cloneTo(contentPath: string, indexPath: string, signal: AbortSignal, progress: Progress): Promise<Base>;
+  sync(): Promise<void>;
+  /** Re-reads every byte; answers what is not as the index says. */
+  verify(
+    signal: AbortSignal,
+    progress: Progress,
+  ): Promise<{ readBytes: number; bad: { object: number; granule: number }[] }>;
+  close(): Promise<void>;
+}
+
+/** Bytes, of a total that may be an estimate. */
+export type Progress = (bytesDone: number, bytesTotal: number) => void;
+
+/** Written between two settles at most: bounds what the index keeps in memory and what a crash does again. */
+const settleBytes = 256 << 20;
+
+/** Brings the base from where it is to epoch `through`. */
+export async function redo(
+  base: Base,
+  journal: Journal,
+  through: number,
+  signal: AbortSignal,
+  progress?: (bytes: number) => void,
+): Promise<void> {
+  let bytes = 0;
+  for await (const record of journal.read(base.index.sequence, through)) {
+    signal.throwIfAborted();
+    if (!('commit' in record)) {
+      await base.write(record);
+      if ('data' in record) {
+        bytes += record.data.rawBytes;
+        progress?.(record.data.rawBytes);
+      }
+    } else if (record.commit.sequence === through || bytes >= settleBytes) {
+      await base.settle(record.commit);
+      bytes = 0;
+    }
+  }
+}

@@ -1,0 +1,130 @@
+/** A block volume's bytes: one sparse image file of exactly the source's size, and a BlockIndex. */
+import type { Disk, DiskFile } from '../../proto/effects.ts';
+import { asReplicationError, ReplicationError } from '../../proto/errors.ts';
+import { granuleBytes, granuleCount, granuleHash, hashBytes, isZeroHash } from '../../proto/granule.ts';
+import { runBytes, unpack } from '../../proto/payload.ts';
+import type { Base, Progress } from './base.ts';
+import { BlockIndex } from './blockindex.ts';
+import type { CommitRecord } from './frame.ts';
+import type { JournalRecord } from './journal.ts';
+import { copyIndex } from './indexdatabase.ts';
+
+/** Read at once while verifying: 16 MiB is one page of the index. */
+const chunkGranules = 256;
+const readBytes = 1 << 20;
+
+export class BlockBase implements Base {
+  readonly index: BlockIndex;
+  readonly #disk: Disk;
+  readonly #imagePath: string;
+  readonly #indexPath: string;
+  readonly #image: DiskFile;
+
+  private constructor(disk: Disk, imagePath: string, indexPath: string, image: DiskFile) {
+    this.#disk = disk;
+    this.#imagePath = imagePath;
+    this.#indexPath = indexPath;
+    this.#image = image;
+    this.index = new BlockIndex(indexPath);
+  }
+
+  static async open(disk: Disk, imagePath: string, indexPath: string): Promise<BlockBase> {
+    return new BlockBase(disk, imagePath, indexPath, await disk.open(imagePath, 'write'));
+  }
+
+  async write(record: Exclude<JournalRecord, { commit: unknown }>): Promise<void> {
+    if (!('data' in record)) throw new ReplicationError('ReplicaDamaged', 'nodes in the journal of a block volume');
+    const { data } = record;
+    const raw = unpack(data);
+    let at = 0;
+    for (const run of data.runs) {
+      const position = run.first * granuleBytes;
+      const length = runBytes(run);
+      if (run.zero) {
+        await this.#image.zero(position, length);
+      } else {
+        await this.#image.write([raw.subarray(at, at + length)], position);
+        at += length;
+      }
+    }
+    this.index.stageData(data);
+  }
+
+  async settle(commit: CommitRecord): Promise<void> {
+    if ((await this.#image.size()) !== commit.sizeBytes) await this.#image.truncate(commit.sizeBytes);
+    await this.#image.sync();
+    this.index.commit(commit);
+  }
+
+  async cloneTo(contentPath: string, indexPath: string, signal: AbortSignal, progress: Progress): Promise<Base> {
+    const total = this.index.sizeBytes;
+    await this.#disk.clone(this.#imagePath, contentPath, signal, (done) => progress(done, total));
+    await copyIndex(this.index.database, this.#indexPath, indexPath);
+    return BlockBase.open(this.#disk, contentPath, indexPath);
+  }
+
+  async sync(): Promise<void> {
+    await this.#image.sync();
+  }
+
+  async verify(
+    signal: AbortSignal,
+    progress: Progress,
+  ): Promise<{ readBytes: number; bad: { object: number; granule: number }[] }> {
+    const size = this.index.sizeBytes;
+    const count = granuleCount(size);
+    const bad: { object: number; granule: number }[] = [];
+    const buffer = Buffer.alloc(readBytes);
+    let read = 0;
+    // A short image reads as if the rest were damaged, a long one is no danger: settle cuts it.
+    for (let first = 0; first < count; first += chunkGranules) {
+      signal.throwIfAborted();
+      const hashes = this.index.hashes(first, Math.min(chunkGranules, count - first));
+      const end = Math.min(size, (first + chunkGranules) * granuleBytes);
+      const data = await this.#image.nextData(first * granuleBytes);
+      const hole = data === undefined || data >= end;
+      if (hole) {
+        for (let i = 0; i * hashBytes < hashes.length; i++)
+          if (!isZeroHash(hashes, i)) bad.push({ object: 0, granule: first + i });
+      } else {
+        read += await this.#verifyChunk(first, hashes, end, buffer, bad);
+      }
+      progress(end, size);
+    }
+    return { readBytes: read, bad };
+  }
+
+  async #verifyChunk(
+    first: number,
+    hashes: Buffer,
+    end: number,
+    buffer: Buffer,
+    bad: { object: number; granule: number }[],
+  ): Promise<number> {
+    let read = 0;
+    for (let at = first * granuleBytes; at < end; at += readBytes) {
+      const want = Math.min(readBytes, end - at);
+      let got = 0;
+      try {
+        got = await this.#image.read(buffer.subarray(0, want), at);
+      } catch (error) {
+        // An unreadable sector is damage like any other: named, and asked for again.
+        if (asReplicationError(error).code === 'TargetFull') throw error;
+      }
+      read += got;
+      for (let from = 0; from < want; from += granuleBytes) {
+        const granule = at / granuleBytes + from / granuleBytes;
+        const to = Math.min(want, from + granuleBytes);
+        const own = (granule - first) * hashBytes;
+        const right = to <= got && granuleHash(buffer.subarray(from, to)).compare(hashes, own, own + hashBytes) === 0;
+        if (!right) bad.push({ object: 0, granule });
+      }
+    }
+    return read;
+  }
+
+  async close(): Promise<void> {
+    await this.#image.close();
+    this.index.close();
+  }
+}

@@ -1,0 +1,251 @@
+/**
+ * The forward redo journal of a replica: everything received, in order, closed by commits.
+ *
+ * Guarantees: what was appended before a `sync` that returned survives; `open` answers only whole epochs, cut off after
+ * the newest commit whose frames are all right (I3: a torn tail is a phantom that is sent again, never a hole).
+ * Failure: a frame that is damaged in the middle ends the journal there; the caller sees a head that is older than its
+ * index and rebuilds (ReplicaDamaged). Not done here: payload bytes are proven by their granule hashes when they are
+ * applied or scrubbed, not by the frame; hashing them twice would cost as much as receiving them.
+ *
+ * On disk: segments `<first sequence, 16 digits>.log`, each a row of frames:
+ *   0  magic "CDM1"   4  kind (1 data, 2 nodes, 3 commit)   8  meta length   12 payload length
+ *   16 sequence of the epoch (u64)   24 BLAKE3-128 of bytes 0..23 and meta   40 meta   then payload
+ * meta is the protobuf message Data (without payload), Nodes or JournalCommit; integers are little-endian.
+ */
+import type { Disk, DiskFile } from '../../proto/effects.ts';
+import { ReplicationError } from '../../proto/errors.ts';
+import { hash } from '../../proto/granule.ts';
+import { maxDataBytes, maxMessageBytes, type Data, type Nodes } from '../../proto/wire.ts';
+import { decodeFrameMeta, encodeFrameMeta, type CommitRecord } from './frame.ts';
+
+const headerBytes = 40;
+const magic = 0x314d4443;
+/** A segment is closed at the first commit beyond this size, so that old ones can be dropped whole. */
+const segmentBytes = 64 << 20;
+
+export type JournalRecord = { data: Data } | { nodes: Nodes } | { commit: CommitRecord };
+
+interface Segment {
+  first: number;
+  path: string;
+  bytes: number;
+  /** Newest commit in it; first - 1 when there is none yet. */
+  last: number;
+}
+
+export class Journal {
+  readonly #disk: Disk;
+  readonly #folder: string;
+  #segments: Segment[] = [];
+  #file: DiskFile | undefined;
+  /** End of the newest commit in the open segment; what is behind it belongs to the open epoch. */
+  #committedBytes = 0;
+
+  private constructor(disk: Disk, folder: string) {
+    this.#disk = disk;
+    this.#folder = folder;
+  }
+
+  /**
+   * Opens and cuts off what is not committed. `onEpoch` is called for each commit in order with the records of its
+   * epoch, payloads left empty (they are not read).
+   */
+  static async open(
+    disk: Disk,
+    folder: string,
+    onEpoch: (records: JournalRecord[], commit: CommitRecord) => void,
+  ): Promise<Journal> {
+    const journal = new Journal(disk, folder);
+    await disk.mkdir(folder);
+    const names = (await disk.list(folder)).filter((name) => /^\d{16}\.log$/.test(name));
+    let next: number | undefined;
+    for (const name of names) {
+      const segment = { first: Number(name.slice(0, 16)), path: `${folder}/${name}`, bytes: 0, last: 0 };
+      segment.last = segment.first - 1;
+      if (next !== undefined && segment.first !== next) {
+        // A gap: everything from here on hangs in the air.
+        await disk.remove(segment.path);
+        continue;
+      }
+      await journal.#load(segment, onEpoch);
+      next = segment.last + 1;
+      journal.#segments.push(segment);
+    }
+    const open = journal.#segments.at(-1);
+    if (open) {
+      journal.#file = await disk.open(open.path, 'write');
+      journal.#committedBytes = open.bytes;
+      if ((await journal.#file.size()) > open.bytes) {
+        await journal.#file.truncate(open.bytes);
+        await journal.#file.sync();
+      }
+    }
+    return journal;
+  }
+
+  async #load(segment: Segment, onEpoch: (records: JournalRecord[], commit: CommitRecord) => void): Promise<void> {
+    const file = await this.#disk.open(segment.path, 'read');
+    try {
+      let epoch: JournalRecord[] = [];
+      for await (const { record, sequence, end } of frames(file, false)) {
+        if (sequence !== segment.last + 1) break;
+        if ('commit' in record) {
+          if (record.commit.sequence !== sequence) break;
+          onEpoch(epoch, record.commit);
+          epoch = [];
+          segment.last = sequence;
+          segment.bytes = end;
+        } else {
+          epoch.push(record);
+        }
+      }
+    } finally {
+      await file.close();
+    }
+  }
+
+  /** Newest commit, or undefined when the journal is empty. */
+  get lastSequence(): number | undefined {
+    return this.#segments.at(-1)?.last;
+  }
+
+  /** The journal can redo every epoch above this one; undefined when it is empty. */
+  get baseSequence(): number | undefined {
+    const first = this.#segments[0]?.first;
+    return first === undefined ? undefined : first - 1;
+  }
+
+  get bytes(): number {
+    return this.#segments.reduce((sum, segment) => sum + segment.bytes, 0);
+  }
+
+  /** Bytes of the open epoch so far. */
+  get openBytes(): number {
+    const open = this.#segments.at(-1);
+    return open ? open.bytes - this.#committedBytes : 0;
+  }
+
+  /** Adds to the epoch `sequence`, which must be the newest commit + 1. Not durable until `sync`. */
+  async append(sequence: number, record: JournalRecord): Promise<void> {
+    const segment = await this.#segmentFor(sequence);
+    const frame = encodeFrame(sequence, record);
+    const length = frame.reduce((sum, part) => sum + part.length, 0);
+    if (!this.#file) throw new Error('journal: append on a closed journal');
+    await this.#file.write(frame, segment.bytes);
+    segment.bytes += length;
+  }
+
+  /** Closes the epoch: data durable first, then the commit record, then that durable too (I1, I2). */
+  async commit(commit: CommitRecord): Promise<void> {
+    const segment = await this.#segmentFor(commit.sequence);
+    await this.#file?.sync();
+    await this.append(commit.sequence, { commit });
+    await this.#file?.sync();
+    segment.last = commit.sequence;
+    this.#committedBytes = segment.bytes;
+  }
+
+  /** Forgets the open epoch. */
+  async discard(): Promise<void> {
+    const open = this.#segments.at(-1);
+    if (!open || !this.#file || open.bytes === this.#committedBytes) return;
+    await this.#file.truncate(this.#committedBytes);
+    open.bytes = this.#committedBytes;
+  }
+
+  /** Records of the epochs above `after` up to and with `through`, payloads read. @throws PointGone, ReplicaDamaged */
+  async *read(after: number, through: number): AsyncGenerator<JournalRecord> {
+    if (after >= through) return;
+    const base = this.baseSequence;
+    if (base === undefined || base > after || (this.lastSequence ?? 0) < through) {
+      throw new ReplicationError('PointGone', `the journal does not reach from ${after} to ${through}`);
+    }
+    let reached = after;
+    for (const segment of [...this.#segments]) {
+      if (segment.last <= after || segment.first > through) continue;
+      const file = await this.#disk.open(segment.path, 'read');
+      try {
+        for await (const { record, sequence } of frames(file, true)) {
+          if (sequence <= after) continue;
+          if (sequence > through) break;
+          yield record;
+          if ('commit' in record) reached = sequence;
+          if (reached === through) return;
+        }
+      } finally {
+        await file.close();
+      }
+    }
+    throw new ReplicationError('ReplicaDamaged', `the journal is damaged after epoch ${reached}`);
+  }
+
+  /** Drops whole segments that hold nothing above `sequence`; the newest one stays. */
+  async trim(sequence: number): Promise<void> {
+    while (this.#segments.length > 1) {
+      const [oldest] = this.#segments;
+      if (!oldest || oldest.last > sequence) return;
+      await this.#disk.remove(oldest.path);
+      this.#segments.shift();
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.#file?.close();
+    this.#file = undefined;
+  }
+
+  async #segmentFor(sequence: number): Promise<Segment> {
+    const open = this.#segments.at(-1);
+    const atCommit = open !== undefined && open.bytes === this.#committedBytes;
+    if (open && !(atCommit && open.bytes >= segmentBytes)) return open;
+    const path = `${this.#folder}/${String(sequence).padStart(16, '0')}.log`;
+    const file = await this.#disk.open(path, 'write');
+    await file.truncate(0);
+    await this.#disk.syncDirectory(this.#folder);
+    await this.#file?.close();
+    this.#file = file;
+    this.#committedBytes = 0;
+    const segment = { first: sequence, path, bytes: 0, last: sequence - 1 };
+    this.#segments.push(segment);
+    return segment;
+  }
+}
+
+function encodeFrame(sequence: number, record: JournalRecord): Buffer[] {
+  const { kind, meta, payload } = encodeFrameMeta(record);
+  const header = Buffer.alloc(headerBytes);
+  header.writeUInt32LE(magic, 0);
+  header.writeUInt32LE(kind, 4);
+  header.writeUInt32LE(meta.length, 8);
+  header.writeUInt32LE(payload.length, 12);
+  header.writeBigUInt64LE(BigInt(sequence), 16);
+  hash(header.subarray(0, 24), meta).copy(header, 24);
+  return payload.length > 0 ? [header, meta, payload] : [header, meta];
+}
+
+/** Frames from the start of the file to its end or to the first one that is not right. */
+async function* frames(
+  file: DiskFile,
+  withPayload: boolean,
+): AsyncGenerator<{ record: JournalRecord; sequence: number; end: number }> {
+  const size = await file.size();
+  const header = Buffer.alloc(headerBytes);
+  for (let at = 0; at + headerBytes <= size;) {
+    await file.read(header, at);
+    const kind = header.readUInt32LE(4);
+    const metaLength = header.readUInt32LE(8);
+    const payloadLength = header.readUInt32LE(12);
+    const end = at + headerBytes + metaLength + payloadLength;
+    if (header.readUInt32LE(0) !== magic || metaLength > maxMessageBytes || payloadLength > maxDataBytes || end > size)
+      return;
+    const meta = Buffer.alloc(metaLength);
+    await file.read(meta, at + headerBytes);
+    if (!hash(header.subarray(0, 24), meta).equals(header.subarray(24, headerBytes))) return;
+    const payload = Buffer.alloc(withPayload ? payloadLength : 0);
+    if (withPayload) await file.read(payload, at + headerBytes + metaLength);
+    const record = decodeFrameMeta(kind, meta, payload, payloadLength);
+    if (!record) return;
+    yield { record, sequence: Number(header.readBigUInt64LE(16)), end };
+    at = end;
+  }
+}

@@ -1,0 +1,37 @@
+/**
+ * What a replica knows of a volume at one commit without its bytes: hashes, size, position. `BlockIndex` and `TreeIndex`
+ * are the two kinds. The head's index is at the newest commit; a base's index is at the epoch its bytes are at.
+ *
+ * Guarantees: `commit` moves hashes and position together or not at all (one SQLite transaction), so an index is always
+ * that of a commit. It may be older than the journal after a crash; replaying the journal's epochs above `sequence`
+ * brings it up to date, any number of times.
+ */
+import type { Data, Nodes } from '../../proto/wire.ts';
+import type { CommitRecord } from './frame.ts';
+
+export interface VolumeIndex {
+  /** Of the newest commit in it; 0 = blank. */
+  readonly sequence: number;
+  readonly sizeBytes: number;
+  readonly sourceId: string;
+  /** BLAKE3-128 over everything the volume is. */
+  readonly digest: Buffer;
+  /** Granules (Block) or nodes (Filesystem) whose bytes were found damaged: they match no offer until sent again. */
+  readonly unknown: number;
+  /** Bit i set: `first + i` of the object is lacking or different, the open epoch taken into account. */
+  want(object: number, first: number, hashes: Buffer): Buffer;
+  /** Notes content of the open epoch; its payload is not looked at. */
+  stageData(data: Data): void;
+  stageNodes(nodes: Nodes): void;
+  /**
+   * Digest that the volume will have when the open epoch closes. @throws ContentMismatch when a file staged in it does
+   * not add up to its node
+   */
+  stagedDigest(sizeBytes: number): Buffer;
+  /** Closes the open epoch. */
+  commit(commit: CommitRecord): void;
+  /** Forgets the open epoch. */
+  discard(): void;
+  markUnknown(object: number, granule: number): void;
+  close(): void;
+}
