@@ -1,0 +1,112 @@
+/**
+ * A volume as the agent reads it: what may have changed, its content, and cuts. `BlockSource` and `TreeSource` are the
+ * two kinds; the one loop in mirror.ts drives both.
+ *
+ * What every source guarantees: never too few. A granule or file that changed after the newest committed cut comes out
+ * of the next `round` or cut; what cannot be proven complete makes `attach` or the next round read everything.
+ * A source never writes to its volume.
+ */
+import type { MirrorWelcome, Node } from '../proto/wire.ts';
+import type { Consistency } from '../master/resources.ts';
+
+/**
+ * One part of a round, in sending order. Content of a file comes before the node that names its content root.
+ * `bytes` belongs to the source again after `release`; whoever takes a piece must release it, sent or not.
+ */
+export type Piece = ContentPiece | ZeroPiece | { kind: 'nodes'; nodes: Node[] };
+
+/** Granules `first` .. of one object that are not all zeros, at most 1 MiB. */
+export interface ContentPiece {
+  kind: 'content';
+  object: number;
+  first: number;
+  /** 16 bytes per granule. */
+  hashes: Buffer;
+  /** Granules back to back; only the object's last one may be shorter than 64 KiB. */
+  bytes: Buffer;
+  /** Ask the replica first whether it has them; false: it is known to lack them. */
+  offer: boolean;
+  /** The source believes that the replica has exactly these: a replica that wants one of them was wrong (verify). */
+  expectSame: boolean;
+  release(): void;
+}
+
+/** Zeros cost nothing to send, so they are never offered. */
+export interface ZeroPiece {
+  kind: 'zeros';
+  object: number;
+  first: number;
+  count: number;
+  /** Length of the last granule. */
+  tailBytes: number;
+}
+
+/** A consistent view of the volume at one instant. */
+export interface Cut {
+  consistency: Consistency;
+  /** The instant on the agent's clock, microseconds since the epoch; all that was written before it is in the cut. */
+  agentUs: number;
+  /** How long the filesystem stood still; 0 = not at all. */
+  freezeUs: number;
+  /** What differs from what the rounds before brought. */
+  pieces(signal: AbortSignal): AsyncIterable<Piece>;
+  /** After the pieces: undefined when the view held until the last byte was read, else why this is no cut. */
+  broken(): Promise<string | undefined>;
+  release(): Promise<void>;
+}
+
+export interface SourceFacts {
+  /** Block: size. Filesystem: bytes in use, for progress only. */
+  sizeBytes: number;
+  /** What makes this volume this volume: changes when it is formatted or replaced, not by a reboot. */
+  sourceId: string;
+}
+
+/** Counters since the source was opened; they only grow. */
+export interface SourceCounters {
+  readBytes: number;
+  skippedSameBytes: number;
+  skippedZeroBytes: number;
+  fullScans: number;
+  fullScanReason: string;
+  lostEvents: number;
+}
+
+export interface Source {
+  readonly captureMethod: string;
+  readonly captureReason: string;
+  readonly counters: SourceCounters;
+  /** Present facts. @throws SourceGone, SourceEmptied */
+  facts(): Promise<SourceFacts>;
+  /**
+   * A new session with the replica at `welcome`; whatever was believed of the replica before is dropped unless it is
+   * proven to be still so. `manifest` fetches the replica's nodes (Filesystem). Answers whether the next round is whole.
+   */
+  attach(welcome: MirrorWelcome, manifest: () => AsyncIterable<Node>): Promise<{ whole: boolean; reason: string }>;
+  /**
+   * What differs, as far as known, from the replica: read live, so it may be torn in time, and a cut must follow.
+   * `whole`: everything, offered, whatever is believed. `total` is called with the bytes to go through, when known.
+   * A source whose cuts need no round before them yields nothing when not `whole`.
+   */
+  round(
+    whole: boolean,
+    progress: (bytesDone: number, bytesTotal: number) => void,
+    signal: AbortSignal,
+  ): AsyncIterable<Piece>;
+  /** @throws NoConsistentCut with what was tried and what would make it possible */
+  cut(signal: AbortSignal): Promise<Cut>;
+  /**
+   * Proof that nothing changed since the newest cut that was committed: the agent's clock (us) up to which it holds,
+   * undefined when there is no such proof (something changed, or it cannot be known).
+   */
+  unchangedUntil(): Promise<number | undefined>;
+  /** Known to be changed and not yet committed; undefined when the capture cannot say. */
+  dirtyBytes(): number | undefined;
+  /** `Commit.size_bytes` for what the pieces so far add up to. */
+  commitSizeBytes(): number;
+  /** Before Commit `sequence` goes out: what must survive a crash of the agent is made durable. */
+  prepare(sequence: number): Promise<void>;
+  /** Commit `sequence` is durable at the replica. */
+  committed(sequence: number, point: boolean): Promise<void>;
+  close(): Promise<void>;
+}
