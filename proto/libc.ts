@@ -21,7 +21,7 @@ const library = koffi.load('libc.so.6');
 type Argument = number | bigint | Uint8Array | BigInt64Array | null;
 interface Native {
   (...args: Argument[]): number;
-  async(...args: (Argument | ((error: unknown, result: number) => void))[]): void;
+  async(...args: (Argument | ((error: Error | null, result: number) => void))[]): void;
 }
 
 let running = 0;
@@ -53,7 +53,7 @@ function bind(prototype: string, syscall: string): (args: Argument[], path?: Pat
     else running++;
     try {
       return await new Promise<number>((resolve, reject) => {
-        native.async(...args, (error: unknown, result: number) => {
+        native.async(...args, (error: Error | null, result: number) => {
           const errno = koffi.errno(); // this call's own only here
           assert(args.length >= 0); // holds the buffers until the kernel is done with them
           if (error) reject(error);

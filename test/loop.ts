@@ -1,0 +1,46 @@
+/** Real filesystems for tests: an image in the temporary directory, its loop device, its mount; all taken down with the test. */
+import { execFileSync, spawnSync } from 'node:child_process';
+import { mkdtempSync, mkdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { Test } from 'tap';
+
+export interface LoopMount {
+  directory: string;
+  image: string;
+  device: string;
+  mountPoint: string;
+}
+
+/** Why there can be no loop mount here, or false. */
+export function missingForLoop(type: string): string | false {
+  if (process.getuid?.() !== 0) return 'needs root';
+  for (const program of [`mkfs.${type}`, 'losetup', 'mount']) {
+    if (spawnSync('sh', ['-c', `command -v ${program}`]).status !== 0) return `needs ${program}`;
+  }
+  return spawnSync('losetup', ['--find']).status === 0 ? false : 'needs a free loop device';
+}
+
+export function run(program: string, ...args: string[]): string {
+  return execFileSync(program, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
+}
+
+export async function loopMount(t: Test, type: string, sizeMiB: number, options: string[] = []): Promise<LoopMount> {
+  const directory = mkdtempSync(join(tmpdir(), `loop-${type}-`));
+  t.teardown(() => rmSync(directory, { recursive: true, force: true }));
+  const image = join(directory, 'image');
+  writeFileSync(image, '');
+  truncateSync(image, sizeMiB << 20);
+  run(`mkfs.${type}`, '-q', ...options, image);
+  const device = run('losetup', '--find', '--show', image).trim();
+  t.teardown(() => void spawnSync('losetup', ['--detach', device]));
+  const mountPoint = join(directory, 'mounted');
+  mkdirSync(mountPoint);
+  run('mount', device, mountPoint);
+  // Thawed first: what a failed test left frozen would hang here.
+  t.teardown(() => {
+    spawnSync('fsfreeze', ['--unfreeze', mountPoint]);
+    spawnSync('umount', [mountPoint]);
+  });
+  return { directory, image, device, mountPoint };
+}
