@@ -13,6 +13,8 @@ export type Change<K extends Kind = Kind> = {
 }[K] & {
   /** resourceVersion of the change, as a number. */
   version: number;
+  /** Given when the change moved them: a watch by label must see an object leave. */
+  labelsBefore?: Record<string, string>;
 };
 
 /** What the caller gives of a new object; uid, generation, resourceVersion and creationTimestamp come from the store. */
@@ -29,7 +31,7 @@ export interface Store {
   create<K extends Kind>(kind: K, key: string, draft: Draft<K>): Resources[K];
   /**
    * Reads, changes and writes in one step: `change` mutates the object it is given and must be synchronous.
-   * generation grows when spec changed. Answers the stored object; nothing is written when nothing changed.
+   * generation grows when spec changed; the store's own metadata cannot be changed. Answers the stored object; nothing is written when nothing changed.
    * @throws StoreConflict when absent, or when `ifVersion` is given and is not the stored resourceVersion
    */
   update<K extends Kind>(
@@ -42,7 +44,10 @@ export interface Store {
   delete<K extends Kind>(kind: K, key: string, ifVersion?: string): Resources[K] | undefined;
   /** Newest version written. */
   version(): number;
-  /** All changes with a version above `since` (default: from now on), until the signal aborts. */
+  /**
+   * All changes with a version above `since` (default: from this call on), until the signal aborts.
+   * @throws StoreConflict expired, at the call or later when the reader falls too far behind: list anew
+   */
   watch(options: { kinds?: Kind[]; since?: number; signal: AbortSignal }): AsyncIterable<Change>;
   /** Small facts beside the objects (tokens, counters), by table and key; durable on return; undefined deletes. */
   getRecord(table: string, key: string): string | undefined;

@@ -319,7 +319,7 @@ export const levels = ['FATAL', 'ERROR', 'WARNING', 'INFO', 'TRACE'] as const;
 export const Event = Type.Object({
   apiVersion: Type.Literal(apiVersion),
   kind: Type.Literal('Event'),
-  id: Type.String({ description: 'grows with every change; what Last-Event-ID takes' }),
+  id: Type.String({ description: 'stays the same while the event is counted up' }),
   time: time('when it happened last'),
   firstTime: time('when it happened first'),
   count: Type.Integer({ description: 'how often: equal events within a minute are counted, not added' }),
