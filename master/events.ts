@@ -193,7 +193,7 @@ export function eventLog(database: DatabaseSync, clock: Pick<Clock, 'nowMs'>, ma
     list({ limit, before, ...filter }) {
       flush();
       const items: EventView[] = [];
-      for (let at = Math.min(before, Number.MAX_SAFE_INTEGER); ;) {
+      for (let at = before ?? version + 1; ;) {
         const rows = sql.before.all(at, filter.sinceMs ?? 0, limit + 1);
         for (const row of rows) {
           if (!matches(row, filter)) continue;
