@@ -10,6 +10,8 @@ import { blake3 } from '@napi-rs/blake-hash';
 export const granuleBytes = 65536;
 export const hashBytes = 16;
 export const zeroHash: Buffer = Buffer.alloc(hashBytes);
+/** Stands in an index for bytes that are not known; matches no content (BLAKE3 answers it with a chance of 2^-128). */
+export const unknownHash: Buffer = Buffer.alloc(hashBytes, 0xff);
 const zeroGranule = Buffer.alloc(granuleBytes);
 
 /** 16 bytes; also for what is no granule (nodes, pages). Never the zero hash by way of zeros: see granuleHash. */

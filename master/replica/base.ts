@@ -5,6 +5,8 @@
  * Guarantees: `settle` moves bytes first and the index after them, so a crash leaves an index that is too old and the
  * same epochs are applied again (apply is idempotent); only committed epochs are ever given to it (I2).
  */
+import { ReplicationError } from '../../proto/errors.ts';
+import { unknownHash } from '../../proto/granule.ts';
 import type { CommitRecord } from './frame.ts';
 import type { Journal, JournalRecord } from './journal.ts';
 import type { VolumeIndex } from './volumeindex.ts';
@@ -47,7 +49,7 @@ export async function redo(
   for await (const record of journal.read(base.index.sequence, through)) {
     signal.throwIfAborted();
     if (!('commit' in record)) {
-      await base.write(record);
+      await writeOrMark(base, record);
       if ('data' in record) {
         bytes += record.data.rawBytes;
         progress?.(record.data.rawBytes);
@@ -56,5 +58,18 @@ export async function redo(
       await base.settle(record.commit);
       bytes = 0;
     }
+  }
+}
+
+/**
+ * Bytes that rotted in the journal are not applied: their granules become unknown, which spoils the points until a later
+ * epoch brings them again (recovery refuses those by their digest) and lets the newer ones be.
+ */
+async function writeOrMark(base: Base, record: Exclude<JournalRecord, { commit: unknown }>): Promise<void> {
+  try {
+    await base.write(record);
+  } catch (error) {
+    if (!(error instanceof ReplicationError) || error.code !== 'HashMismatch' || !('data' in record)) throw error;
+    base.index.stageData({ ...record.data, hashes: Buffer.alloc(record.data.hashes.length, unknownHash) });
   }
 }

@@ -4,7 +4,7 @@
  */
 import { DatabaseSync, type StatementSync } from 'node:sqlite';
 import assert from 'node:assert/strict';
-import { granuleCount, hash, hashBytes } from '../../proto/granule.ts';
+import { granuleCount, hash, hashBytes, unknownHash } from '../../proto/granule.ts';
 import { ReplicationError } from '../../proto/errors.ts';
 import type { Data } from '../../proto/wire.ts';
 import type { CommitRecord } from './frame.ts';
@@ -15,8 +15,6 @@ const pageGranules = 256;
 const pageBytes = pageGranules * hashBytes;
 const zeroPage = Buffer.alloc(pageBytes);
 const zeroPageHash = hash(zeroPage);
-/** Matches no content: BLAKE3 answers it with a chance of 2^-128. */
-const unknownHash = Buffer.alloc(hashBytes, 0xff);
 
 export class BlockIndex implements VolumeIndex {
   readonly database: DatabaseSync;
@@ -27,9 +25,7 @@ export class BlockIndex implements VolumeIndex {
   #level: Buffer;
   /** Pages of the open epoch, by number; the shared zeroPage for blank ones. */
   #staged = new Map<number, Buffer>();
-  sequence: number;
-  sizeBytes: number;
-  sourceId: string;
+  newest: CommitRecord | undefined;
   unknown: number;
 
   /** @param path of a file, made when absent */
@@ -39,7 +35,7 @@ export class BlockIndex implements VolumeIndex {
     this.#selectPage = this.database.prepare('SELECT hashes FROM page WHERE number = ?');
     this.#putPage = this.database.prepare('INSERT OR REPLACE INTO page (number, hashes) VALUES (?, ?)');
     this.#deletePage = this.database.prepare('DELETE FROM page WHERE number = ?');
-    ({ sequence: this.sequence, sizeBytes: this.sizeBytes, sourceId: this.sourceId } = readPosition(this.database));
+    this.newest = readPosition(this.database);
     this.#level = blankLevel(pageCount(this.sizeBytes));
     this.unknown = 0;
     for (const row of this.database.prepare('SELECT number, hashes FROM page').iterate()) {
@@ -49,6 +45,18 @@ export class BlockIndex implements VolumeIndex {
       hash(page).copy(this.#level, number * hashBytes);
       this.unknown += countUnknown(Buffer.from(page.buffer, page.byteOffset, page.length));
     }
+  }
+
+  get sequence(): number {
+    return this.newest?.sequence ?? 0;
+  }
+
+  get sizeBytes(): number {
+    return this.newest?.sizeBytes ?? 0;
+  }
+
+  get sourceId(): string {
+    return this.newest?.sourceId ?? '';
   }
 
   get digest(): Buffer {
@@ -112,8 +120,13 @@ export class BlockIndex implements VolumeIndex {
     return levelDigest(this.#stagedLevel(sizeBytes), sizeBytes);
   }
 
+  stagedUnknown(): number {
+    return this.unknown === 0 ? this.#countStagedUnknown() : this.#countUnknown();
+  }
+
   commit(commit: CommitRecord): void {
     this.#dropBeyond(commit.sizeBytes);
+    const unknown = this.stagedUnknown();
     const level = this.#stagedLevel(commit.sizeBytes);
     transaction(this.database, () => {
       for (const [number, page] of this.#staged) {
@@ -127,8 +140,8 @@ export class BlockIndex implements VolumeIndex {
     });
     this.#staged = new Map();
     this.#level = level;
-    ({ sequence: this.sequence, sizeBytes: this.sizeBytes, sourceId: this.sourceId } = commit);
-    if (this.unknown > 0) this.unknown = this.#countUnknown();
+    this.newest = commit;
+    this.unknown = unknown;
   }
 
   discard(): void {
@@ -168,9 +181,17 @@ export class BlockIndex implements VolumeIndex {
     return level;
   }
 
-  #countUnknown(): number {
+  #countStagedUnknown(): number {
     let count = 0;
-    for (const row of this.database.prepare('SELECT hashes FROM page').iterate()) {
+    for (const page of this.#staged.values()) if (page !== zeroPage) count += countUnknown(page);
+    return count;
+  }
+
+  /** In the whole volume as the open epoch will leave it. */
+  #countUnknown(): number {
+    let count = this.#countStagedUnknown();
+    for (const row of this.database.prepare('SELECT number, hashes FROM page').iterate()) {
+      if (this.#staged.has(Number(row['number']))) continue;
       const page = row['hashes'] as Uint8Array;
       count += countUnknown(Buffer.from(page.buffer, page.byteOffset, page.length));
     }
@@ -225,6 +246,7 @@ function levelDigest(level: Buffer, sizeBytes: number): Buffer {
 }
 
 function countUnknown(page: Buffer): number {
+  if (!page.includes(unknownHash)) return 0;
   let count = 0;
   for (let at = 0; at < page.length; at += hashBytes)
     if (page.compare(unknownHash, 0, hashBytes, at, at + hashBytes) === 0) count++;

@@ -4,34 +4,24 @@
  */
 import { constants, copyFile, rm } from 'node:fs/promises';
 import { DatabaseSync } from 'node:sqlite';
+import { decode, encode } from '../../proto/wire.ts';
 import type { CommitRecord } from './frame.ts';
 
 export function openIndexDatabase(path: string): DatabaseSync {
   const database = new DatabaseSync(path);
   database.exec(`PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA cache_size = -4096;
-    CREATE TABLE IF NOT EXISTS position (
-      only INTEGER PRIMARY KEY CHECK (only = 1), sequence INTEGER NOT NULL, size_bytes INTEGER NOT NULL, source_id TEXT NOT NULL
-    ) STRICT`);
+    CREATE TABLE IF NOT EXISTS position (only INTEGER PRIMARY KEY CHECK (only = 1), newest BLOB NOT NULL) STRICT`);
   return database;
 }
 
-export function readPosition(database: DatabaseSync): { sequence: number; sizeBytes: number; sourceId: string } {
-  const row = database.prepare('SELECT sequence, size_bytes, source_id FROM position').get();
-  if (!row) return { sequence: 0, sizeBytes: 0, sourceId: '' };
-  return {
-    sequence: Number(row['sequence']),
-    sizeBytes: Number(row['size_bytes']),
-    sourceId: String(row['source_id']),
-  };
+/** The commit at which the index stands; undefined = blank. */
+export function readPosition(database: DatabaseSync): CommitRecord | undefined {
+  const row = database.prepare('SELECT newest FROM position').get();
+  return row && decode('JournalCommit', row['newest'] as Uint8Array);
 }
 
-export function writePosition(
-  database: DatabaseSync,
-  commit: Pick<CommitRecord, 'sequence' | 'sizeBytes' | 'sourceId'>,
-): void {
-  database
-    .prepare('INSERT OR REPLACE INTO position (only, sequence, size_bytes, source_id) VALUES (1, ?, ?, ?)')
-    .run(commit.sequence, commit.sizeBytes, commit.sourceId);
+export function writePosition(database: DatabaseSync, newest: CommitRecord): void {
+  database.prepare('INSERT OR REPLACE INTO position (only, newest) VALUES (1, ?)').run(encode('JournalCommit', newest));
 }
 
 export function transaction(database: DatabaseSync, work: () => void): void {

@@ -14,6 +14,8 @@ export interface VolumeIndex {
   readonly sequence: number;
   readonly sizeBytes: number;
   readonly sourceId: string;
+  /** The commit it stands at; undefined = blank. */
+  readonly newest: CommitRecord | undefined;
   /** BLAKE3-128 over everything the volume is. */
   readonly digest: Buffer;
   /** Granules (Block) or nodes (Filesystem) whose bytes were found damaged: they match no offer until sent again. */
@@ -28,10 +30,13 @@ export interface VolumeIndex {
    * not add up to its node
    */
   stagedDigest(sizeBytes: number): Buffer;
+  /** What `unknown` will be when the open epoch closes. A recovery point needs 0. */
+  stagedUnknown(): number;
   /** Closes the open epoch. */
   commit(commit: CommitRecord): void;
   /** Forgets the open epoch. */
   discard(): void;
+  /** At once, outside any epoch. */
   markUnknown(object: number, granule: number): void;
   close(): void;
 }
