@@ -13,13 +13,15 @@ import type { VolumeIndex } from './volumeindex.ts';
 
 export interface Base {
   readonly index: VolumeIndex;
+  /** The index's file. */
+  readonly indexPath: string;
   /** Content of an epoch that is committed in the journal. Nothing of it counts before `settle`. */
   write(record: Exclude<JournalRecord, { commit: unknown }>): Promise<void>;
   /** Everything written is durable and the index stands at this commit. */
   settle(commit: CommitRecord): Promise<void>;
   /**
    * A second one with the same content: bytes at `contentPath` (absent, its parent exists; an empty directory will do
-   * for a tree), index at `indexPath`. Durable only after its next `settle` or `sync`.
+   * for a tree, else TargetRefused and nothing is touched), index at `indexPath`. Durable only after its next `settle` or `sync`.
    */
   cloneTo(contentPath: string, indexPath: string, signal: AbortSignal, progress: Progress): Promise<Base>;
   sync(): Promise<void>;

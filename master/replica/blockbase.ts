@@ -17,13 +17,13 @@ export class BlockBase implements Base {
   readonly index: BlockIndex;
   readonly #disk: Disk;
   readonly #imagePath: string;
-  readonly #indexPath: string;
+  readonly indexPath: string;
   readonly #image: DiskFile;
 
   private constructor(disk: Disk, imagePath: string, indexPath: string, image: DiskFile) {
     this.#disk = disk;
     this.#imagePath = imagePath;
-    this.#indexPath = indexPath;
+    this.indexPath = indexPath;
     this.#image = image;
     this.index = new BlockIndex(indexPath);
   }
@@ -58,8 +58,11 @@ export class BlockBase implements Base {
 
   async cloneTo(contentPath: string, indexPath: string, signal: AbortSignal, progress: Progress): Promise<Base> {
     const total = this.index.sizeBytes;
+    if ((await this.#disk.size(contentPath)) !== undefined) {
+      throw new ReplicationError('TargetRefused', `${contentPath} exists; name a path that does not`);
+    }
     await this.#disk.clone(this.#imagePath, contentPath, signal, (done) => progress(done, total));
-    await copyIndex(this.index.database, this.#indexPath, indexPath);
+    await copyIndex(this.index.database, this.indexPath, indexPath);
     return BlockBase.open(this.#disk, contentPath, indexPath);
   }
 

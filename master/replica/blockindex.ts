@@ -6,7 +6,7 @@ import { DatabaseSync, type StatementSync } from 'node:sqlite';
 import assert from 'node:assert/strict';
 import { granuleCount, hash, hashBytes, unknownHash } from '../../proto/granule.ts';
 import { ReplicationError } from '../../proto/errors.ts';
-import type { Data } from '../../proto/wire.ts';
+import type { Data, Node } from '../../proto/wire.ts';
 import type { CommitRecord } from './frame.ts';
 import { openIndexDatabase, readPosition, transaction, writePosition } from './indexdatabase.ts';
 import type { VolumeIndex } from './volumeindex.ts';
@@ -110,6 +110,10 @@ export class BlockIndex implements VolumeIndex {
       });
       if (!run.zero) hashAt += run.count * hashBytes;
     }
+  }
+
+  manifest(): Iterable<Node> {
+    return [];
   }
 
   stageNodes(): void {

@@ -6,10 +6,12 @@
  * that of a commit. It may be older than the journal after a crash; replaying the journal's epochs above `sequence`
  * brings it up to date, any number of times.
  */
-import type { Data, Nodes } from '../../proto/wire.ts';
+import type { DatabaseSync } from 'node:sqlite';
+import type { Data, Node, Nodes } from '../../proto/wire.ts';
 import type { CommitRecord } from './frame.ts';
 
 export interface VolumeIndex {
+  readonly database: DatabaseSync;
   /** Of the newest commit in it; 0 = blank. */
   readonly sequence: number;
   readonly sizeBytes: number;
@@ -36,6 +38,8 @@ export interface VolumeIndex {
   commit(commit: CommitRecord): void;
   /** Forgets the open epoch. */
   discard(): void;
+  /** All nodes by slot (Filesystem; none for Block). */
+  manifest(): Iterable<Node>;
   /** At once, outside any epoch. */
   markUnknown(object: number, granule: number): void;
   close(): void;

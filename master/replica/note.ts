@@ -1,0 +1,63 @@
+/** replica.json: the few facts about a replica that no commit carries. Replaced whole, atomically. */
+import { ReplicationError } from '../../proto/errors.ts';
+import type { Disk } from '../../proto/effects.ts';
+import type { VolumeMode } from '../resources.ts';
+
+/** Of the layout on disk; a newer one is refused, an older one would be converted here. */
+const format = 1;
+
+export interface ReplicaNote {
+  format: number;
+  volumeMode: VolumeMode;
+  /** Newest generation that may write. */
+  generation: string;
+  /** When a point was drilled, by sequence, microseconds since the epoch. */
+  drilled: Record<number, number>;
+}
+
+/** The stored note, or that of a blank replica, which is then stored. */
+export async function readNote(disk: Disk, folder: string, volumeMode: VolumeMode): Promise<ReplicaNote> {
+  const path = `${folder}/replica.json`;
+  if ((await disk.size(path)) === undefined) {
+    const note = { format, volumeMode, generation: '0', drilled: {} };
+    await writeNote(disk, folder, note);
+    return note;
+  }
+  const note = JSON.parse(await readText(disk, path)) as ReplicaNote;
+  if (note.format > format) {
+    throw new ReplicationError(
+      'VersionMismatch',
+      `${path} was written by a newer version (format ${note.format}); upgrade the master`,
+    );
+  }
+  if (note.volumeMode !== volumeMode) {
+    throw new ReplicationError('TargetRefused', `${path} is of a ${note.volumeMode} volume, not ${volumeMode}`);
+  }
+  return note;
+}
+
+export async function writeNote(disk: Disk, folder: string, note: ReplicaNote): Promise<void> {
+  const path = `${folder}/replica.json`;
+  const file = await disk.open(`${path}.new`, 'write');
+  try {
+    const bytes = Buffer.from(JSON.stringify(note, undefined, 2));
+    await file.truncate(0);
+    await file.write([bytes], 0);
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+  await disk.rename(`${path}.new`, path);
+  await disk.syncDirectory(folder);
+}
+
+async function readText(disk: Disk, path: string): Promise<string> {
+  const file = await disk.open(path, 'read');
+  try {
+    const bytes = Buffer.alloc(await file.size());
+    await file.read(bytes, 0);
+    return bytes.toString('utf8');
+  } finally {
+    await file.close();
+  }
+}

@@ -1,0 +1,145 @@
+/**
+ * Opening a replica: base, journal and head brought together, whatever a crash or damage left.
+ *
+ * The journal decides what is committed. The head's index is a cache of base + journal: when it does not fit (it is ahead
+ * of the journal, or does not end at the digest of the newest commit) it is copied from the base and the journal is
+ * replayed. When even that does not fit the base, the head falls back to the base: older, but right, and the next session
+ * offers everything (resync).
+ */
+import { mkdir } from 'node:fs/promises';
+import type { Disk } from '../../proto/effects.ts';
+import { messageOf } from '../../proto/errors.ts';
+import type { VolumeMode } from '../resources.ts';
+import type { Base } from './base.ts';
+import type { CommitRecord } from './frame.ts';
+import type { Point } from './horizon.ts';
+import { copyIndex, removeIndex } from './indexdatabase.ts';
+import { Journal, type JournalRecord } from './journal.ts';
+import { inside, openBase, openIndex, type Place } from './place.ts';
+import type { VolumeIndex } from './volumeindex.ts';
+
+export interface Opened {
+  head: VolumeIndex;
+  base: Base;
+  journal: Journal;
+  points: Point[];
+  snapshots: Map<string, Base>;
+}
+
+export async function openHead(
+  disk: Disk,
+  place: Place,
+  mode: VolumeMode,
+  onDoubt: (why: string) => void,
+): Promise<Opened> {
+  const basePlace = inside(place, 'base');
+  await disk.mkdir(basePlace.folder);
+  await mkdir(basePlace.indexFolder, { recursive: true });
+  const base = await openBase(disk, basePlace, mode);
+  const snapshots = await openSnapshots(disk, place, mode, onDoubt);
+  const headPath = `${place.indexFolder}/head.db`;
+  const journalFolder = `${place.folder}/journal`;
+
+  let head = openIndex(mode, headPath);
+  let first = await replay(disk, journalFolder, head, base);
+  if (first.wrong === undefined)
+    return { head, base, journal: first.journal, points: pointsOf(base, first.commits), snapshots };
+
+  onDoubt(`the head's index was built anew from base and journal: ${first.wrong}`);
+  head = await copyOfBase(head, base, mode, headPath);
+  await first.journal.close();
+  first = await replay(disk, journalFolder, head, base);
+  if (first.wrong === undefined)
+    return { head, base, journal: first.journal, points: pointsOf(base, first.commits), snapshots };
+
+  onDoubt(`the journal does not fit the base and was dropped: ${first.wrong}. Everything since is offered again`);
+  head = await copyOfBase(head, base, mode, headPath);
+  await first.journal.close();
+  await disk.remove(journalFolder);
+  const journal = await Journal.open(disk, journalFolder, () => undefined);
+  return { head, base, journal, points: pointsOf(base, []), snapshots };
+}
+
+async function replay(
+  disk: Disk,
+  folder: string,
+  head: VolumeIndex,
+  base: Base,
+): Promise<{ journal: Journal; commits: CommitRecord[]; wrong: string | undefined }> {
+  const commits: CommitRecord[] = [];
+  let wrong: string | undefined;
+  const journal = await Journal.open(disk, folder, (records, commit) => {
+    if (commit.sequence > base.index.sequence) commits.push(commit);
+    if (wrong !== undefined || commit.sequence <= head.sequence) return;
+    wrong = replayEpoch(head, records, commit);
+  });
+  const last = journal.lastSequence ?? base.index.sequence;
+  wrong ??= misfit(journal, head, base, Math.max(last, base.index.sequence));
+  const newest = commits.at(-1);
+  if (wrong === undefined && newest && head.unknown === 0 && !head.digest.equals(newest.digest)) {
+    wrong = `its digest is not that of commit ${newest.sequence}`;
+  }
+  return { journal, commits, wrong };
+}
+
+function replayEpoch(head: VolumeIndex, records: JournalRecord[], commit: CommitRecord): string | undefined {
+  if (commit.sequence !== head.sequence + 1) return `commit ${commit.sequence} does not follow ${head.sequence}`;
+  try {
+    for (const record of records) {
+      if ('data' in record) head.stageData(record.data);
+      else if ('nodes' in record) head.stageNodes(record.nodes);
+    }
+    head.commit(commit);
+    return undefined;
+  } catch (error) {
+    head.discard();
+    return `commit ${commit.sequence} cannot be replayed: ${messageOf(error)}`;
+  }
+}
+
+function misfit(journal: Journal, head: VolumeIndex, base: Base, last: number): string | undefined {
+  if (head.sequence !== last) return `it stands at ${head.sequence}, the journal ends at ${last}`;
+  const journalBase = journal.baseSequence;
+  if (journalBase !== undefined && journalBase > base.index.sequence) {
+    return `the base stands at ${base.index.sequence}, the journal begins after ${journalBase}`;
+  }
+  return undefined;
+}
+
+async function copyOfBase(head: VolumeIndex, base: Base, mode: VolumeMode, headPath: string): Promise<VolumeIndex> {
+  head.close();
+  await removeIndex(headPath);
+  await copyIndex(base.index.database, base.indexPath, headPath);
+  return openIndex(mode, headPath);
+}
+
+/** The base's own point, if it stands at one, and those of the journal. */
+function pointsOf(base: Base, commits: CommitRecord[]): Point[] {
+  const newest = base.index.newest;
+  return [...(newest ? [newest] : []), ...commits].filter((commit) => commit.point);
+}
+
+async function openSnapshots(
+  disk: Disk,
+  place: Place,
+  mode: VolumeMode,
+  onDoubt: (why: string) => void,
+): Promise<Map<string, Base>> {
+  const folder = inside(place, 'snapshots');
+  await disk.mkdir(folder.folder);
+  await mkdir(folder.indexFolder, { recursive: true });
+  const snapshots = new Map<string, Base>();
+  for (const name of await disk.list(folder.folder)) {
+    const one = inside(folder, name);
+    if (name.startsWith('.')) {
+      await disk.remove(one.folder);
+      continue;
+    }
+    try {
+      snapshots.set(name, await openBase(disk, one, mode));
+    } catch (error) {
+      onDoubt(`snapshot ${name} cannot be opened: ${messageOf(error)}`);
+    }
+  }
+  return snapshots;
+}

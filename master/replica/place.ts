@@ -1,0 +1,36 @@
+/** Where a replica, a snapshot or a base lies, and opening the bytes there. */
+import type { Disk } from '../../proto/effects.ts';
+import type { VolumeMode } from '../resources.ts';
+import type { Base } from './base.ts';
+import { BlockBase } from './blockbase.ts';
+import { BlockIndex } from './blockindex.ts';
+import { TreeBase } from './treebase.ts';
+import { TreeIndex } from './treeindex.ts';
+import type { VolumeIndex } from './volumeindex.ts';
+
+/**
+ * Bytes and journal in `folder`, SQLite's indexes in `indexFolder`: the same one in production, another where `folder` is
+ * on a simulated disk that SQLite cannot see.
+ */
+export interface Place {
+  folder: string;
+  indexFolder: string;
+}
+
+export function inside(place: Place, name: string): Place {
+  return { folder: `${place.folder}/${name}`, indexFolder: `${place.indexFolder}/${name}` };
+}
+
+export function contentName(mode: VolumeMode): string {
+  return mode === 'Block' ? 'image.raw' : 'tree';
+}
+
+export function openIndex(mode: VolumeMode, path: string): VolumeIndex {
+  return mode === 'Block' ? new BlockIndex(path) : new TreeIndex(path);
+}
+
+export async function openBase(disk: Disk, place: Place, mode: VolumeMode): Promise<Base> {
+  const contentPath = `${place.folder}/${contentName(mode)}`;
+  const indexPath = `${place.indexFolder}/index.db`;
+  return mode === 'Block' ? BlockBase.open(disk, contentPath, indexPath) : TreeBase.open(contentPath, indexPath);
+}

@@ -1,0 +1,523 @@
+/**
+ * One replica: journal, head and base, and the points between them. The receive side of `receive -> journal -> commit ->
+ * ack -> apply`; session.ts drives it from the wire, the controllers take points, snapshots and copies from it.
+ *
+ * Guarantees
+ *   - `commit` that returned is durable (I1); what a crash leaves is the newest such commit, whole (I2, I3).
+ *   - One writer at a time, of the newest generation (I4); a session that was replaced writes nothing more.
+ *   - Every byte is checked against its hash on arrival, when applied, and on a copy before that is called verified.
+ *   - Doubt about the index (a crash, damage) is settled from base and journal when opening.
+ * Failure: a full or failing disk ends the session with TargetFull or TargetFailed; the open epoch is dropped, nothing
+ * committed is lost. Not here: when to snapshot and what to keep is the controllers' business.
+ *
+ * Layout of the place: replica.json, journal/, base/{image.raw | tree, index.db}, head.db, snapshots/<name>/ as base/.
+ */
+import assert from 'node:assert/strict';
+import { mkdir, rename, rm } from 'node:fs/promises';
+import { asReplicationError, ReplicationError } from '../../proto/errors.ts';
+import type { Effects } from '../../proto/effects.ts';
+import { Lock } from '../../proto/lock.ts';
+import { unpack } from '../../proto/payload.ts';
+import type { Commit, Data, Node, Nodes } from '../../proto/wire.ts';
+import type { VolumeMode } from '../resources.ts';
+import { redo, type Base, type Progress } from './base.ts';
+import type { CommitRecord } from './frame.ts';
+import { baseTarget, pointAt, type Point } from './horizon.ts';
+import { removeIndex } from './indexdatabase.ts';
+import { openHead } from './open.ts';
+import type { Journal } from './journal.ts';
+import { contentName, inside, openBase, type Place } from './place.ts';
+import { readNote, writeNote, type ReplicaNote } from './note.ts';
+import type { VolumeIndex } from './volumeindex.ts';
+
+export interface ReplicaLimits {
+  /** The journal gives up its oldest points beyond this. */
+  maxJournalBytes: number;
+  /** Bytes since the last commit; a sender that goes on is refused. */
+  maxEpochBytes: number;
+}
+export const defaultLimits: ReplicaLimits = { maxJournalBytes: 64 * 2 ** 30, maxEpochBytes: 512 << 20 };
+
+export interface ReplicaHead {
+  sequence: number;
+  initialized: boolean;
+  sizeBytes: number;
+  digest: Buffer;
+  sourceId: string;
+  blank: boolean;
+  unknown: number;
+}
+
+export class Replica {
+  readonly #effects: Effects;
+  readonly #place: Place;
+  readonly #mode: VolumeMode;
+  readonly #limits: ReplicaLimits;
+  readonly #head: VolumeIndex;
+  readonly #base: Base;
+  readonly #journal: Journal;
+  #note: ReplicaNote;
+  #points: Point[];
+  #session: ReplicaSession | undefined;
+  /** Everything that writes journal and head. */
+  readonly #writing = new Lock();
+  /** Everything that reads or writes the base's bytes. */
+  readonly #baseWork = new Lock();
+  /** Points that copies in the making start from or end at. */
+  readonly #pins = new Set<{ sequence: number }>();
+  #snapshots: Map<string, Base>;
+
+  private constructor(
+    effects: Effects,
+    place: Place,
+    mode: VolumeMode,
+    limits: ReplicaLimits,
+    opened: Awaited<ReturnType<typeof openHead>>,
+    note: ReplicaNote,
+  ) {
+    this.#effects = effects;
+    this.#place = place;
+    this.#mode = mode;
+    this.#limits = limits;
+    ({
+      head: this.#head,
+      base: this.#base,
+      journal: this.#journal,
+      points: this.#points,
+      snapshots: this.#snapshots,
+    } = opened);
+    this.#note = note;
+  }
+
+  /** Opens, or makes a blank one. `onDoubt` hears why an index was built anew. */
+  static async open(options: {
+    effects: Effects;
+    place: Place;
+    mode: VolumeMode;
+    limits?: ReplicaLimits;
+    onDoubt?: (why: string) => void;
+  }): Promise<Replica> {
+    const { effects, place, mode } = options;
+    await effects.disk.mkdir(place.folder);
+    await mkdir(place.indexFolder, { recursive: true });
+    const note = await readNote(effects.disk, place.folder, mode);
+    const opened = await openHead(effects.disk, place, mode, options.onDoubt ?? (() => undefined));
+    return new Replica(effects, place, mode, options.limits ?? defaultLimits, opened, note);
+  }
+
+  get head(): ReplicaHead {
+    const { sequence, sizeBytes, digest, sourceId, unknown } = this.#head;
+    return {
+      sequence,
+      sizeBytes,
+      digest,
+      sourceId,
+      unknown,
+      initialized: this.#points.length > 0,
+      blank: sequence === 0,
+    };
+  }
+
+  get generation(): string {
+    return this.#note.generation;
+  }
+
+  get journalBytes(): number {
+    return this.#journal.bytes;
+  }
+
+  /** Those that can be recovered now, oldest first. */
+  get points(): readonly Point[] {
+    return this.#points;
+  }
+
+  get newestPoint(): Point | undefined {
+    return this.#points.at(-1);
+  }
+
+  pointAt(sourceUs: number): Point | undefined {
+    return pointAt(this.#points, sourceUs);
+  }
+
+  drilledUs(sequence: number): number | undefined {
+    return this.#note.drilled[sequence];
+  }
+
+  async noteDrill(sequence: number, us: number): Promise<void> {
+    const kept = Object.entries(this.#note.drilled).filter(([key]) =>
+      this.#points.some((point) => point.sequence === Number(key)),
+    );
+    this.#note = { ...this.#note, drilled: { ...Object.fromEntries(kept), [sequence]: us } };
+    await writeNote(this.#effects.disk, this.#place.folder, this.#note);
+  }
+
+  /**
+   * Lets a writer in. The same writer coming again replaces its older session (its line broke); another one while the
+   * first is there is a BackupCollision.
+   * @throws Fenced, BackupCollision, SourceChanged, SourceShrunk
+   */
+  async attach(writer: {
+    name: string;
+    generation: string;
+    sourceId: string;
+    sizeBytes: number;
+    force: boolean;
+  }): Promise<ReplicaSession> {
+    return this.#writing.run(async () => {
+      const present = BigInt(this.#note.generation);
+      if (BigInt(writer.generation) < present) {
+        throw new ReplicationError('Fenced', `generation ${writer.generation} may not write: ${present} does`);
+      }
+      if (this.#session && this.#session.writer !== writer.name && BigInt(writer.generation) === present) {
+        throw new ReplicationError(
+          'BackupCollision',
+          `${this.#session.writer} already writes this replica; stop one of the two`,
+        );
+      }
+      this.#checkSource(writer);
+      if (BigInt(writer.generation) > present) {
+        this.#note = { ...this.#note, generation: writer.generation };
+        await writeNote(this.#effects.disk, this.#place.folder, this.#note);
+      }
+      await this.#discard();
+      this.#session = { writer: writer.name, generation: writer.generation, sourceId: writer.sourceId };
+      return this.#session;
+    });
+  }
+
+  #checkSource(writer: { sourceId: string; sizeBytes: number; force: boolean }): void {
+    const { sequence, sourceId, sizeBytes } = this.#head;
+    if (sequence === 0 || writer.force) return;
+    if (sourceId !== writer.sourceId) {
+      throw new ReplicationError(
+        'SourceChanged',
+        'the source is another volume than the one mirrored so far (formatted, replaced or mounted elsewhere). ' +
+          'Bring the old one back, or run resync with force to mirror this one',
+      );
+    }
+    if (this.#mode === 'Block' && writer.sizeBytes < sizeBytes) {
+      throw new ReplicationError(
+        'SourceShrunk',
+        `the source has ${writer.sizeBytes} bytes, its replica ${sizeBytes}. Grow it again, or run resync with force to cut the replica`,
+      );
+    }
+  }
+
+  /** Raises who may write: older sessions and older generations write nothing from now on. */
+  async fence(generation: string): Promise<void> {
+    await this.#writing.run(async () => {
+      if (BigInt(generation) <= BigInt(this.#note.generation)) return;
+      this.#note = { ...this.#note, generation };
+      await writeNote(this.#effects.disk, this.#place.folder, this.#note);
+      this.#session = undefined;
+      await this.#discard();
+    });
+  }
+
+  /** Ends the session if it is still the present one; what it had not committed is forgotten. */
+  async detach(session: ReplicaSession): Promise<void> {
+    await this.#writing.run(async () => {
+      if (this.#session !== session) return;
+      this.#session = undefined;
+      await this.#discard();
+    });
+  }
+
+  async #discard(): Promise<void> {
+    this.#head.discard();
+    await this.#journal.discard();
+  }
+
+  want(session: ReplicaSession, object: number, first: number, hashes: Buffer): Buffer {
+    this.#mustWrite(session);
+    return this.#head.want(object, first, hashes);
+  }
+
+  /** Checks and journals content. @throws HashMismatch, EpochTooLarge, TargetFull */
+  async data(session: ReplicaSession, data: Data): Promise<void> {
+    unpack(data);
+    await this.#write(session, () => this.#head.stageData(data), { data });
+  }
+
+  async nodes(session: ReplicaSession, nodes: Nodes): Promise<void> {
+    await this.#write(session, () => this.#head.stageNodes(nodes), { nodes });
+  }
+
+  async #write(session: ReplicaSession, stage: () => void, record: { data: Data } | { nodes: Nodes }): Promise<void> {
+    await this.#writing.run(async () => {
+      this.#mustWrite(session);
+      if (this.#journal.openBytes > this.#limits.maxEpochBytes) {
+        throw new ReplicationError('EpochTooLarge', `more than ${this.#limits.maxEpochBytes} bytes without a commit`);
+      }
+      stage();
+      await this.#guarded(() => this.#journal.append(this.#head.sequence + 1, record));
+    });
+  }
+
+  /** Closes the epoch: durable when it returns. @throws SequenceGap, ReplicaDamaged, ContentMismatch, TargetFull */
+  async commit(session: ReplicaSession, commit: Commit): Promise<CommitRecord> {
+    return this.#writing.run(async () => {
+      this.#mustWrite(session);
+      if (commit.sequence !== this.#head.sequence + 1) {
+        throw new ReplicationError('SequenceGap', `commit ${commit.sequence} does not follow ${this.#head.sequence}`);
+      }
+      const unknown = this.#head.stagedUnknown();
+      if (commit.point && unknown > 0) {
+        throw new ReplicationError(
+          'ReplicaDamaged',
+          `${unknown} pieces of the replica are not known; they must be offered first`,
+        );
+      }
+      const record: CommitRecord = {
+        ...commit,
+        digest: this.#head.stagedDigest(commit.sizeBytes),
+        committedUs: Math.round(this.#effects.clock.nowMs() * 1000),
+        sourceId: session.sourceId,
+        generation: session.generation,
+      };
+      await this.#guarded(() => this.#journal.commit(record));
+      this.#head.commit(record);
+      assert(this.#head.digest.equals(record.digest), 'the index must end at the digest that was made durable');
+      if (record.point) this.#points.push(record);
+      return record;
+    });
+  }
+
+  /** A failed write leaves the journal at its newest commit, as if the session had ended. */
+  async #guarded(work: () => Promise<void>): Promise<void> {
+    try {
+      await work();
+    } catch (error) {
+      this.#session = undefined;
+      this.#head.discard();
+      await this.#journal.discard().catch(() => undefined);
+      throw asReplicationError(error, 'TargetFailed');
+    }
+  }
+
+  #mustWrite(session: ReplicaSession): void {
+    if (this.#session !== session) {
+      throw new ReplicationError('Fenced', 'this session was replaced by a newer one or fenced off');
+    }
+  }
+
+  /** All nodes of the newest commit (Filesystem). */
+  manifest(): Iterable<Node> {
+    return this.#head.manifest();
+  }
+
+  /**
+   * Applies what has left the journal's time to the base and drops it from the journal. Before the first point every
+   * commit is applied at once. Call it after commits and now and then.
+   */
+  async advance(journalSeconds: number, signal: AbortSignal): Promise<{ short: boolean }> {
+    return this.#baseWork.run(async () => {
+      const nowUs = this.#effects.clock.nowMs() * 1000;
+      const { sequence, short } = baseTarget({
+        points: this.#points,
+        nowUs,
+        journalUs: journalSeconds * 1e6,
+        journalBytes: this.#journal.bytes,
+        maxJournalBytes: this.#limits.maxJournalBytes,
+        pinned: [...this.#pins].map((pin) => pin.sequence).sort((a, b) => a - b)[0],
+      });
+      const target = sequence ?? this.#head.sequence;
+      if (target > this.#base.index.sequence) await redo(this.#base, this.#journal, target, signal);
+      this.#points = this.#points.filter((point) => point.sequence >= this.#base.index.sequence);
+      await this.#journal.trim(this.#base.index.sequence);
+      return { short };
+    });
+  }
+
+  /**
+   * Makes a copy of the point at `contentPath` (see Base.cloneTo) from the newest base or snapshot before it.
+   * With `verify` every byte of the copy is read again and compared. Nothing stays behind when it fails.
+   * @throws PointGone, ReplicaDamaged, TargetRefused, TargetFull
+   */
+  async recover(
+    point: Point,
+    contentPath: string,
+    options: {
+      verify: boolean;
+      keepIndexAt?: string;
+      signal: AbortSignal;
+      progress: (step: string, done: number, total: number) => void;
+    },
+  ): Promise<{ verified: boolean; readBytes: number }> {
+    const { signal, progress } = options;
+    const indexPath =
+      options.keepIndexAt ?? `${this.#place.indexFolder}/copy-${this.#effects.random.bytes(8).toString('hex')}.db`;
+    const pin = { sequence: point.sequence };
+    this.#pins.add(pin);
+    let copy: Base | undefined;
+    try {
+      copy = await this.#cloneBefore(point, contentPath, indexPath, signal, (done, total) =>
+        progress('copying', done, total),
+      );
+      const redoTotal = this.#journal.bytes;
+      let redone = 0;
+      await redo(copy, this.#journal, point.sequence, signal, (bytes) =>
+        progress('applying the journal', (redone += bytes), redoTotal),
+      );
+      if (!copy.index.digest.equals(point.digest)) {
+        throw new ReplicationError(
+          'ReplicaDamaged',
+          `point ${point.sequence} does not have its digest any more; choose another point and run verify`,
+        );
+      }
+      await copy.sync();
+      const read = options.verify
+        ? await copy.verify(signal, (done, total) => progress('verifying', done, total))
+        : undefined;
+      if (read && read.bad.length > 0) {
+        throw new ReplicationError(
+          'ReplicaDamaged',
+          `${read.bad.length} pieces of the copy are not as they were mirrored; choose another point and run verify`,
+        );
+      }
+      return { verified: read !== undefined, readBytes: read?.readBytes ?? 0 };
+    } catch (error) {
+      await copy?.close();
+      copy = undefined;
+      if (!(error instanceof ReplicationError && error.code === 'TargetRefused'))
+        await this.#effects.disk.remove(contentPath);
+      if (options.keepIndexAt !== undefined) await removeIndex(indexPath);
+      throw asReplicationError(error, 'TargetFailed');
+    } finally {
+      this.#pins.delete(pin);
+      await copy?.close();
+      if (options.keepIndexAt === undefined) await removeIndex(indexPath);
+    }
+  }
+
+  async #cloneBefore(
+    point: Point,
+    contentPath: string,
+    indexPath: string,
+    signal: AbortSignal,
+    progress: Progress,
+  ): Promise<Base> {
+    const journalBase = this.#journal.baseSequence ?? this.#head.sequence;
+    const fits = (base: Base) => {
+      const { sequence } = base.index;
+      return sequence === point.sequence || (sequence < point.sequence && sequence >= journalBase);
+    };
+    // Work on the base goes on while we wait for our turn, so the choice is made when it is ours.
+    return this.#baseWork.run(async () => {
+      const from = [this.#base, ...this.#snapshots.values()]
+        .filter(fits)
+        .sort((a, b) => b.index.sequence - a.index.sequence)[0];
+      if (!from)
+        throw new ReplicationError('PointGone', `point ${point.sequence} is no longer kept; choose one that is listed`);
+      return from.cloneTo(contentPath, indexPath, signal, progress);
+    });
+  }
+
+  /** A named copy inside the replica that outlives the journal; whole or absent after a crash. */
+  async snapshot(name: string, point: Point, signal: AbortSignal, progress: Progress): Promise<void> {
+    const { disk } = this.#effects;
+    const folder = inside(this.#place, 'snapshots');
+    const unfinished = inside(folder, `.${name}`);
+    const finished = inside(folder, name);
+    await disk.remove(unfinished.folder);
+    await disk.mkdir(unfinished.folder);
+    await mkdir(unfinished.indexFolder, { recursive: true });
+    await this.recover(point, `${unfinished.folder}/${contentName(this.#mode)}`, {
+      verify: false,
+      keepIndexAt: `${unfinished.indexFolder}/index.db`,
+      signal,
+      progress: (_step, done, total) => progress(done, total),
+    });
+    await disk.syncDirectory(unfinished.folder);
+    await disk.rename(unfinished.folder, finished.folder);
+    if (unfinished.indexFolder !== unfinished.folder) await rename(unfinished.indexFolder, finished.indexFolder);
+    await disk.syncDirectory(folder.folder);
+    this.#snapshots.set(name, await openBase(disk, finished, this.#mode));
+  }
+
+  /** The point that a snapshot holds; undefined when there is no such snapshot. */
+  snapshotPoint(name: string): Point | undefined {
+    return this.#snapshots.get(name)?.index.newest;
+  }
+
+  async deleteSnapshot(name: string): Promise<void> {
+    await this.#baseWork.run(async () => {
+      const base = this.#snapshots.get(name);
+      this.#snapshots.delete(name);
+      await base?.close();
+      const { folder, indexFolder } = inside(inside(this.#place, 'snapshots'), name);
+      await this.#effects.disk.remove(folder);
+      await rm(indexFolder, { recursive: true, force: true });
+    });
+  }
+
+  /**
+   * Scrub: re-reads base and journal against their hashes. What is wrong becomes unknown in the head, so that the next
+   * offers ask for it again.
+   */
+  async scrub(
+    session: ReplicaSession,
+    signal: AbortSignal,
+    progress: Progress,
+  ): Promise<{ readBytes: number; badGranules: number }> {
+    const through = this.#head.sequence;
+    const pin = { sequence: this.#points[0]?.sequence ?? through };
+    this.#pins.add(pin);
+    try {
+      const bad = new Map<string, { object: number; granule: number }>();
+      const note = (object: number, granule: number) => bad.set(`${object}/${granule}`, { object, granule });
+      const journalBytes = this.#journal.bytes;
+      const { readBytes, from } = await this.#baseWork.run(async () => {
+        const result = await this.#base.verify(signal, (done, total) => progress(done, total + journalBytes));
+        result.bad.forEach(({ object, granule }) => note(object, granule));
+        return { readBytes: result.readBytes, from: this.#base.index.sequence };
+      });
+      let journalRead = 0;
+      for await (const record of this.#journal.read(from, through)) {
+        signal.throwIfAborted();
+        if (!('data' in record)) continue;
+        journalRead += record.data.payload.length;
+        if (!isRight(record.data)) eachGranule(record.data, note);
+        progress(readBytes + journalRead, readBytes + journalBytes);
+      }
+      await this.#writing.run(async () => {
+        this.#mustWrite(session);
+        for (const { object, granule } of bad.values()) this.#head.markUnknown(object, granule);
+      });
+      return { readBytes: readBytes + journalRead, badGranules: bad.size };
+    } finally {
+      this.#pins.delete(pin);
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.#writing.run(() =>
+      this.#baseWork.run(async () => {
+        await this.#journal.close();
+        this.#head.close();
+        await this.#base.close();
+        for (const base of this.#snapshots.values()) await base.close();
+      }),
+    );
+  }
+}
+
+/** Who writes, as long as it is the present one. */
+export interface ReplicaSession {
+  readonly writer: string;
+  readonly generation: string;
+  readonly sourceId: string;
+}
+
+function isRight(data: Data): boolean {
+  try {
+    unpack(data);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function eachGranule(data: Data, visit: (object: number, granule: number) => void): void {
+  for (const run of data.runs) if (!run.zero) for (let i = 0; i < run.count; i++) visit(run.object, run.first + i);
+}
