@@ -1,0 +1,114 @@
+/**
+ * `replctl apply -f FILE`: makes the objects of a file so, each created or brought to what the file says.
+ *
+ * Every document is read and checked for kind and name before the first is sent; after that each is sent in the file's
+ * order and the first refusal ends it, with what was done before it already said. A replication is put whole: what the
+ * file leaves out gets its default.
+ */
+import { readFileSync } from 'node:fs';
+import { parseAllDocuments } from 'yaml';
+import { required, UsageError } from '../../proto/cli.ts';
+import { parseName, parseText } from '../../proto/value.ts';
+import { ApiProblem, type Client } from './client.ts';
+import { printObject } from './get.ts';
+import { kindOf, type Kind } from './kinds.ts';
+import { verb } from './verb.ts';
+
+/** An object as people write it. */
+interface Written {
+  kind: string;
+  metadata: { name: string; resourceVersion?: string };
+  spec?: { replication?: unknown };
+}
+interface Stored {
+  metadata: { resourceVersion: string };
+}
+const appliable: Record<string, string> = {
+  Replication: 'replications',
+  Snapshot: 'snapshots',
+  StorageClass: 'storageclasses',
+};
+
+/** All objects of a YAML or JSON text, lists taken apart. @throws UsageError naming the document */
+export function readDocuments(text: string, file: string): Written[] {
+  const documents = parseAllDocuments(text).flatMap((document, i) => {
+    const where = `${file}, document ${i + 1}`;
+    const [fault] = document.errors;
+    if (fault !== undefined) throw new UsageError(`${where}: ${fault.message}`, 'Correct the YAML or JSON.');
+    const value = document.toJS() as { items?: unknown } | null;
+    const values: unknown[] = value === null ? [] : Array.isArray(value.items) ? value.items : [value];
+    return values.map((object) => checked(object, where));
+  });
+  if (documents.length === 0)
+    throw new UsageError(`${file} holds no object.`, 'Write objects with kind, metadata.name, spec.');
+  return documents;
+}
+function checked(object: unknown, where: string): Written {
+  const { kind, metadata, spec } = (typeof object === 'object' && object !== null ? object : {}) as Partial<Written>;
+  const known = Object.keys(appliable).join(', ');
+  if (kind === undefined || !(kind in appliable))
+    throw new UsageError(
+      `${where}: kind is ${JSON.stringify(kind) ?? 'missing'}.`,
+      `Kinds that can be applied: ${known}`,
+    );
+  try {
+    parseName(metadata?.name ?? '');
+    if (kind === 'Snapshot') parseName(typeof spec?.replication === 'string' ? spec.replication : '');
+  } catch (error) {
+    const field = kind === 'Snapshot' ? 'metadata.name or spec.replication' : 'metadata.name';
+    throw new UsageError(`${where}: ${field} ${(error as Error).message}.`, 'Correct the file.');
+  }
+  return object as Written;
+}
+
+async function put(client: Client, kind: Kind, owner: string, object: Written): Promise<[Stored, string]> {
+  const path = `${kind.path(owner)}/${object.metadata.name}`;
+  let before: Stored;
+  try {
+    before = await client.get<Stored>(path);
+  } catch (error) {
+    if (!(error instanceof ApiProblem && error.problem.status === 404)) throw error;
+    const { lockedUntil, pinned } = (object.spec ?? {}) as { lockedUntil?: unknown; pinned?: unknown };
+    const body = owner === '' ? object : { name: object.metadata.name, lockedUntil, pinned };
+    return [await client.send<Stored>('POST', kind.path(owner), body), 'created'];
+  }
+  const version = object.metadata.resourceVersion;
+  const method = kind.plural === 'replications' ? 'PUT' : 'PATCH';
+  const after = await client.send<Stored>(method, path, object, version);
+  return [after, after.metadata.resourceVersion === before.metadata.resourceVersion ? 'unchanged' : 'configured'];
+}
+
+export const apply = verb(
+  {
+    name: 'apply',
+    summary: `Create or change what a file describes: ${Object.keys(appliable).join(', ')}; YAML or JSON, any number.`,
+    flags: { filename: { ...required('FILE', 'file to read; - is standard input', parseText), short: 'f' } },
+    notes: 'Example:\n  replctl get replication orders -o yaml > orders.yaml; edit it; replctl apply -f orders.yaml',
+  },
+  async (session, { options }) => {
+    const objects = readDocuments(readText(options.filename), options.filename);
+    for (const object of objects) {
+      const kind = kindOf(appliable[object.kind] ?? '');
+      const owner = kind.plural === 'snapshots' ? String(object.spec?.replication) : '';
+      try {
+        const [stored, done] = await put(session.client, kind, owner, object);
+        printObject(session, kind, stored, owner, done);
+      } catch (error) {
+        session.note(`${kind.singular}/${object.metadata.name}:`);
+        throw error;
+      }
+    }
+    return 0;
+  },
+);
+
+function readText(file: string): string {
+  try {
+    return readFileSync(file === '-' ? 0 : file, 'utf8');
+  } catch (error) {
+    throw new UsageError(
+      `${file} cannot be read: ${(error as Error).message}`,
+      'Give --filename FILE, a file you may read.',
+    );
+  }
+}

@@ -1,0 +1,156 @@
+/**
+ * The verbs around recoveries (recover, rollback, cancel), and delete.
+ */
+import { optional, required, toggle, UsageError, withDefault } from '../../proto/cli.ts';
+import { parseChoice, parseName } from '../../proto/value.ts';
+import type { PointChoice, Recovery } from '../resources.ts';
+import { withQuery } from './client.ts';
+import { confirmed, confirmFlags } from './confirm.ts';
+import { span } from './format.ts';
+import { printObject, select } from './get.ts';
+import { kindOf } from './kinds.ts';
+import { recoveryLine, untilEnded, waitFor } from './progress.ts';
+import { nameOperand, waitFlags } from './replication.ts';
+import { verb, type Session } from './verb.ts';
+
+const kind = kindOf('recoveries');
+
+/** `latest-data`, `latest-snapshot`, a time, or the name of a snapshot. */
+export function parsePoint(text: string): PointChoice {
+  if (text === 'latest-data' || text === 'latest-snapshot') return text;
+  if (/^\d{4}-\d\d-\d\d[Tt ]/.test(text)) {
+    if (!/(?:Z|[+-]\d\d:\d\d)$/i.test(text) || Number.isNaN(Date.parse(text)))
+      throw new Error('is not a time such as 2026-11-20T09:00:00Z (with Z or an offset)');
+    return { time: new Date(text).toISOString() };
+  }
+  try {
+    return { snapshot: parseName(text) };
+  } catch {
+    throw new Error('is neither latest-data, latest-snapshot, a time such as 2026-11-20T09:00:00Z nor a snapshot name');
+  }
+}
+function parseTargetPath(text: string): string {
+  if (!text.startsWith('/')) throw new Error('is not absolute; it is a path on the machine that holds the copy');
+  return text;
+}
+
+/** Shows a recovery until it ends, then what came of it. */
+async function waitForRecovery(session: Session, from: Recovery, timeoutSeconds: number | undefined): Promise<number> {
+  const line = (object: Recovery) => recoveryLine(object, session.paint);
+  const { status, object } = await waitFor(session, '/recoveries', from, line, untilEnded, timeoutSeconds);
+  const { outcome, message, verified, rtoSeconds, rpoSeconds, tasks } = object.status;
+  if (message !== null) session.note(message);
+  for (const task of tasks) {
+    if (task.message !== null && task.message !== message) session.note(`${task.volume}: ${task.message}`);
+    if (task.path !== null && outcome === 'success') session.note(`The copy is at ${task.path}`);
+  }
+  if (outcome === 'success')
+    session.note(
+      `verified: ${verified === true ? 'yes' : 'no'}, took ${span(rtoSeconds)}, data ${span(rpoSeconds)} old`,
+    );
+  return status;
+}
+
+export const recover = verb(
+  {
+    name: 'recover',
+    summary: 'Make a usable copy of a replication at a recovery point. A drill touches neither source nor mirroring.',
+    operands: 'REPLICATION',
+    minOperands: 1,
+    maxOperands: 1,
+    flags: {
+      type: required('TYPE', 'drill', parseChoice('drill')),
+      point: withDefault('POINT', 'latest-data', 'latest-data, latest-snapshot, a snapshot or a time', parsePoint),
+      to: optional(
+        'PATH',
+        'where to; must be absent. Without: a new path under the recoveries folder',
+        parseTargetPath,
+      ),
+      name: optional('NAME', 'name of the recovery; without: one is made', parseName),
+      ...waitFlags,
+    },
+    notes: 'Example:\n  replctl recover orders --type drill --point 2026-11-20T09:00:00Z --wait',
+  },
+  async (session, { options, operands }) => {
+    const made = await session.client.send<Recovery>('POST', '/recoveries', {
+      replication: nameOperand(operands, 'replication'),
+      type: options.type,
+      point: options.point,
+      ...(options.name !== undefined && { name: options.name }),
+      ...(options.to !== undefined && { target: { path: options.to } }),
+    });
+    printObject(session, kind, made, '', 'created');
+    return options.wait ? waitForRecovery(session, made, options.timeout) : 0;
+  },
+);
+
+function recoveryAction(
+  name: 'rollback' | 'cancel',
+  summary: string,
+  done: string,
+  question: string | undefined,
+  reached: (recovery: Recovery) => number | undefined,
+) {
+  return verb(
+    {
+      name,
+      summary,
+      operands: 'RECOVERY',
+      minOperands: 1,
+      maxOperands: 1,
+      flags: { force: toggle('do what would be refused for safety'), ...confirmFlags, ...waitFlags },
+    },
+    async (session, { options, operands }) => {
+      const target = nameOperand(operands, 'recovery');
+      if (question !== undefined && !(await confirmed(session, options.yes, target, question))) return 1;
+      const body = { force: options.force };
+      const after = await session.client.send<Recovery>('POST', `/recoveries/${target}/actions/${name}`, body);
+      printObject(session, kind, after, '', done);
+      if (!options.wait) return 0;
+      const line = (object: Recovery) => recoveryLine(object, session.paint);
+      const { status, object } = await waitFor(session, '/recoveries', after, line, reached, options.timeout);
+      if (object.status.message !== null) session.note(object.status.message);
+      return status;
+    },
+  );
+}
+export const rollback = recoveryAction(
+  'rollback',
+  'Remove the copy that a recovery made. The source and mirroring are not touched.',
+  'rolling back',
+  'This deletes the recovered copy.',
+  ({ status: { state } }) => (state === 'RolledBack' ? 0 : state === 'Failed' ? 1 : undefined),
+);
+export const cancel = recoveryAction(
+  'cancel',
+  'Stop a recovery that runs and remove what it made.',
+  'cancelling',
+  undefined,
+  ({ status: { state } }) => (state === 'Cancelled' ? 0 : state === 'Completed' || state === 'Failed' ? 1 : undefined),
+);
+
+export const remove = verb(
+  {
+    name: 'delete',
+    summary: 'Delete an object. An agent is revoked, a replication loses its copy and its snapshots.',
+    operands: 'KIND NAME',
+    minOperands: 1,
+    flags: { 'keep-replica': toggle('of a replication: leave the copy in the storage class'), ...confirmFlags },
+    notes: 'Examples:\n  replctl delete replication orders\n  replctl delete snapshot orders/monday --yes',
+  },
+  async (session, { options, operands }) => {
+    const { kind, owner, name } = select(operands);
+    if (!kind.deletable) throw new UsageError(`${kind.plural} cannot be deleted.`, 'See `replctl delete --help`.');
+    if (name === '')
+      throw new UsageError('NAME is missing.', `Form: delete ${kind.singular} ${kind.operands || 'NAME'}`);
+    if (options['keep-replica'] && kind.plural !== 'replications')
+      throw new UsageError('--keep-replica is for replications only.', 'Leave out --keep-replica.');
+    const path = `${kind.path(owner)}/${name}`;
+    const shown = `${kind.singular}/${owner === '' ? '' : `${owner}/`}${name}`;
+    const question = `This deletes ${shown}${options['keep-replica'] ? ', and leaves its copy' : ''}.`;
+    if (!(await confirmed(session, options.yes, name, question))) return 1;
+    await session.client.send('DELETE', withQuery(path, { keepReplica: options['keep-replica'] ? 'true' : undefined }));
+    session.print(`${shown} deleted`);
+    return 0;
+  },
+);
