@@ -13,7 +13,7 @@ import type { Consistency } from '../master/resources.ts';
  * One part of a round, in sending order. Content of a file comes before the node that names its content root.
  * `bytes` belongs to the source again after `release`; whoever takes a piece must release it, sent or not.
  */
-export type Piece = ContentPiece | ZeroPiece | { kind: 'nodes'; nodes: Node[] };
+export type Piece = ContentPiece | ZeroPiece | NodesPiece;
 
 /** Granules `first` .. of one object that are not all zeros, at most 1 MiB. */
 export interface ContentPiece {
@@ -39,6 +39,15 @@ export interface ZeroPiece {
   count: number;
   /** Length of the last granule. */
   tailBytes: number;
+}
+
+/** States of files, directories, links; at most 500. */
+export interface NodesPiece {
+  kind: 'nodes';
+  nodes: Node[];
+  /** As in ContentPiece; asked for by slot. */
+  offer: boolean;
+  expectSame: boolean;
 }
 
 /** A consistent view of the volume at one instant. */
@@ -104,7 +113,10 @@ export interface Source {
   dirtyBytes(): number | undefined;
   /** `Commit.size_bytes` for what the pieces so far add up to. */
   commitSizeBytes(): number;
-  /** Before Commit `sequence` goes out: what must survive a crash of the agent is made durable. */
+  /**
+   * Before Commit `sequence` goes out: what must survive a crash of the agent is made durable. All pieces yielded so far
+   * have been sent; none is under way.
+   */
   prepare(sequence: number): Promise<void>;
   /** Commit `sequence` is durable at the replica. */
   committed(sequence: number, point: boolean): Promise<void>;
