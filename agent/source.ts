@@ -31,7 +31,7 @@ export interface ContentPiece {
   release(): void;
 }
 
-/** Zeros cost nothing to send, so they are never offered. */
+/** Zeros cost nothing to send, so they are not offered, but for counting what was wrong (`expectSame`). */
 export interface ZeroPiece {
   kind: 'zeros';
   object: number;
@@ -39,6 +39,8 @@ export interface ZeroPiece {
   count: number;
   /** Length of the last granule. */
   tailBytes: number;
+  /** As in ContentPiece. */
+  expectSame: boolean;
 }
 
 /** States of files, directories, links; at most 500. */

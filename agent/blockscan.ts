@@ -1,0 +1,251 @@
+/**
+ * Reads a block volume from end to end and hands out what differs from what is known of the replica.
+ *
+ * Several reads are under way at once, from a bounded pool of aligned buffers (O_DIRECT needs them); a buffer goes back
+ * when the piece made from it is released. Holes are skipped without reading.
+ */
+import {
+  granuleBytes,
+  granuleCount,
+  granuleHash,
+  hashBytes,
+  isZeroHash,
+  unknownHash,
+  zeroHash,
+} from '../proto/granule.ts';
+import type { Pace } from '../proto/pace.ts';
+import type { Readable } from './device.ts';
+import type { Piece, SourceCounters } from './source.ts';
+
+export const chunkBytes = 1 << 20;
+/** Reads under way at once; measured best at depth 4 (direct reads of 1 MiB). */
+const readDepth = 4;
+
+/** What the replica is believed to hold, by granule: a hash, zeros, or `unknownHash`. Valid within one session. */
+export class Known {
+  #hashes: Buffer;
+  /** Volumes beyond this are offered anew at each scan instead: 16 MiB of memory is enough for one replication. */
+  static readonly maxGranules = 1 << 20;
+
+  constructor(granules: number, blank: boolean) {
+    this.#hashes = Buffer.alloc(granules * hashBytes, blank ? zeroHash : unknownHash);
+  }
+
+  /** New granules read as zeros at the replica too. */
+  resize(granules: number): void {
+    const bytes = granules * hashBytes;
+    if (bytes === this.#hashes.length) return;
+    const hashes = Buffer.alloc(bytes);
+    this.#hashes.copy(hashes, 0, 0, Math.min(bytes, this.#hashes.length));
+    this.#hashes = hashes;
+  }
+
+  get(granule: number): Buffer {
+    return this.#hashes.subarray(granule * hashBytes, (granule + 1) * hashBytes);
+  }
+
+  set(granule: number, hash: Buffer): void {
+    hash.copy(this.#hashes, granule * hashBytes);
+  }
+
+  /** Whether all of these are known to be zeros. */
+  isZero(first: number, count: number): boolean {
+    for (let i = first; i < first + count; i++) if (!isZeroHash(this.#hashes, i)) return false;
+    return true;
+  }
+
+  setZero(first: number, count: number): void {
+    this.#hashes.fill(0, first * hashBytes, (first + count) * hashBytes);
+  }
+}
+
+/** Aligned buffers of chunkBytes; `take` waits until one is free. */
+export class BufferPool {
+  readonly #free: Buffer[];
+  readonly #waiting: ((buffer: Buffer) => void)[] = [];
+
+  constructor(buffers: Buffer[]) {
+    this.#free = buffers;
+  }
+
+  async take(): Promise<Buffer> {
+    return this.#free.pop() ?? new Promise((resolve) => this.#waiting.push(resolve));
+  }
+
+  give(buffer: Buffer): void {
+    const next = this.#waiting.shift();
+    if (next) next(buffer);
+    else this.#free.push(buffer);
+  }
+}
+
+export interface ScanOptions {
+  readable: Readable;
+  sizeBytes: number;
+  /** undefined: nothing is believed but, with `blank`, that the replica is all zeros. */
+  known: Known | undefined;
+  blank: boolean;
+  /** Offer everything, also what is believed to be the same. */
+  whole: boolean;
+  pool: BufferPool;
+  pace: Pace;
+  counters: SourceCounters;
+  progress: (bytesDone: number) => void;
+  signal: AbortSignal;
+}
+
+/** Pieces in ascending order. `known` moves on as they are handed out. */
+export async function* scan(options: ScanOptions): AsyncGenerator<Piece> {
+  const chunks = chunksOf(options);
+  const ahead: Promise<Chunk | undefined>[] = [];
+  try {
+    for (let i = 0; i < readDepth; i++) ahead.push(chunks.next());
+    for (;;) {
+      const chunk = await ahead.shift();
+      if (!chunk) return;
+      ahead.push(chunks.next());
+      yield* piecesOf(chunk, options);
+      options.progress(chunk.position + chunk.length);
+    }
+  } finally {
+    // Reads that are under way must end before their buffers are anyone else's.
+    for (const rest of ahead) {
+      const chunk = await rest.catch(() => undefined);
+      if (chunk?.buffer) options.pool.give(chunk.buffer);
+    }
+  }
+}
+
+interface Chunk {
+  position: number;
+  length: number;
+  /** undefined: a hole. */
+  buffer: Buffer | undefined;
+}
+
+/** Hands out chunk after chunk, each as a read already started: positions are taken in order, reads overlap. */
+function chunksOf({ readable, sizeBytes, pool, pace, counters, signal }: ScanOptions): {
+  next(): Promise<Chunk | undefined>;
+} {
+  let position = 0;
+  let turn: Promise<{ position: number; length: number; hole: boolean } | undefined> = Promise.resolve(undefined);
+
+  const place = async (): Promise<{ position: number; length: number; hole: boolean } | undefined> => {
+    signal.throwIfAborted();
+    if (position >= sizeBytes) return undefined;
+    const from = position;
+    const data = (await readable.nextData(from)) ?? sizeBytes;
+    const dataChunk = Math.floor(Math.min(data, sizeBytes) / chunkBytes) * chunkBytes;
+    if (data >= sizeBytes || dataChunk > from) {
+      position = data >= sizeBytes ? sizeBytes : dataChunk;
+      return { position: from, length: position - from, hole: true };
+    }
+    position = Math.min(sizeBytes, from + chunkBytes);
+    return { position: from, length: position - from, hole: false };
+  };
+
+  return {
+    async next() {
+      const mine = turn.then(place);
+      turn = mine.catch(() => undefined);
+      const at = await mine;
+      if (!at) return undefined;
+      if (at.hole) return { position: at.position, length: at.length, buffer: undefined };
+      const buffer = await pool.take();
+      try {
+        await pace.take(at.length, signal);
+        const got = await readable.read(buffer.subarray(0, at.length), at.position);
+        // A volume that became shorter meanwhile reads as zeros here; its new size is seen before the next cut.
+        if (got < at.length) buffer.fill(0, got, at.length);
+        counters.readBytes += got;
+        return { position: at.position, length: at.length, buffer };
+      } catch (error) {
+        pool.give(buffer);
+        throw error;
+      }
+    },
+  };
+}
+
+function* piecesOf(chunk: Chunk, options: ScanOptions): Generator<Piece> {
+  const first = chunk.position / granuleBytes;
+  const count = granuleCount(chunk.length);
+  const { buffer } = chunk;
+  if (!buffer) {
+    yield* zeros(first, count, chunk.length - (count - 1) * granuleBytes, options);
+    return;
+  }
+  const granules = Array.from({ length: count }, (_, i) => {
+    const bytes = buffer.subarray(i * granuleBytes, Math.min(chunk.length, (i + 1) * granuleBytes));
+    const hash = granuleHash(bytes);
+    return { hash, length: bytes.length, zero: isZeroHash(hash), ...judge(first + i, hash, options) };
+  });
+  let held = 1;
+  const release = () => {
+    if (--held === 0) options.pool.give(buffer);
+  };
+  try {
+    for (let i = 0; i < count;) {
+      const kind = granules[i];
+      if (!kind) return;
+      let end = i + 1;
+      while (end < count && alike(granules[end], kind)) end++;
+      const run = granules.slice(i, end);
+      if (kind.zero) {
+        yield* zeros(first + i, end - i, run.at(-1)?.length ?? 0, options);
+      } else if (kind.send) {
+        run.forEach((granule, index) => options.known?.set(first + i + index, granule.hash));
+        held++;
+        const from = i * granuleBytes;
+        yield {
+          kind: 'content',
+          object: 0,
+          first: first + i,
+          hashes: Buffer.concat(run.map((granule) => granule.hash)),
+          bytes: buffer.subarray(from, from + run.reduce((sum, granule) => sum + granule.length, 0)),
+          offer: kind.offer,
+          expectSame: kind.expectSame,
+          release,
+        };
+      } else {
+        options.counters.skippedSameBytes += run.reduce((sum, granule) => sum + granule.length, 0);
+      }
+      i = end;
+    }
+  } finally {
+    release();
+  }
+}
+
+interface Judgement {
+  send: boolean;
+  offer: boolean;
+  expectSame: boolean;
+}
+
+function judge(granule: number, hash: Buffer, { known, blank, whole }: ScanOptions): Judgement {
+  if (!known) return { send: true, offer: !blank, expectSame: false };
+  const believed = known.get(granule);
+  const same = believed.equals(hash);
+  const sure = !believed.equals(unknownHash);
+  return { send: whole || !same, offer: whole || !sure, expectSame: sure && same };
+}
+
+function alike(a: (Judgement & { zero: boolean }) | undefined, b: Judgement & { zero: boolean }): boolean {
+  return (
+    a !== undefined && a.zero === b.zero && a.send === b.send && a.offer === b.offer && a.expectSame === b.expectSame
+  );
+}
+
+function* zeros(
+  first: number,
+  count: number,
+  tailBytes: number,
+  { known, blank, whole, counters }: ScanOptions,
+): Generator<Piece> {
+  counters.skippedZeroBytes += (count - 1) * granuleBytes + tailBytes;
+  const same = known?.isZero(first, count) ?? false;
+  if (known ? same && !whole : blank) return;
+  known?.setZero(first, count);
+  yield { kind: 'zeros', object: 0, first, count, tailBytes, expectSame: same };
+}

@@ -1,0 +1,38 @@
+/**
+ * A block volume as the agent meets it: bytes, size, and the ways to hold it still. `device-system.ts` is the real one
+ * (image files and block devices); the simulator has its own.
+ */
+
+/** Something to read granules from: the live volume, or a frozen view of it. */
+export interface Readable {
+  /** Fills the buffer; fewer bytes only at the end. `position` and length are multiples of 64 KiB but at the end. */
+  read(buffer: Buffer, position: number): Promise<number>;
+  /** As in proto/effects.ts DiskFile. */
+  nextData(position: number): Promise<number | undefined>;
+  nextHole(position: number): Promise<number>;
+}
+
+export interface View extends Readable {
+  sizeBytes: number;
+  release(): Promise<void>;
+}
+
+export interface Frozen {
+  /** Duration in microseconds, and whether it was still frozen when asked to thaw: only then the view was one instant. */
+  thaw(): Promise<{ held: boolean; freezeUs: number }>;
+}
+
+export interface BlockDevice extends Readable {
+  /** @throws SourceGone */
+  facts(): Promise<{ sizeBytes: number; sourceId: string }>;
+  /**
+   * A mark that is another one after any write; undefined = writes cannot be told from a mark here, and `reason` says why.
+   * Taken so that a write after it cannot hide in the same clock tick.
+   */
+  stamp(): Promise<{ stamp: string | undefined; reason: string }>;
+  /** Freezes the mounted filesystem that this volume is; a string says why that cannot be. */
+  freeze(maxFreezeMs: number, signal: AbortSignal): Promise<Frozen | string>;
+  /** A view of this instant that shares the volume's blocks; a string says why that cannot be. */
+  reflink(): Promise<View | string>;
+  close(): Promise<void>;
+}
