@@ -43,7 +43,10 @@ export interface ZeroPiece {
   expectSame: boolean;
 }
 
-/** States of files, directories, links; at most 500. */
+/**
+ * States of files, directories, links; at most 500. With `offer` their slots are consecutive, ascending (slots that are
+ * gone or free stand among them as type 0, whose hash is the zero hash).
+ */
 export interface NodesPiece {
   kind: 'nodes';
   nodes: Node[];

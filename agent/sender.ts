@@ -1,0 +1,353 @@
+/**
+ * Send side of one Mirror call: pieces become offers and data, replies move the window, commits are awaited.
+ *
+ * Guarantees: at most windowBytes of content are offered or sent and not yet taken by the replica; a piece is released as
+ * soon as its bytes are copied or not wanted; `commit` goes out only after every piece before it (I1).
+ * Failure: the first fault of the call ends every wait with it; nothing is retried here, the loop opens a new session.
+ */
+import assert from 'node:assert/strict';
+import { granuleBytes, hashBytes, zeroHash } from '../proto/granule.ts';
+import { asReplicationError, ReplicationError } from '../proto/errors.ts';
+import { nodeHash } from '../proto/node.ts';
+import { packPayload, type CompressionChoice } from '../proto/payload.ts';
+import type { Pace } from '../proto/pace.ts';
+import { bell, type Stream } from '../proto/stream.ts';
+import {
+  maxDataBytes,
+  maxOfferGranules,
+  nodeTypes,
+  protocolVersion,
+  type Commit,
+  type MirrorHello,
+  type MirrorReply,
+  type MirrorRequest,
+  type MirrorWelcome,
+  type Node,
+  type Run,
+} from '../proto/wire.ts';
+import type { ContentPiece, NodesPiece, Piece, ZeroPiece } from './source.ts';
+
+export type MirrorCall = Stream<MirrorRequest, MirrorReply>;
+
+/** Offered or sent and not yet taken. */
+export const windowBytes = 32 << 20;
+/** Runs of one message: many small files fill a message by number before they do by size. */
+const maxRuns = 256;
+
+/** Of a manifest being fetched: read from the call and not yet taken. */
+const maxManifestNodes = 5000;
+
+export interface SenderOptions {
+  compression: CompressionChoice;
+  pace: Pace;
+  signal: AbortSignal;
+}
+
+/** Content on its way into one Data message. */
+interface Outbox {
+  runs: Run[];
+  hashes: Buffer[];
+  bytes: Buffer;
+  length: number;
+}
+
+export class Sender {
+  readonly welcome: MirrorWelcome;
+  /** Payload bytes since the session began. */
+  sentBytes = 0;
+  /** Granules and nodes that the replica wanted although the source believed it had them. */
+  mismatched = 0;
+  /** Offered and not wanted. */
+  sameBytes = 0;
+  readonly #call: MirrorCall;
+  readonly #options: SenderOptions;
+  #number: number;
+  #received = 1;
+  #committed: { sequence: number; digest: Buffer } | undefined;
+  readonly #wants = new Map<number, Buffer>();
+  /** Message number and bytes of what is sent and not yet received. */
+  readonly #underWay: { number: number; bytes: number }[] = [];
+  #underWayBytes = 0;
+  readonly #offered: { number: number; piece: Piece; bytes: number }[] = [];
+  #offeredBytes = 0;
+  #outbox: Outbox | undefined;
+  #manifest: { nodes: Node[]; end: boolean } | undefined;
+  #verify: { progress: (done: number, total: number) => void; ready: { badGranules: number } | undefined } | undefined;
+  #failure: ReplicationError | undefined;
+  readonly #bell = bell();
+
+  private constructor(call: MirrorCall, welcome: MirrorWelcome, options: SenderOptions) {
+    this.#call = call;
+    this.welcome = welcome;
+    this.#options = options;
+    this.#number = 1;
+    options.signal.addEventListener('abort', () => this.#fail(asReplicationError(options.signal.reason, 'Stopped')), {
+      once: true,
+    });
+  }
+
+  /** @throws what the master refuses the session with */
+  static async open(call: MirrorCall, hello: Omit<MirrorHello, 'protocol'>, options: SenderOptions): Promise<Sender> {
+    await call.send({ number: 1, hello: { protocol: protocolVersion, ...hello } });
+    const first = await call.receive.next();
+    const welcome = first.done === true ? undefined : first.value.welcome;
+    if (!welcome) throw new ReplicationError('Disconnected', 'the master ended the call before its welcome');
+    const sender = new Sender(call, welcome, options);
+    void sender.#pump();
+    return sender;
+  }
+
+  /** Everything the master says; the only reader of the call. */
+  async #pump(): Promise<void> {
+    try {
+      for await (const reply of this.#call.receive) {
+        this.#take(reply);
+        this.#bell.ring();
+        while ((this.#manifest?.nodes.length ?? 0) > maxManifestNodes && !this.#failure) await this.#bell.rung();
+      }
+      this.#fail(new ReplicationError('Disconnected', 'the master ended the call'));
+    } catch (error) {
+      this.#fail(asReplicationError(error, 'Disconnected'));
+    }
+  }
+
+  #take(reply: MirrorReply): void {
+    if (reply.received) {
+      this.#received = reply.received.number;
+      while ((this.#underWay[0]?.number ?? Infinity) <= this.#received) {
+        this.#underWayBytes -= this.#underWay.shift()?.bytes ?? 0;
+      }
+    } else if (reply.want) {
+      this.#wants.set(reply.want.number, reply.want.bitmap);
+    } else if (reply.committed) {
+      this.#committed = reply.committed;
+    } else if (reply.nodes) {
+      this.#manifest?.nodes.push(...reply.nodes.nodes);
+    } else if (reply.manifestEnd) {
+      if (this.#manifest) this.#manifest.end = true;
+    } else if (reply.verifyProgress) {
+      this.#verify?.progress(reply.verifyProgress.bytesDone, reply.verifyProgress.bytesTotal);
+    } else if (reply.verifyReady) {
+      if (this.#verify) this.#verify.ready = reply.verifyReady;
+    }
+  }
+
+  #fail(error: ReplicationError): void {
+    this.#failure ??= error;
+    this.#bell.ring();
+  }
+
+  async #until(done: () => boolean): Promise<void> {
+    while (!done()) {
+      if (this.#failure) throw this.#failure;
+      await this.#bell.rung();
+    }
+    if (this.#failure) throw this.#failure;
+  }
+
+  /** Takes every piece; all are released when it returns or throws. `between` runs after each piece, with nothing held. */
+  async send(pieces: AsyncIterable<Piece>, between: () => Promise<void> = async () => undefined): Promise<void> {
+    try {
+      for await (const piece of pieces) {
+        await this.#one(piece);
+        await between();
+      }
+      await this.settle();
+    } finally {
+      for (const { piece } of this.#offered.splice(0)) release(piece);
+      this.#offeredBytes = 0;
+    }
+  }
+
+  async #one(piece: Piece): Promise<void> {
+    if (piece.kind === 'zeros') {
+      if (piece.expectSame) await this.#countZeroMismatch(piece);
+      await this.#put({
+        object: piece.object,
+        first: piece.first,
+        count: piece.count,
+        zero: true,
+        tailBytes: piece.tailBytes,
+      });
+    } else if (piece.offer) {
+      await this.#offer(piece);
+    } else if (piece.kind === 'content') {
+      try {
+        await this.#content(piece, () => true);
+      } finally {
+        piece.release();
+      }
+    } else {
+      await this.#nodes(piece.nodes);
+    }
+  }
+
+  async #offer(piece: ContentPiece | NodesPiece): Promise<void> {
+    const bytes = piece.kind === 'content' ? piece.bytes.length : piece.nodes.length * 256;
+    this.#offered.push({ number: this.#number + 1, piece, bytes });
+    this.#offeredBytes += bytes;
+    const [first, hashes] = piece.kind === 'content' ? [piece.first, piece.hashes] : nodeHashes(piece);
+    await this.#message({ offer: { object: piece.kind === 'content' ? piece.object : 0, first, hashes } });
+    while (this.#offeredBytes > windowBytes) await this.#answerOldest();
+    while (this.#wants.size > 0) await this.#answerOldest();
+  }
+
+  /** Sends what is wanted of the oldest offer. */
+  async #answerOldest(): Promise<void> {
+    const oldest = this.#offered[0];
+    if (!oldest) return;
+    await this.#until(() => this.#wants.has(oldest.number));
+    const bitmap = this.#wants.get(oldest.number) ?? Buffer.alloc(0);
+    this.#wants.delete(oldest.number);
+    this.#offered.shift();
+    this.#offeredBytes -= oldest.bytes;
+    const { piece } = oldest;
+    const wanted = (index: number) => ((bitmap[index >> 3] ?? 0) & (1 << (index & 7))) !== 0;
+    if (piece.kind === 'content') {
+      try {
+        const count = piece.hashes.length / hashBytes;
+        let lacking = 0;
+        for (let i = 0; i < count; i++) if (wanted(i)) lacking++;
+        if (piece.expectSame) this.mismatched += lacking;
+        this.sameBytes += Math.max(0, piece.bytes.length - lacking * granuleBytes);
+        if (lacking > 0) await this.#content(piece, wanted);
+      } finally {
+        piece.release();
+      }
+    } else if (piece.kind === 'nodes') {
+      const lacking = piece.nodes.filter((_node, index) => wanted(index));
+      if (piece.expectSame) this.mismatched += lacking.length;
+      if (lacking.length > 0) await this.#nodes(lacking);
+    }
+  }
+
+  /** The zeros that the replica should already have are asked for only to count what was wrong. */
+  async #countZeroMismatch(piece: ZeroPiece): Promise<void> {
+    await this.settle();
+    for (let at = 0; at < piece.count; at += maxOfferGranules) {
+      const count = Math.min(maxOfferGranules, piece.count - at);
+      await this.#message({
+        offer: { object: piece.object, first: piece.first + at, hashes: Buffer.alloc(count * hashBytes, zeroHash) },
+      });
+      const number = this.#number;
+      await this.#until(() => this.#wants.has(number));
+      const bitmap = this.#wants.get(number) ?? Buffer.alloc(0);
+      this.#wants.delete(number);
+      for (const byte of bitmap) for (let bits = byte; bits > 0; bits &= bits - 1) this.mismatched++;
+    }
+  }
+
+  async #content(piece: ContentPiece, wanted: (index: number) => boolean): Promise<void> {
+    const count = piece.hashes.length / hashBytes;
+    for (let i = 0; i < count;) {
+      if (!wanted(i)) {
+        i++;
+        continue;
+      }
+      let end = i + 1;
+      while (end < count && wanted(end)) end++;
+      const from = i * granuleBytes;
+      const to = Math.min(piece.bytes.length, end * granuleBytes);
+      const tailBytes = to - from - (end - i - 1) * granuleBytes;
+      await this.#put(
+        { object: piece.object, first: piece.first + i, count: end - i, zero: false, tailBytes },
+        piece.hashes.subarray(i * hashBytes, end * hashBytes),
+        piece.bytes.subarray(from, to),
+      );
+      i = end;
+    }
+  }
+
+  /** Copies into the message in the making; sends it first when it is full. */
+  async #put(run: Run, hashes?: Buffer, bytes?: Buffer): Promise<void> {
+    const length = bytes?.length ?? 0;
+    if (this.#outbox && (this.#outbox.length + length > maxDataBytes || this.#outbox.runs.length >= maxRuns))
+      await this.#flush();
+    this.#outbox ??= { runs: [], hashes: [], bytes: Buffer.allocUnsafe(maxDataBytes), length: 0 };
+    this.#outbox.runs.push(run);
+    if (hashes) this.#outbox.hashes.push(Buffer.from(hashes));
+    bytes?.copy(this.#outbox.bytes, this.#outbox.length);
+    this.#outbox.length += length;
+    if (this.#outbox.length === maxDataBytes) await this.#flush();
+  }
+
+  async #flush(): Promise<void> {
+    const outbox = this.#outbox;
+    if (!outbox) return;
+    this.#outbox = undefined;
+    const raw = outbox.bytes.subarray(0, outbox.length);
+    const packed = await packPayload(raw, this.#options.compression);
+    await this.#options.pace.take(packed.payload.length, this.#options.signal);
+    await this.#until(() => this.#underWayBytes + packed.payload.length <= windowBytes || this.#underWayBytes === 0);
+    this.sentBytes += packed.payload.length;
+    this.#underWay.push({ number: this.#number + 1, bytes: packed.payload.length });
+    this.#underWayBytes += packed.payload.length;
+    await this.#message({
+      data: { runs: outbox.runs, hashes: Buffer.concat(outbox.hashes), rawBytes: raw.length, ...packed },
+    });
+  }
+
+  /** Nodes follow the content they name. */
+  async #nodes(nodes: Node[]): Promise<void> {
+    await this.#flush();
+    await this.#message({ nodes: { nodes } });
+  }
+
+  /** Every piece so far is sent. */
+  async settle(): Promise<void> {
+    while (this.#offered.length > 0) await this.#answerOldest();
+    await this.#flush();
+  }
+
+  /** Settles, then commits; durable at the replica when it returns. */
+  async commit(commit: Commit): Promise<Buffer> {
+    await this.settle();
+    await this.#message({ commit });
+    await this.#until(() => (this.#committed?.sequence ?? 0) >= commit.sequence);
+    assert.equal(this.#committed?.sequence, commit.sequence);
+    return this.#committed.digest;
+  }
+
+  /** The replica re-reads all it holds. Answers how many pieces were bad; the next offers bring them again. */
+  async verify(progress: (done: number, total: number) => void): Promise<number> {
+    await this.settle();
+    const state = (this.#verify = { progress, ready: undefined as { badGranules: number } | undefined });
+    await this.#message({ verify: {} });
+    await this.#until(() => state.ready !== undefined);
+    this.#verify = undefined;
+    return state.ready?.badGranules ?? 0;
+  }
+
+  /** The replica's nodes (Filesystem). Only before the first piece. */
+  async *manifest(): AsyncGenerator<Node> {
+    const state = (this.#manifest = { nodes: [] as Node[], end: false });
+    await this.#message({ manifest: {} });
+    for (;;) {
+      await this.#until(() => state.nodes.length > 0 || state.end);
+      const nodes = state.nodes.splice(0);
+      this.#bell.ring();
+      if (nodes.length === 0) break;
+      yield* nodes;
+    }
+    this.#manifest = undefined;
+  }
+
+  close(): void {
+    this.#call.cancel();
+  }
+
+  async #message(kind: Omit<MirrorRequest, 'number'>): Promise<void> {
+    if (this.#failure) throw this.#failure;
+    await this.#call.send({ number: ++this.#number, ...kind });
+  }
+}
+
+function release(piece: Piece): void {
+  if (piece.kind === 'content') piece.release();
+}
+
+function nodeHashes(piece: NodesPiece): [number, Buffer] {
+  const first = piece.nodes[0]?.slot ?? 0;
+  piece.nodes.forEach((node, index) => assert.equal(node.slot, first + index, 'offered nodes have consecutive slots'));
+  return [first, Buffer.concat(piece.nodes.map((node) => (node.type === nodeTypes.gone ? zeroHash : nodeHash(node))))];
+}

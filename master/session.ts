@@ -1,0 +1,153 @@
+/**
+ * Receive side of one Mirror call: receive -> check -> journal -> commit -> ack, one message after the other.
+ *
+ * Guarantees: Committed goes out only after the replica made the commit durable (I1); Received means only "taken and
+ * checked". Whatever ends the call, the open epoch is dropped and the sender offers or sends it again.
+ */
+import type { Clock } from '../proto/effects.ts';
+import { ReplicationError } from '../proto/errors.ts';
+import type { Stream } from '../proto/stream.ts';
+import {
+  protocolOldest,
+  protocolVersion,
+  type MirrorHello,
+  type MirrorReply,
+  type MirrorRequest,
+  type Node,
+} from '../proto/wire.ts';
+import type { CommitRecord } from './replica/frame.ts';
+import type { Replica, ReplicaSession } from './replica/replica.ts';
+
+export type MirrorStream = Stream<MirrorReply, MirrorRequest>;
+
+/** What the session tells the master about. */
+export interface SessionEvents {
+  onCommit(commit: CommitRecord): void;
+  onVerified(result: { readBytes: number; badGranules: number }): void;
+}
+
+/** Received is sent at least this often, in messages and bytes, so that the sender's window moves on. */
+const receivedEvery = { messages: 8, bytes: 1 << 20 };
+const manifestBatchNodes = 500;
+const verifyProgressEveryMs = 500;
+
+/** The first message of a call. @throws BadMessage, VersionMismatch */
+export async function readHello(stream: MirrorStream): Promise<MirrorHello> {
+  const first = await stream.receive.next();
+  const hello = first.done === true ? undefined : first.value.hello;
+  if (!hello) throw new ReplicationError('BadMessage', 'MirrorRequest.hello must be the first message');
+  if (hello.protocol < protocolOldest || hello.protocol > protocolVersion) {
+    throw new ReplicationError(
+      'VersionMismatch',
+      `the agent speaks protocol ${hello.protocol}, this master ${protocolOldest} to ${protocolVersion}; upgrade the older one`,
+    );
+  }
+  return hello;
+}
+
+/** Serves the call to its end. */
+export async function serveSession(
+  replica: Replica,
+  agent: string,
+  hello: MirrorHello,
+  stream: MirrorStream,
+  clock: Clock,
+  events: SessionEvents,
+  signal: AbortSignal,
+): Promise<void> {
+  const session = await replica.attach({
+    name: agent,
+    generation: hello.fencingGeneration,
+    sourceId: hello.sourceId,
+    sizeBytes: hello.sizeBytes,
+    force: hello.force,
+  });
+  try {
+    const { sequence, initialized, sizeBytes, digest, sourceId, blank } = replica.head;
+    await stream.send({
+      welcome: { protocol: hello.protocol, headSequence: sequence, initialized, sizeBytes, digest, sourceId, blank },
+    });
+    let owed = { messages: 0, bytes: 0, number: 1 };
+    for await (const message of stream.receive) {
+      signal.throwIfAborted();
+      const answered = await take(replica, session, message, stream, clock, events, signal);
+      owed = {
+        messages: owed.messages + 1,
+        bytes: owed.bytes + (message.data?.payload.length ?? 0),
+        number: message.number,
+      };
+      if (answered || owed.messages >= receivedEvery.messages || owed.bytes >= receivedEvery.bytes) {
+        await stream.send({ received: { number: owed.number } });
+        owed = { messages: 0, bytes: 0, number: owed.number };
+      }
+    }
+  } finally {
+    await replica.detach(session);
+  }
+}
+
+/** Answers whether something was sent back. */
+async function take(
+  replica: Replica,
+  session: ReplicaSession,
+  message: MirrorRequest,
+  stream: MirrorStream,
+  clock: Clock,
+  events: SessionEvents,
+  signal: AbortSignal,
+): Promise<boolean> {
+  if (message.data) {
+    await replica.data(session, message.data);
+    return false;
+  }
+  if (message.nodes) {
+    await replica.nodes(session, message.nodes);
+    return false;
+  }
+  if (message.offer) {
+    const { object, first, hashes } = message.offer;
+    await stream.send({ want: { number: message.number, bitmap: replica.want(session, object, first, hashes) } });
+  } else if (message.commit) {
+    const commit = await replica.commit(session, message.commit);
+    await stream.send({ committed: { sequence: commit.sequence, digest: commit.digest } });
+    events.onCommit(commit);
+  } else if (message.manifest) {
+    await sendManifest(replica.manifest(), stream);
+  } else if (message.verify) {
+    events.onVerified(await scrub(replica, session, stream, clock, signal));
+  } else {
+    throw new ReplicationError('BadMessage', 'MirrorRequest.hello came twice');
+  }
+  return true;
+}
+
+async function sendManifest(manifest: Iterable<Node>, stream: MirrorStream): Promise<void> {
+  let nodes: Node[] = [];
+  for (const node of manifest) {
+    nodes.push(node);
+    if (nodes.length < manifestBatchNodes) continue;
+    await stream.send({ nodes: { nodes } });
+    nodes = [];
+  }
+  if (nodes.length > 0) await stream.send({ nodes: { nodes } });
+  await stream.send({ manifestEnd: {} });
+}
+
+async function scrub(
+  replica: Replica,
+  session: ReplicaSession,
+  stream: MirrorStream,
+  clock: Clock,
+  signal: AbortSignal,
+): Promise<{ readBytes: number; badGranules: number }> {
+  let lastMs = clock.monotonicMs();
+  const result = await replica.scrub(session, signal, (bytesDone, bytesTotal) => {
+    const nowMs = clock.monotonicMs();
+    if (nowMs - lastMs < verifyProgressEveryMs) return;
+    lastMs = nowMs;
+    // Progress is for people: one that cannot be sent will be missed by nobody, and the next send tells of the break.
+    stream.send({ verifyProgress: { bytesDone, bytesTotal } }).catch(() => undefined);
+  });
+  await stream.send({ verifyReady: result });
+  return result;
+}
