@@ -99,7 +99,9 @@ async function run(argv: string[], signal: AbortSignal): Promise<number> {
 function explain(error: unknown): string {
   if (error instanceof ApiProblem) {
     const { status, errors } = error.problem;
-    const fields = (errors ?? []).map(({ path, message }) => `\n  ${plain(path)}: ${plain(message)}`);
+    // The detail mostly says the fields too: what it has said is not said again.
+    const unsaid = (errors ?? []).filter(({ path, message }) => !error.message.includes(`${path} ${message}`));
+    const fields = unsaid.map(({ path, message }) => `\n  ${plain(path)}: ${plain(message)}`);
     const cure = status === 401 ? '\nGive --token-file FILE, such as admin.token of the master, or --data DIR.' : '';
     return plain(error.message) + fields.join('') + cure;
   }

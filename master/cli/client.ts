@@ -3,7 +3,7 @@
  *
  * Guarantees: an answer that is no success is thrown as ApiProblem with what the master said; a master that cannot be
  * reached as Unreachable. A watch whose connection is cut is taken up again after the last event seen, for as long as
- * the caller's signal lets it; only the master's refusal ends it. Nothing else is retried.
+ * the caller's signal lets it, and so is one that has gone silent; only the master's refusal ends it. Nothing else is retried.
  */
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -17,6 +17,9 @@ export class ApiProblem extends Error {
     this.problem = problem;
   }
 }
+/** The master's heartbeat comes every 15 s: a connection that brings nothing for so long is dead. */
+const silenceMs = 45_000;
+
 export class Unreachable extends Error {}
 
 export interface Client {
@@ -81,14 +84,16 @@ export function connect(url: string, token: string): Client {
       for (let failures = 0; ;) {
         try {
           const accept = { accept: 'text/event-stream', 'last-event-id': last };
-          const response = await request(withQuery(path, { watch: 'true' }), { headers: accept, signal });
-          for await (const event of serverSentEvents(response.body)) {
+          const response = await request(withQuery(path, { watch: 'true' }), { headers: accept, signal: both });
+          for await (const event of serverSentEvents(response.body, () => alive.refresh())) {
             failures = 0;
             if (event.data !== '') yield JSON.parse(event.data) as WatchMessage<T>;
             last = event.id ?? last;
           }
         } catch (error) {
           if (signal.aborted || (error instanceof ApiProblem && error.problem.status < 500)) throw error;
+        } finally {
+          clearTimeout(alive);
         }
         await sleep(Math.min(5000, 100 * 2 ** failures++), undefined, { signal });
       }
@@ -105,11 +110,13 @@ export function withQuery(path: string, query: Record<string, string | undefined
 /** Events of a `text/event-stream` (WHATWG HTML, 9.2); comments and fields that are not id or data are passed over. */
 export async function* serverSentEvents(
   body: ReadableStream<Uint8Array> | null,
+  onBytes: () => void = () => undefined,
 ): AsyncGenerator<{ id: string | undefined; data: string }> {
   const decoder = new TextDecoder();
   let rest = '';
   let event: { id: string | undefined; data: string[] } = { id: undefined, data: [] };
   for await (const chunk of body ?? []) {
+    onBytes();
     const lines = (rest + decoder.decode(chunk, { stream: true })).split(/\r\n|\n|\r(?!$)/);
     rest = lines.pop() ?? '';
     for (const line of lines) {
