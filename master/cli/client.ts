@@ -82,6 +82,9 @@ export function connect(url: string, token: string): Client {
     async *watch<T>(path: string, since: string, signal: AbortSignal): AsyncGenerator<WatchMessage<T>> {
       let last = since;
       for (let failures = 0; ;) {
+        const silence = new AbortController();
+        const alive = setTimeout(() => silence.abort(), silenceMs);
+        const both = AbortSignal.any([signal, silence.signal]);
         try {
           const accept = { accept: 'text/event-stream', 'last-event-id': last };
           const response = await request(withQuery(path, { watch: 'true' }), { headers: accept, signal: both });

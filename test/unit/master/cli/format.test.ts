@@ -45,7 +45,7 @@ t.test("ages are kubectl's", async (t) => {
 
 t.test('sizes have three digits', async (t) => {
   const sizes: [number | null, string][] = [
-    [0, '0 B'], [999, '999 B'], [1000, '1.0 KiB'], [1024 * 980, '980 KiB'], [1024 ** 2 * 99.95, '99.9 MiB'],
+    [0, '0 B'], [999, '999 B'], [1000, '1.0 KiB'], [1024 * 980, '980 KiB'], [1024 ** 2 * 99.94, '99.9 MiB'],
     [1024 ** 4 * 10, '10.0 TiB'], [null, '-'],
   ]; // prettier-ignore
   for (const [bytes, text] of sizes) t.equal(size(bytes), text);
