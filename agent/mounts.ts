@@ -8,6 +8,7 @@
  * kernel drops the cache with the last user) and for nothing else.
  */
 import { promises as fs } from 'node:fs';
+import { basename } from 'node:path';
 import { systemErrorCode } from '../proto/errors.ts';
 
 export interface Mount {
@@ -95,6 +96,12 @@ export async function readBlockDevices(sys = '/sys'): Promise<BlockDevice[]> {
   const names = await listed(`${sys}/class/block`);
   const devices = await Promise.all(names.map((name) => readBlockDevice(sys, name)));
   return devices.filter((device) => device !== undefined);
+}
+
+/** One by its `major:minor`. */
+export async function blockDevice(device: string): Promise<BlockDevice | undefined> {
+  const real = await fs.realpath(`/sys/dev/block/${device}`).catch(() => undefined);
+  return real === undefined ? undefined : readBlockDevice('/sys', basename(real));
 }
 
 async function readBlockDevice(sys: string, name: string): Promise<BlockDevice | undefined> {
@@ -236,6 +243,19 @@ export function layersUnder(
   return layers;
 }
 
+/** Paths of the devices and images that these (resolved) paths lie on, all the way down. */
+export async function pathsUnder(paths: readonly string[]): Promise<string[]> {
+  const [mounts, devices] = await Promise.all([readMounts(), readBlockDevices()]);
+  const found = new Set<string>();
+  for (const path of paths) {
+    const mount = mountOf(path, mounts);
+    const layers = mount && layersUnder(mount, mounts, devices);
+    for (const { name, path } of devices) if (layers?.devices.has(name)) found.add(path);
+    for (const image of layers?.images ?? []) found.add(image);
+  }
+  return [...found];
+}
+
 async function isPoolOfMany(device: string): Promise<boolean> {
   for (const id of await listed('/sys/fs/btrfs')) {
     const members = await listed(`/sys/fs/btrfs/${id}/devices`);
@@ -245,7 +265,8 @@ async function isPoolOfMany(device: string): Promise<boolean> {
   return false;
 }
 
-async function numberOf(path: string): Promise<string | undefined> {
+/** `major:minor` of a device node. */
+export async function numberOf(path: string): Promise<string | undefined> {
   const stat = await fs.stat(path, { bigint: true }).catch(() => undefined);
   return stat?.isBlockDevice() ? deviceText(stat.rdev) : undefined;
 }
