@@ -1,0 +1,368 @@
+/**
+ * The agent's loop for one replication: open the source, open a session, then round, cut, commit, wait, again.
+ *
+ * Guarantees: it never ends by itself; every fault becomes a trouble that says what to do, and a new session that asks
+ * the replica where it stands (nothing is remembered of the old one that the replica does not confirm). A point is
+ * committed only for a cut whose view held until its last byte was read.
+ */
+import type { Clock, Random } from '../proto/effects.ts';
+import { asReplicationError, ReplicationError, type ErrorCode } from '../proto/errors.ts';
+import type { CompressionChoice } from '../proto/payload.ts';
+import { Pace } from '../proto/pace.ts';
+import type { Assignment, Report } from '../proto/wire.ts';
+import { nextStep, type Step } from './plan.ts';
+import { ReplicationProgress } from './progress.ts';
+import { Sender, type MirrorCall } from './sender.ts';
+import type { Cut, Source } from './source.ts';
+
+export interface MirrorDependencies {
+  clock: Clock;
+  random: Random;
+  /** The newest one. */
+  assignment(): Assignment;
+  /** Resolves at the next change of the assignment or abort. */
+  changed(signal: AbortSignal): Promise<void>;
+  openSource(assignment: Assignment): Promise<Source>;
+  connect(signal: AbortSignal): MirrorCall;
+  /** Master's clock for an instant of ours, never later than the truth; waits until the offset is known. */
+  toMasterUs(agentUs: number, signal: AbortSignal): Promise<number>;
+  report(report: Report): void;
+  event(event: { code: string; level: 'ERROR' | 'WARNING' | 'INFO'; message: string }): void;
+}
+
+/** Sent since the last commit at most, then the work so far is made durable by a commit that is no point. */
+const progressCommitBytes = 64 << 20;
+const backoff = { firstMs: 250, mostMs: 10_000 };
+
+interface State {
+  done: { sync: number; resync: number; verify: number };
+  progress: ReplicationProgress;
+  refusedCuts: string | undefined;
+}
+
+export async function mirror(deps: MirrorDependencies, signal: AbortSignal): Promise<void> {
+  const progress = new ReplicationProgress(deps.assignment().replicationUid, deps.clock, (report) =>
+    deps.report(report),
+  );
+  const state: State = { done: { sync: 0, resync: 0, verify: 0 }, progress, refusedCuts: undefined };
+  let failures = 0;
+  while (!signal.aborted) {
+    try {
+      if (deps.assignment().paused) {
+        progress.trouble([]);
+        progress.set({ phase: 'Paused', bytesPerSecond: 0 });
+        await deps.changed(signal);
+        continue;
+      }
+      await withSource(deps, state, signal, () => (failures = 0));
+    } catch (thrown) {
+      if (signal.aborted) return;
+      const error = asReplicationError(thrown);
+      failures++;
+      tellTrouble(deps, state, error);
+      const waitMs = Math.min(backoff.mostMs, backoff.firstMs * 2 ** Math.min(failures, 10));
+      await waitOrChange(deps, waitMs * (0.5 + (deps.random.bytes(1)[0] ?? 0) / 512), signal);
+    }
+  }
+}
+
+async function withSource(
+  deps: MirrorDependencies,
+  state: State,
+  signal: AbortSignal,
+  onSuccess: () => void,
+): Promise<void> {
+  const source = await deps.openSource(deps.assignment());
+  state.progress.open(source);
+  try {
+    await session(deps, state, source, signal, onSuccess);
+  } finally {
+    state.progress.closeSource();
+    await source.close();
+  }
+}
+
+/** One call from its welcome to its end. */
+async function session(
+  deps: MirrorDependencies,
+  state: State,
+  source: Source,
+  outer: AbortSignal,
+  onSuccess: () => void,
+): Promise<void> {
+  const ending = new AbortController();
+  const signal = AbortSignal.any([outer, ending.signal]);
+  const assignment = deps.assignment();
+  const resyncing = assignment.resyncRequest > state.done.resync;
+  const facts = await source.facts();
+  const sender = await Sender.open(
+    deps.connect(signal),
+    {
+      replicationUid: assignment.replicationUid,
+      fencingGeneration: assignment.fencingGeneration,
+      volumeMode: assignment.volumeMode,
+      ...facts,
+      force: assignment.force && resyncing,
+    },
+    {
+      compression: assignment.compression as CompressionChoice,
+      pace: new Pace(deps.clock, assignment.bandwidthBytesPerSecond),
+      signal,
+    },
+  );
+  try {
+    const { welcome } = sender;
+    const attached = await source.attach(welcome, () => sender.manifest());
+    const run: Session = {
+      deps,
+      state,
+      source,
+      sender,
+      signal,
+      assignment,
+      facts,
+      sequence: welcome.headSequence,
+      initialized: welcome.initialized,
+      whole: attached.whole,
+      resyncing,
+      last: undefined,
+      refused: false,
+    };
+    await loop(run, onSuccess);
+  } finally {
+    state.progress.sent(sender.sentBytes);
+    state.progress.closeSession();
+    ending.abort();
+    sender.close();
+  }
+}
+
+interface Session {
+  deps: MirrorDependencies;
+  state: State;
+  source: Source;
+  sender: Sender;
+  signal: AbortSignal;
+  /** As it was when the session was opened. */
+  assignment: Assignment;
+  facts: { sizeBytes: number; sourceId: string };
+  /** Newest durable commit. */
+  sequence: number;
+  initialized: boolean;
+  whole: boolean;
+  resyncing: boolean;
+  last: { startMs: number; endMs: number } | undefined;
+  /** The newest attempt made no point. */
+  refused: boolean;
+}
+
+async function loop(run: Session, onSuccess: () => void): Promise<void> {
+  const { deps, state, source, signal } = run;
+  for (;;) {
+    signal.throwIfAborted();
+    const assignment = deps.assignment();
+    if (needsNewSession(run.assignment, assignment)) return;
+    const step = nextStep({ ...run, nowMs: deps.clock.monotonicMs(), assignment, done: state.done });
+    if (step.kind === 'pause' || step.kind === 'reopen') return;
+    if (step.kind === 'wait') {
+      await waitOrChange(deps, step.untilMs - deps.clock.monotonicMs(), signal);
+      continue;
+    }
+    const startMs = deps.clock.monotonicMs();
+    await checkFacts(run);
+    const unchangedUs = step.asked ? undefined : await source.unchangedUntil();
+    if (unchangedUs !== undefined) {
+      state.progress.set({ phase: 'Mirroring', unchangedSinceUs: await deps.toMasterUs(unchangedUs, signal) });
+    } else {
+      await sync(run, step, assignment);
+    }
+    run.last = { startMs, endMs: deps.clock.monotonicMs() };
+    onSuccess();
+  }
+}
+
+/** What the session was opened with is not what is asked for any more. */
+function needsNewSession(opened: Assignment, now: Assignment): boolean {
+  const relevant = ({
+    fencingGeneration,
+    path,
+    compression,
+    bandwidthBytesPerSecond,
+    readBytesPerSecond,
+    include,
+    exclude,
+    consistency,
+    maxFreezeMs,
+    cutIntervalSeconds,
+  }: Assignment) =>
+    JSON.stringify([
+      fencingGeneration,
+      path,
+      compression,
+      bandwidthBytesPerSecond,
+      readBytesPerSecond,
+      include,
+      exclude,
+      consistency,
+      maxFreezeMs,
+      cutIntervalSeconds,
+    ]);
+  return relevant(opened) !== relevant(now);
+}
+
+/** A source that was replaced or shrunk stops here; the next session's hello is refused with what to do. */
+async function checkFacts(run: Session): Promise<void> {
+  const facts = await run.source.facts();
+  if (facts.sourceId !== run.facts.sourceId)
+    throw new ReplicationError('SourceChanged', 'the source was replaced by another volume');
+  if (run.assignment.volumeMode === 'Block' && facts.sizeBytes < run.facts.sizeBytes) {
+    throw new ReplicationError(
+      'SourceShrunk',
+      `the source shrank from ${run.facts.sizeBytes} to ${facts.sizeBytes} bytes`,
+    );
+  }
+  run.facts = facts;
+}
+
+async function sync(run: Session, step: Extract<Step, { kind: 'sync' }>, assignment: Assignment): Promise<void> {
+  const { deps, state, source, sender, signal } = run;
+  const { progress } = state;
+  const startedUs = Math.floor(deps.clock.nowMs() * 1000);
+  const sentBefore = sender.sentBytes;
+  const mismatchedBefore = sender.mismatched;
+  let committedSent = sender.sentBytes;
+  progress.set({ phase: step.why, bytesDone: 0, bytesTotal: run.facts.sizeBytes, bytesPerSecond: 0 });
+
+  const verify = step.why === 'Verifying';
+  const bad = verify ? await sender.verify((done, total) => progress.step(done, total)) : 0;
+
+  const saveProgress = async () => {
+    progress.sent(sender.sentBytes);
+    if (sender.sentBytes - committedSent < progressCommitBytes) return;
+    await commit(run, { point: false, sourceUs: 0, consistency: '', startedUs, sentBytes: 0 });
+    committedSent = sender.sentBytes;
+  };
+  await sender.send(
+    source.round(step.whole, (done, total) => progress.step(done, total), signal),
+    saveProgress,
+  );
+  if (step.whole) run.whole = false;
+
+  const cut = await takeCut(run);
+  if (!cut) return;
+  try {
+    await sender.send(cut.pieces(signal), saveProgress);
+    const broken = await cut.broken();
+    if (broken !== undefined) {
+      refuse(run, broken);
+      return;
+    }
+    await commit(run, {
+      point: true,
+      sourceUs: await deps.toMasterUs(cut.agentUs, signal),
+      consistency: cut.consistency,
+      startedUs: await deps.toMasterUs(startedUs, signal),
+      sentBytes: sender.sentBytes - sentBefore,
+      ...(verify ? { verified: true, mismatchedGranules: sender.mismatched - mismatchedBefore + bad } : {}),
+    });
+  } finally {
+    await cut.release();
+  }
+  run.initialized = true;
+  run.refused = false;
+  progress.count('cutsMade');
+  if (cut.freezeUs > 0) progress.count('freezes');
+  state.done = {
+    sync: Math.max(state.done.sync, assignment.syncRequest),
+    resync: run.resyncing ? Math.max(state.done.resync, run.assignment.resyncRequest) : state.done.resync,
+    verify: verify ? assignment.verifyRequest : state.done.verify,
+  };
+  run.resyncing = false;
+  state.refusedCuts = undefined;
+  progress.trouble([]);
+  progress.set({
+    phase: 'Mirroring',
+    bytesDone: run.facts.sizeBytes,
+    bytesTotal: run.facts.sizeBytes,
+    bytesPerSecond: 0,
+    lastFreezeUs: cut.freezeUs,
+    syncRequestDone: state.done.sync,
+    resyncRequestDone: state.done.resync,
+    verifyRequestDone: state.done.verify,
+  });
+}
+
+/** Undefined when no consistent cut could be taken now; mirroring goes on and the next one is tried at its time. */
+async function takeCut(run: Session): Promise<Cut | undefined> {
+  try {
+    return await run.source.cut(run.signal);
+  } catch (error) {
+    if (!(error instanceof ReplicationError) || error.code !== 'NoConsistentCut') throw error;
+    refuse(run, error.message);
+    return undefined;
+  }
+}
+
+function refuse(run: Session, why: string): void {
+  const { state, deps } = run;
+  run.refused = true;
+  state.progress.count('cutsRefused');
+  if (state.refusedCuts !== why) deps.event({ code: 'CutRefused', level: 'WARNING', message: why });
+  state.refusedCuts = why;
+  state.progress.trouble([{ reason: 'NoConsistentCut', message: why.slice(0, 4000), stops: false }]);
+  state.progress.flush();
+}
+
+async function commit(
+  run: Session,
+  facts: {
+    point: boolean;
+    sourceUs: number;
+    consistency: string;
+    startedUs: number;
+    sentBytes: number;
+    verified?: boolean;
+    mismatchedGranules?: number;
+  },
+): Promise<void> {
+  const sequence = run.sequence + 1;
+  await run.sender.settle();
+  await run.source.prepare(sequence);
+  await run.sender.commit({
+    verified: false,
+    mismatchedGranules: 0,
+    ...facts,
+    sequence,
+    sizeBytes: run.source.commitSizeBytes(),
+  });
+  run.sequence = sequence;
+  await run.source.committed(sequence, facts.point);
+}
+
+/** Words of the conditions for what stops mirroring; what is not listed is told under its own code. */
+const reasons: Partial<Record<ErrorCode, string>> = { TargetFull: 'SpaceLow', ReplicaDamaged: 'VerifyMismatch' };
+
+function tellTrouble({ event }: MirrorDependencies, { progress }: State, error: ReplicationError): void {
+  // A broken line is seen and told by the master; here it would only arrive late.
+  if (error.code === 'Disconnected' || error.code === 'Stopped') return;
+  const reason = reasons[error.code] ?? error.code;
+  event({
+    code: 'SourceTrouble',
+    level: error.retry === 'never' ? 'ERROR' : 'WARNING',
+    message: `${reason}: ${error.message}`.slice(0, 4000),
+  });
+  progress.trouble([{ reason, message: error.message.slice(0, 4000), stops: true }]);
+}
+
+async function waitOrChange(deps: MirrorDependencies, ms: number, signal: AbortSignal): Promise<void> {
+  if (ms <= 0) return;
+  const woken = new AbortController();
+  const any = AbortSignal.any([signal, woken.signal]);
+  const sleeping = ms === Infinity ? new Promise<void>(() => undefined) : deps.clock.sleep(ms, any);
+  try {
+    await Promise.race([sleeping.catch(() => undefined), deps.changed(any).catch(() => undefined)]);
+  } finally {
+    woken.abort();
+  }
+  signal.throwIfAborted();
+}
