@@ -11,14 +11,7 @@ import { createPrivateKey, X509Certificate } from 'node:crypto';
 import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { backoff } from '../proto/backoff.ts';
-import {
-  type KeyPair,
-  generateKeyPair,
-  importKeyPair,
-  pemOf,
-  signingRequest,
-  validityOf,
-} from '../proto/certificate.ts';
+import { generateKeyPair, importKeyPair, pemOf, signingRequest, validityOf } from '../proto/certificate.ts';
 import { writeDurably } from '../proto/durable.ts';
 import type { Clock, Random } from '../proto/effects.ts';
 import { ReplicationError, asReplicationError, messageOf, systemErrorCode } from '../proto/errors.ts';
