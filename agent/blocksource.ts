@@ -293,8 +293,12 @@ export class BlockSource implements Source {
     if (point) this.#committedStamp = this.#cutStamp;
   }
 
+  async idle(): Promise<void> {
+    await this.#options.device.rest();
+  }
+
   async close(): Promise<void> {
-    await this.#options.device.close();
+    await this.#options.device.rest();
   }
 
   #nowUs(): number {

@@ -28,28 +28,59 @@ export interface SystemDeviceOptions {
   protectedPaths: string[];
 }
 
-/** @throws SourceGone */
-export async function openDevice(options: SystemDeviceOptions): Promise<BlockDevice> {
-  const { path } = options;
-  const block = await isBlockDevice(path);
-  const file = await fs.open(path, constants.O_RDONLY | constants.O_NOCTTY | (block ? constants.O_DIRECT : 0));
-  const reader = diskFile(file);
+/**
+ * Opened at use and closed by `rest`, so that an idle replication keeps nobody from detaching the device, and what is read
+ * next is what stands at the path then.
+ */
+export function systemDevice(options: SystemDeviceOptions): BlockDevice {
+  const { path, clock } = options;
+  let opened: Promise<{ file: fs.FileHandle; reader: DiskFile; block: boolean }> | undefined;
+  const use = () => (opened ??= open(path));
   return {
-    read: (buffer, position) => readDirect(reader, block, buffer, position),
-    // A block device has no holes that could be asked for.
-    nextData: async (position) => (block ? position : reader.nextData(position)),
-    nextHole: async (position) => (block ? reader.size() : reader.nextHole(position)),
+    async read(buffer, position) {
+      const { reader, block } = await use();
+      return readDirect(reader, block, buffer, position);
+    },
+    async nextData(position) {
+      const { reader, block } = await use();
+      // A block device has no holes that could be asked for.
+      return block ? position : reader.nextData(position);
+    },
+    async nextHole(position) {
+      const { reader, block } = await use();
+      return block ? reader.size() : reader.nextHole(position);
+    },
     async facts() {
       const facts = await sourceFacts(path, 'Block');
-      if (!facts.exists)
+      if (!facts.exists) {
         throw new ReplicationError('SourceGone', `${path} does not exist; bring it back or delete the replication`);
+      }
       return { sizeBytes: facts.sizeBytes, sourceId: facts.sourceId };
     },
-    stamp: () => (block ? deviceStamp(file) : imageStamp(file, options.clock)),
+    async stamp() {
+      const { file, block } = await use();
+      return block ? deviceStamp(file) : imageStamp(file, clock);
+    },
     freeze: (maxFreezeMs, signal) => freeze(options, maxFreezeMs, signal),
-    reflink: () => (block ? Promise.resolve('a block device has no reflinks') : reflink(path, file)),
-    close: () => file.close(),
+    async reflink() {
+      const { file, block } = await use();
+      return block ? 'a block device has no reflinks' : reflink(path, file);
+    },
+    async rest() {
+      const last = opened;
+      opened = undefined;
+      await last?.then(
+        ({ file }) => file.close(),
+        () => undefined,
+      );
+    },
   };
+}
+
+async function open(path: string): Promise<{ file: fs.FileHandle; reader: DiskFile; block: boolean }> {
+  const block = await isBlockDevice(path);
+  const file = await fs.open(path, constants.O_RDONLY | constants.O_NOCTTY | (block ? constants.O_DIRECT : 0));
+  return { file, reader: diskFile(file), block };
 }
 
 async function isBlockDevice(path: string): Promise<boolean> {

@@ -34,5 +34,6 @@ export interface BlockDevice extends Readable {
   freeze(maxFreezeMs: number, signal: AbortSignal): Promise<Frozen | string>;
   /** A view of this instant that shares the volume's blocks; a string says why that cannot be. */
   reflink(): Promise<View | string>;
-  close(): Promise<void>;
+  /** Lets go of the volume until it is used again. */
+  rest(): Promise<void>;
 }

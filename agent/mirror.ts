@@ -165,6 +165,7 @@ async function loop(run: Session, onSuccess: () => void): Promise<void> {
     const step = nextStep({ ...run, nowMs: deps.clock.monotonicMs(), assignment, done: state.done });
     if (step.kind === 'pause' || step.kind === 'reopen') return;
     if (step.kind === 'wait') {
+      await source.idle();
       await waitOrChange(deps, step.untilMs - deps.clock.monotonicMs(), signal);
       continue;
     }

@@ -125,5 +125,7 @@ export interface Source {
   prepare(sequence: number): Promise<void>;
   /** Commit `sequence` is durable at the replica. */
   committed(sequence: number, point: boolean): Promise<void>;
+  /** Nothing is read until the next call: descriptors that would keep the volume from being unmounted or detached are closed. */
+  idle(): Promise<void>;
   close(): Promise<void>;
 }
