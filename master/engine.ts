@@ -3,7 +3,7 @@
  * data of a replica (recovery points) and work that must answer at once. Everything else is level-triggered: the API
  * writes spec and requests into the store, the controllers see the change and act.
  */
-import type { AgentVolume, PointView, Replication } from './resources.ts';
+import type { AgentVolume, PointView, Replication, StorageClass } from './resources.ts';
 
 export interface Engine {
   /** Committed points that can be recovered now, oldest first; `from`, `to` bound sourceTime in ms since the epoch, inclusive. */
@@ -15,6 +15,8 @@ export interface Engine {
    * Answers problems by field path, empty when none. An agent that is not connected is no problem (it may come).
    */
   validateReplication(spec: Replication['spec']): { path: string; message: string }[];
+  /** May the class lie there? Refuses system directories and the program's own data; problems as above. Absent: any path. */
+  validateStorageClass?(spec: StorageClass['spec']): { path: string; message: string }[];
   /** Ends the agent's connections and makes its certificates worthless. */
   revokeAgent(name: string): void;
 }

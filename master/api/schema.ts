@@ -28,7 +28,8 @@ function nullable<S extends TSchema>(schema: S) {
   const values = plain.enum === undefined ? {} : { enum: [...plain.enum, null] };
   return Type.Unsafe<Static<S> | null>({ ...schema, type: [plain.type, 'null'], ...values });
 }
-export function name(description = nameRule) {
+export function name(of?: string) {
+  const description = of === undefined ? nameRule : `${nameRule} (${of})`;
   return Type.String({ pattern: namePattern, description });
 }
 function time(description = 'a time as of RFC 3339, such as 2026-11-20T09:00:00.000Z') {
@@ -102,9 +103,9 @@ const globs = (description: string) =>
 
 export const ReplicationSpec = Type.Object({
   source: Type.Object({
-    agent: name('name of the agent that reads the volume'),
+    agent: name('of the agent that reads the volume'),
     path: path(
-      'absolute path of a block device, a raw image or a directory on the agent, without "." and ".." parts and without a "/" at its end',
+      'the absolute path of a block device, a raw image or a directory on the agent, without "." and ".." parts and without a "/" at its end',
     ),
     volumeMode: Type.Unsafe<R.VolumeMode>({
       ...VolumeMode,
@@ -114,7 +115,7 @@ export const ReplicationSpec = Type.Object({
     include: globs('patterns of the paths to mirror (Filesystem only); empty: all'),
     exclude: globs('patterns of the paths to leave out (Filesystem only)'),
   }),
-  target: Type.Object({ storageClass: name('name of a storage class') }),
+  target: Type.Object({ storageClass: name('of a storage class') }),
   trigger: Type.Object(
     {
       continuous: Type.Optional(Type.Literal(true)),
@@ -280,7 +281,8 @@ const RecoveryPoint = Type.Unsafe<R.PointChoice>({
 const RecoveryTarget = Type.Unsafe<{ path: string } | null>({
   ...nullable(Type.Object({ path: path() }, { additionalProperties: false })),
   default: null,
-  description: '{"path": P}; left out: a new path under the folder of recoveries',
+  description:
+    '{"path": P}, P absolute and without a "/" at its end; left out: a new path under the folder of recoveries',
 });
 const RecoverySpec = Type.Object({
   replication: name(),
@@ -378,7 +380,7 @@ function input<S extends TSchema>(schema: S): S {
   const properties = Object.entries(plain['properties'] as Record<string, Record<string, unknown>>);
   const required = ((plain['required'] ?? []) as string[]).filter((key) => {
     const field = properties.find(([property]) => property === key)?.[1];
-    return field !== undefined && !('default' in field || 'x-inferred' in field || hasOnlyDefaults(field));
+    return field !== undefined && !('default' in field || 'x-inferred' in field);
   });
   return {
     ...plain,
@@ -387,13 +389,6 @@ function input<S extends TSchema>(schema: S): S {
     additionalProperties: false,
   } as unknown as S;
 }
-/** An object whose every field may be left out may be left out too. */
-function hasOnlyDefaults(field: Record<string, unknown>): boolean {
-  return (
-    field['type'] === 'object' && ((input(field as TSchema) as { required?: string[] }).required ?? ['']).length === 0
-  );
-}
-
 /** An object as written by people, or as it was read: what the server decides may be there and is not looked at. */
 function inputObject<S extends TObject>(kind: string, spec: S) {
   return Type.Object(
@@ -453,6 +448,11 @@ export const ListQuery = Type.Object(
     ),
     watch: Type.Boolean({ default: false, description: 'server-sent events, resumed by Last-Event-ID' }),
   },
+  { additionalProperties: false },
+);
+/** Of lists that have neither labels nor watches. */
+export const PageQuery = Type.Object(
+  { limit: ListQuery.properties.limit, continue: ListQuery.properties.continue },
   { additionalProperties: false },
 );
 export const PointsQuery = Type.Object(

@@ -1,0 +1,67 @@
+/** Agents over REST: they come by joining, and go by being revoked here, even while replications name them. */
+import type { FastifyInstance } from 'fastify';
+import type { Agent } from '../resources.ts';
+import { listOrWatch, page } from './list.ts';
+import { notFound } from './problem.ts';
+import { route } from './route.ts';
+import type { Context } from './route.ts';
+import { ListQuery, PageQuery } from './schema.ts';
+
+const url = '/api/v1/agents';
+const tag = 'agents';
+
+export function agentRoutes(app: FastifyInstance, context: Context): void {
+  const { store, engine, events } = context;
+  function find(name = ''): Agent {
+    const agent = store.get('Agent', name);
+    if (agent === undefined) throw notFound('agent', name);
+    return agent;
+  }
+  route(app, {
+    method: 'GET',
+    url,
+    tag,
+    summary: 'List or watch agents',
+    query: ListQuery,
+    answer: 'AgentList',
+    handle: ({ query, reply }) => listOrWatch(context, 'Agent', query, reply, (agent) => agent),
+  });
+  route(app, {
+    method: 'GET',
+    url: `${url}/:name`,
+    tag,
+    summary: 'Read an agent',
+    answer: 'Agent',
+    handle: ({ params }) => find(params['name']),
+  });
+  route(app, {
+    method: 'DELETE',
+    url: `${url}/:name`,
+    tag,
+    summary: 'Revoke an agent: its connections end, its certificates are worthless, it must join anew',
+    answer: 'Agent',
+    handle({ params, ifVersion }) {
+      const agent = find(params['name']);
+      const { name } = agent.metadata;
+      // The object goes first: without it no certificate is good, so a new connection in between is not let in.
+      const deleted = store.delete('Agent', name, ifVersion) ?? agent;
+      engine.revokeAgent(name);
+      const message = 'revoked; it must join anew with a new token';
+      events.emit({ code: 'AgentRevoked', level: 'WARNING', message, object: `Agent/${name}` });
+      return deleted;
+    },
+  });
+  route(app, {
+    method: 'GET',
+    url: `${url}/:name/volumes`,
+    tag,
+    summary: 'List what an agent has found on its node',
+    query: PageQuery,
+    answer: 'AgentVolumeList',
+    handle({ params, query }) {
+      const volumes = engine.volumes(find(params['name']).metadata.name);
+      const sorted = [...volumes].sort((a, b) => (a.path < b.path ? -1 : 1));
+      return page(sorted, ({ path }) => path, query, store.version());
+    },
+  });
+}

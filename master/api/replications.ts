@@ -1,0 +1,316 @@
+/**
+ * Replications over REST: what is asked for is checked and stored, the controllers do it. Also the recovery points,
+ * which are data of the replica and are asked of the engine.
+ */
+import { isDeepStrictEqual } from 'node:util';
+import type { FastifyInstance } from 'fastify';
+import type { Static } from 'typebox';
+import { parseCron } from '../cron.ts';
+import { apiVersion } from '../resources.ts';
+import type { Recovery, Replication, ReplicationSpec } from '../resources.ts';
+import type { Draft } from '../store.ts';
+import { check } from './check.ts';
+import { listOrWatch, page } from './list.ts';
+import { mergePatch } from './patch.ts';
+import { ApiProblem, invalid, notFound } from './problem.ts';
+import type { FieldError } from './problem.ts';
+import { route } from './route.ts';
+import type { Context } from './route.ts';
+import { ActionInput, DeleteReplicationQuery, ListQuery, MergePatch, PointsQuery, ReplicationInput } from './schema.ts';
+
+type Input = Static<typeof ReplicationInput>;
+const url = '/api/v1/replications';
+const tag = 'replications';
+
+/** Records of replicas whose replication was deleted with keepReplica: by uid, what they were. */
+export const keptReplicas = 'kept-replicas';
+
+export function replicationRoutes(app: FastifyInstance, context: Context): void {
+  const { store, engine, events, clock } = context;
+  const view = (replication: Replication): Replication => withLag(replication, clock.nowMs());
+
+  route(app, {
+    method: 'GET',
+    url,
+    tag,
+    summary: 'List or watch replications',
+    query: ListQuery,
+    answer: 'ReplicationList',
+    handle: ({ query, reply }) => listOrWatch(context, 'Replication', query, reply, view),
+  });
+  route(app, {
+    method: 'POST',
+    url,
+    tag,
+    summary: 'Mirror a volume',
+    body: ReplicationInput,
+    answer: 'Replication',
+    status: 201,
+    handle({ body }) {
+      const spec = complete(context, body.spec);
+      const replication = store.create('Replication', body.metadata.name, draft(body, spec));
+      const { source, target } = spec;
+      const message = `${source.agent}:${source.path} is mirrored to ${target.storageClass}`;
+      events.emit({ code: 'ReplicationCreated', level: 'INFO', message, object: `Replication/${body.metadata.name}` });
+      return view(replication);
+    },
+  });
+  route(app, {
+    method: 'GET',
+    url: `${url}/:name`,
+    tag,
+    summary: 'Read a replication',
+    answer: 'Replication',
+    handle: ({ params }) => view(find(context, params['name'])),
+  });
+  route(app, {
+    method: 'PUT',
+    url: `${url}/:name`,
+    tag,
+    summary: 'Replace the specification of a replication',
+    body: ReplicationInput,
+    answer: 'Replication',
+    handle: ({ params, body, ifVersion }) =>
+      view(replace(context, find(context, params['name']), body, ifVersion ?? body.metadata.resourceVersion)),
+  });
+  route(app, {
+    method: 'PATCH',
+    url: `${url}/:name`,
+    tag,
+    summary: 'Change fields of a replication',
+    body: MergePatch,
+    answer: 'Replication',
+    handle({ params, body, ifVersion }) {
+      const old = find(context, params['name']);
+      const { apiVersion, kind, metadata, spec } = old;
+      const merged = check(ReplicationInput, mergePatch({ apiVersion, kind, metadata, spec }, body));
+      return view(replace(context, old, merged, ifVersion ?? merged.metadata.resourceVersion));
+    },
+  });
+  route(app, {
+    method: 'DELETE',
+    url: `${url}/:name`,
+    tag,
+    summary: 'End a replication; its replica goes too, unless it is kept',
+    query: DeleteReplicationQuery,
+    answer: 'Replication',
+    handle: ({ params, query, ifVersion }) =>
+      view(remove(context, find(context, params['name']), query.keepReplica, ifVersion)),
+  });
+
+  function action(name: string, summary: string, change: (replication: Replication, force: boolean) => void): void {
+    route(app, {
+      method: 'POST',
+      url: `${url}/:name/actions/${name}`,
+      tag,
+      summary,
+      body: ActionInput,
+      bodyOptional: true,
+      answer: 'Replication',
+      status: 202,
+      handle({ params, body, ifVersion }) {
+        const { metadata } = find(context, params['name']);
+        return view(store.update('Replication', metadata.name, (object) => change(object, body.force), ifVersion));
+      },
+    });
+  }
+  action('pause', 'Stop mirroring until it is resumed', (object) => (object.spec.paused = true));
+  action('resume', 'Go on with mirroring', (object) => (object.spec.paused = false));
+  action('resync', 'Compare all of source and replica and send what differs', ({ requests }, force) => {
+    requests.resync += 1;
+    requests.force = force;
+  });
+  action('verify', 'Read source and replica whole and compare them', (object) => {
+    needPoint(context, object);
+    object.requests.verify += 1;
+  });
+
+  route(app, {
+    method: 'GET',
+    url: `${url}/:name/points`,
+    tag,
+    summary: 'List the points that can be recovered, oldest first',
+    query: PointsQuery,
+    answer: 'PointList',
+    handle({ params, query }) {
+      const { metadata } = find(context, params['name']);
+      const bound = (time: string | undefined): number | undefined =>
+        time === undefined ? undefined : Date.parse(time);
+      const points = engine.points(metadata.uid, bound(query.from), bound(query.to));
+      return page(points, (point) => String(point.sequence).padStart(16, '0'), query, store.version());
+    },
+  });
+}
+
+export function find({ store }: Pick<Context, 'store'>, name = ''): Replication {
+  const replication = store.get('Replication', name);
+  if (replication === undefined) throw notFound('replication', name);
+  return replication;
+}
+
+/** @throws ApiProblem NoRecoveryPoint while the first copy is not complete */
+export function needPoint({ engine }: Pick<Context, 'engine'>, { metadata, status }: Replication): void {
+  if (status.recoveryPoint !== null || engine.points(metadata.uid).length > 0) return;
+  const detail = `replication ${metadata.name} has no recovery point yet (${status.state}, ${status.phase}); wait for state NORMAL`;
+  throw new ApiProblem('NoRecoveryPoint', detail);
+}
+
+export const ended = (recovery: Recovery): boolean =>
+  ['Cancelled', 'Completed', 'Failed', 'RolledBack'].includes(recovery.status.state);
+
+function withLag(replication: Replication, nowMs: number): Replication {
+  const { lastSyncTime } = replication.status;
+  const lagMs = lastSyncTime === null ? null : Math.max(0, nowMs - Date.parse(lastSyncTime));
+  return {
+    ...replication,
+    status: { ...replication.status, lagSeconds: lagMs === null ? null : Math.round(lagMs) / 1000 },
+  };
+}
+
+/** Fills in what can be inferred, and checks what a schema cannot. @throws ApiProblem Invalid */
+function complete(context: Context, spec: ReplicationSpec, old?: ReplicationSpec): ReplicationSpec {
+  const { store, engine } = context;
+  const { source, target, trigger } = spec;
+  const errors: FieldError[] = [];
+  const wrong = (path: string, message: string): number => errors.push({ path: `spec.${path}`, message });
+
+  const reported = (): ReplicationSpec['source']['volumeMode'] | undefined =>
+    engine.volumes(source.agent).find(({ path }) => path === source.path)?.volumeMode ??
+    (source.path.startsWith('/dev/') ? 'Block' : undefined);
+  // The type has it, as it is there once this function is done.
+  const volumeMode =
+    (source.volumeMode as typeof source.volumeMode | undefined) ?? old?.source.volumeMode ?? reported();
+  if (volumeMode === undefined)
+    wrong('source.volumeMode', 'must be given as Block or Filesystem, as the agent has not reported this path');
+  else source.volumeMode = volumeMode;
+
+  if (store.get('StorageClass', target.storageClass) === undefined) {
+    const known = store.list('StorageClass').map(({ metadata }) => metadata.name);
+    wrong('target.storageClass', `must name a storage class that exists: ${known.join(', ') || 'create one first'}`);
+  }
+  if (volumeMode === 'Block') {
+    if (source.include.length > 0) wrong('source.include', 'is for volumeMode Filesystem only; leave it out');
+    if (source.exclude.length > 0) wrong('source.exclude', 'is for volumeMode Filesystem only; leave it out');
+    if (spec.consistency === 'file') wrong('consistency', 'must be filesystem or crash for volumeMode Block');
+  }
+  if (trigger.schedule !== undefined) {
+    try {
+      parseCron(trigger.schedule);
+    } catch (error) {
+      wrong('trigger.schedule', (error as Error).message);
+    }
+  }
+  // Where it reads from never changes: asking the agent again could only bar changes of other fields.
+  if (errors.length === 0 && old === undefined) errors.push(...engine.validateReplication(spec));
+  if (errors.length > 0) throw invalid(errors);
+  return spec;
+}
+
+function editable(metadata: Input['metadata']): Draft<'Replication'>['metadata'] {
+  const { name, displayName, namespace, labels, annotations } = metadata;
+  return {
+    name,
+    ...(displayName === undefined ? {} : { displayName }),
+    ...(namespace === undefined ? {} : { namespace }),
+    ...(labels === undefined ? {} : { labels }),
+    ...(annotations === undefined ? {} : { annotations }),
+  };
+}
+export { editable as editableMetadata };
+
+function draft(body: Input, spec: ReplicationSpec): Draft<'Replication'> {
+  return {
+    apiVersion,
+    kind: 'Replication',
+    metadata: editable(body.metadata),
+    spec,
+    status: {
+      state: 'PREPARING',
+      phase: 'Pending',
+      role: 'Secondary',
+      captureMethod: null,
+      fencingGeneration: '1',
+      progress: null,
+      recoveryPoint: null,
+      lastSyncTime: null,
+      lagSeconds: null,
+      lagBytes: null,
+      lastSyncDuration: null,
+      lastSyncBytes: null,
+      lastAttemptTime: null,
+      lastVerifiedTime: null,
+      lastDrilledTime: null,
+      nextSyncTime: null,
+      latestImage: null,
+      observedGeneration: 0,
+      conditions: [],
+    },
+    requests: { sync: spec.trigger.manual === undefined ? 0 : 1, resync: 0, verify: 0, force: false },
+  };
+}
+
+function replace(context: Context, old: Replication, body: Input, ifVersion: string | undefined): Replication {
+  const spec = complete(context, body.spec, old.spec);
+  const errors: FieldError[] = [];
+  const fixed = (path: string, before: unknown, after: unknown): void => {
+    const message = 'cannot be changed; create another replication instead';
+    if (!isDeepStrictEqual(before, after)) errors.push({ path, message });
+  };
+  fixed('metadata.name', old.metadata.name, body.metadata.name);
+  fixed('metadata.namespace', old.metadata.namespace, body.metadata.namespace ?? old.metadata.namespace);
+  for (const field of ['agent', 'path', 'volumeMode'] as const)
+    fixed(`spec.source.${field}`, old.spec.source[field], spec.source[field]);
+  fixed('spec.target.storageClass', old.spec.target.storageClass, spec.target.storageClass);
+  if (errors.length > 0) throw invalid(errors);
+
+  const change = (object: Replication): void => {
+    const { manual } = spec.trigger;
+    if (manual !== undefined && manual !== object.spec.trigger.manual) object.requests.sync += 1;
+    const { uid, generation, resourceVersion, creationTimestamp, namespace } = object.metadata;
+    object.metadata = {
+      ...(namespace === undefined ? {} : { namespace }),
+      ...(editable(body.metadata) as Replication['metadata']),
+      ...{ uid, generation, resourceVersion, creationTimestamp },
+    };
+    object.spec = spec;
+  };
+  return context.store.update('Replication', old.metadata.name, change, ifVersion);
+}
+
+/**
+ * Snapshots go first, so that a crash in between leaves none behind for the next replication of this name. What is to be
+ * kept is recorded before anything is gone: whoever clears replicas that no object names spares those.
+ */
+function remove(context: Context, old: Replication, keepReplica: boolean, ifVersion: string | undefined): Replication {
+  const { store, events, clock } = context;
+  const { name, uid, resourceVersion } = old.metadata;
+  if (ifVersion !== undefined && ifVersion !== resourceVersion)
+    throw new ApiProblem('VersionConflict', `replication ${name} is at version ${resourceVersion}; read it again`);
+  const snapshots = store.list('Snapshot').filter(({ spec }) => spec.replication === name);
+  const nowMs = clock.nowMs();
+  const errors: FieldError[] = [];
+  for (const recovery of store.list('Recovery').filter(({ spec }) => spec.replication === name))
+    if (!ended(recovery))
+      errors.push({
+        path: `Recovery/${recovery.metadata.name}`,
+        message: `is ${recovery.status.state}; cancel it first`,
+      });
+  for (const { metadata, spec } of snapshots) {
+    const path = `Snapshot/${name}/${metadata.name}`;
+    if (spec.lockedUntil !== null && Date.parse(spec.lockedUntil) > nowMs)
+      errors.push({ path, message: `is locked until ${spec.lockedUntil}` });
+    else if (spec.pinned) errors.push({ path, message: 'is pinned; unpin it first' });
+  }
+  if (errors.length > 0) {
+    const why = errors.map(({ path, message }) => `${path} ${message}`).join('; ');
+    throw new ApiProblem('Referenced', `replication ${name} cannot be deleted yet: ${why}`, errors);
+  }
+  const time = new Date(nowMs).toISOString();
+  if (keepReplica)
+    store.putRecord(keptReplicas, uid, JSON.stringify({ name, storageClass: old.spec.target.storageClass, time }));
+  for (const { metadata } of snapshots) store.delete('Snapshot', `${name}/${metadata.name}`);
+  const deleted = store.delete('Replication', name) ?? old;
+  const message = keepReplica ? `deleted; its replica ${uid} is kept` : 'deleted with its replica';
+  events.emit({ code: 'ReplicationDeleted', level: 'INFO', message, object: `Replication/${name}` });
+  return deleted;
+}

@@ -1,0 +1,273 @@
+/**
+ * The HTTP server of the control API: authentication, rights, errors, audit, idempotency, OpenAPI - and the routes of the
+ * other files here.
+ *
+ * Guarantees: no route is answered without an entry in rights.ts; every error is a problem document; an answered write is
+ * durable and has its audit event; bodies are at most 1 MiB and 64 levels deep. A fault of ours answers 500 with the
+ * request's id and nothing more. TLS when `listen.tls` is given; that plain HTTP stays on the loopback is for the caller.
+ */
+import type { AddressInfo } from 'node:net';
+import { randomUUID } from 'node:crypto';
+import swagger from '@fastify/swagger';
+import swaggerUi from '@fastify/swagger-ui';
+import fastify, { LogController } from 'fastify';
+import type { FastifyBaseLogger, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import Type from 'typebox';
+import type { TSchema } from 'typebox';
+import { formatHostPort, isLoopback } from '../../proto/value.ts';
+import { agentRoutes } from './agents.ts';
+import { eventRoutes } from './events.ts';
+import { idempotency } from './idempotency.ts';
+import { ApiProblem, asProblem, document, problemCodes } from './problem.ts';
+import { recoveryRoutes } from './recoveries.ts';
+import { replicationRoutes } from './replications.ts';
+import { allows, rightOf } from './rights.ts';
+import type { Right } from './rights.ts';
+import { header } from './route.ts';
+import type { Context } from './route.ts';
+import * as S from './schema.ts';
+import { snapshotRoutes } from './snapshots.ts';
+import { storageClassRoutes } from './storageclasses.ts';
+import { tokenRoutes } from './tokens.ts';
+import { watches } from './watch.ts';
+
+export interface ApiOptions extends Omit<Context, 'watches'> {
+  /** Port 0: any free one. */
+  listen: { host: string; port: number; tls?: { key: string | Buffer; cert: string | Buffer } };
+  metrics: { contentType: string; text(): Promise<string> };
+  version: string;
+  /** Whether /readyz says so; absent: as soon as it listens. */
+  ready?: () => boolean;
+  /** Faults of ours are logged here; absent: nowhere. */
+  logger?: FastifyBaseLogger;
+  heartbeatMs?: number;
+}
+export interface Api {
+  /** Such as http://127.0.0.1:8080, with the port that it got. */
+  url: string;
+  /** Every route as "METHOD /path". */
+  routes: string[];
+  close(): Promise<void>;
+}
+
+const maxBodyBytes = 1 << 20;
+const maxDepth = 64;
+const problemType = 'application/problem+json';
+
+export async function startApi(options: ApiOptions): Promise<Api> {
+  const { listen, tokens, events } = options;
+  const open = watches(options.heartbeatMs);
+  const context: Context = { ...options, watches: open };
+  const app = fastify({
+    ...(listen.tls === undefined ? {} : { https: listen.tls }),
+    ...(options.logger === undefined ? { logger: false } : { loggerInstance: options.logger }),
+    logController: new LogController({ disableRequestLogging: true }),
+    frameworkErrors: (error, request, reply) => sendProblem(error, request, reply),
+    bodyLimit: maxBodyBytes,
+    exposeHeadRoutes: false,
+    forceCloseConnections: true,
+    genReqId: () => randomUUID(),
+    requestIdHeader: false,
+    routerOptions: { maxParamLength: 512 },
+  }) as unknown as FastifyInstance;
+
+  const routes: string[] = [];
+  app.addHook('onRoute', ({ method, url }) => {
+    for (const verb of [method].flat()) {
+      // Our bug, found at the start: nothing may be reachable by forgetting.
+      if (rightOf(verb, url) === undefined) throw new Error(`${verb} ${url} has no entry in rights.ts`);
+      routes.push(`${verb} ${url}`);
+    }
+  });
+  app.decorateRequest('caller', null);
+  app.decorateRequest('text', '');
+  app.decorateRequest('about', null);
+  app.addHook('onRequest', async (request, reply) => {
+    void reply.header('x-request-id', request.id).header('x-content-type-options', 'nosniff');
+    const url = request.routeOptions.url;
+    const right = url === undefined ? 'agents:read' : rightOf(request.method, url);
+    authorize(tokens, request, right);
+  });
+  parseBodies(app);
+  // Bodies and queries are checked in route.ts, by the same schemas, with messages that name field and cure.
+  app.setValidatorCompiler(() => () => true);
+  app.setErrorHandler((error, request, reply) => sendProblem(error, request, reply));
+  app.setNotFoundHandler((request, reply) =>
+    sendProblem(
+      new ApiProblem('NotFound', `there is no ${request.method} ${request.url.split('?')[0] ?? ''}; see /docs`),
+      request,
+      reply,
+    ),
+  );
+  keepAnswers(app, context);
+  app.addHook('onSend', async (request, reply, payload: unknown) => {
+    audit(request, reply, events);
+    return payload;
+  });
+
+  await openapi(app, options.version);
+  app.get('/healthz', { schema: { hide: true } }, async () => ({ status: 'ok' }));
+  app.get('/readyz', { schema: { hide: true } }, async () => {
+    if (options.ready?.() === false) throw new ApiProblem('Unavailable', 'the master is starting or stopping');
+    return { status: 'ok' };
+  });
+  app.get('/metrics', { schema: { hide: true } }, async (_request, reply) =>
+    reply.type(options.metrics.contentType).send(await options.metrics.text()),
+  );
+  app.get('/openapi.json', { schema: { hide: true } }, async () => app.swagger());
+  replicationRoutes(app, context);
+  snapshotRoutes(app, context);
+  recoveryRoutes(app, context);
+  agentRoutes(app, context);
+  storageClassRoutes(app, context);
+  eventRoutes(app, context);
+  tokenRoutes(app, context);
+
+  await app.listen({ host: listen.host, port: listen.port });
+  const { address, port } = app.server.address() as AddressInfo;
+  return {
+    url: `http${listen.tls === undefined ? '' : 's'}://${formatHostPort({ host: address, port })}`,
+    routes,
+    async close() {
+      open.close();
+      await app.close();
+    },
+  };
+}
+
+/** Finds out who calls, and whether they may. @throws ApiProblem Unauthorized, Forbidden */
+function authorize(tokens: Context['tokens'], request: FastifyRequest, right: Right | undefined): void {
+  if (right === 'open') return;
+  const authorization = request.headers.authorization;
+  const secret = /^Bearer +([\x21-\x7e]{1,512})$/i.exec(authorization ?? '')?.[1];
+  if (authorization === undefined && right?.startsWith('local-') && isLocal(request)) return;
+  const caller = secret === undefined ? undefined : tokens.caller(secret);
+  if (caller === undefined) {
+    const detail =
+      authorization === undefined
+        ? 'send Authorization: Bearer TOKEN; the first token is in the file admin.token of the master'
+        : 'this token is not (any more) valid; an admin makes a new one with POST /api/v1/tokens';
+    throw new ApiProblem('Unauthorized', detail);
+  }
+  request.caller = caller;
+  // A method that a known path does not have: not found, for those who may look at all.
+  if (right === undefined || allows(right, caller.role)) return;
+  throw new ApiProblem('Forbidden', `the role ${caller.role} has no right ${right}; ask an admin or manager`);
+}
+
+/** From this machine and not passed on by a proxy that stands here for others. */
+function isLocal(request: FastifyRequest): boolean {
+  const address = (request.socket.remoteAddress ?? '').replace(/^::ffff:/, '');
+  return isLoopback(address) && !('x-forwarded-for' in request.headers) && !('forwarded' in request.headers);
+}
+
+function parseBodies(app: FastifyInstance): void {
+  const parse = app.getDefaultJsonParser('error', 'error');
+  app.removeAllContentTypeParsers();
+  const types = ['application/json', 'application/merge-patch+json'];
+  app.addContentTypeParser(types, { parseAs: 'string' }, (request, body, done) => {
+    request.text = body as string;
+    if (request.text.trim() === '') return done(null, undefined);
+    return void parse(request, request.text, (error, value: unknown) => {
+      if (error !== null) done(new ApiProblem('BadJson', error.message));
+      else if (isDeeper(value, maxDepth)) done(new ApiProblem('BadJson', `more than ${maxDepth} levels deep`));
+      else done(null, value);
+    });
+  });
+}
+
+function isDeeper(value: unknown, levels: number): boolean {
+  if (typeof value !== 'object' || value === null) return false;
+  return levels === 0 || Object.values(value).some((item) => isDeeper(item, levels - 1));
+}
+
+function sendProblem(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
+  const problem = asProblem(error);
+  if (problem.code === 'Internal') request.log.error({ err: error, requestId: request.id }, 'request failed');
+  if (problem.code === 'Unauthorized') void reply.header('www-authenticate', 'Bearer');
+  const { status } = problemCodes[problem.code];
+  // As a string: the route's answer schema is not for this one.
+  return reply
+    .code(status)
+    .type(problemType)
+    .send(JSON.stringify(document(problem, request.id)));
+}
+
+function isWrite(request: FastifyRequest): boolean {
+  return request.method !== 'GET' && request.method !== 'HEAD';
+}
+
+/** Idempotency-Key; see idempotency.ts. */
+function keepAnswers(app: FastifyInstance, { store, clock }: Context): void {
+  const kept = idempotency(store, clock);
+  const replayed = new WeakSet<FastifyRequest>();
+  const keyOf = (request: FastifyRequest): string | undefined => {
+    const key = isWrite(request) ? header(request, 'idempotency-key') : undefined;
+    return request.caller === null || request.routeOptions.config.secret === true ? undefined : key;
+  };
+  const requestOf = (request: FastifyRequest): string => `${request.method} ${request.url}\n${request.text}`;
+  app.addHook('preHandler', async (request, reply) => {
+    const key = keyOf(request);
+    if (key === undefined || request.caller === null) return;
+    const answer = kept.find(request.caller.name, key, requestOf(request));
+    if (answer === undefined) return;
+    replayed.add(request);
+    return reply
+      .code(answer.status)
+      .header('idempotency-replayed', 'true')
+      .type('application/json; charset=utf-8')
+      .send(answer.body);
+  });
+  app.addHook('onSend', async (request, reply, payload: unknown) => {
+    const key = keyOf(request);
+    const isDone = reply.statusCode < 300 && typeof payload === 'string' && !replayed.has(request);
+    if (key !== undefined && request.caller !== null && isDone)
+      kept.keep(request.caller.name, key, requestOf(request), { status: reply.statusCode, body: payload });
+    return payload;
+  });
+}
+
+/** Writes that were done, and those that the role forbade: the others changed nothing and are the caller's own business. */
+function audit(request: FastifyRequest, reply: FastifyReply, events: Context['events']): void {
+  const isDone = reply.statusCode < 300;
+  const isForbidden = reply.statusCode === 403;
+  const who = request.caller;
+  if (!isWrite(request) || who === null || !(isDone || isForbidden) || reply.hasHeader('idempotency-replayed')) return;
+  const message = `${who.name} (${who.role}): ${request.method} ${request.url} - ${reply.statusCode}`;
+  events.emit({ code: 'AuditWrite', level: isDone ? 'INFO' : 'WARNING', message, object: request.about });
+}
+
+async function openapi(app: FastifyInstance, version: string): Promise<void> {
+  const items = {
+    Replication: S.Replication,
+    Agent: S.Agent,
+    AgentVolume: S.AgentVolume,
+    StorageClass: S.StorageClass,
+    Snapshot: S.Snapshot,
+    Recovery: S.Recovery,
+    Point: S.Point,
+    Event: S.Event,
+    Token: S.Token,
+  };
+  const add = (id: string, schema: TSchema): unknown => app.addSchema({ ...schema, $id: id });
+  for (const [id, schema] of Object.entries(items)) {
+    add(id, schema);
+    add(`${id}List`, S.listOf(Type.Unsafe({ $ref: `${id}#` })));
+  }
+  add('NewToken', S.NewToken);
+  add('Problem', S.Problem);
+  await app.register(swagger, {
+    openapi: {
+      openapi: '3.1.0',
+      info: { title: 'Replicator control API', version },
+      security: [{ token: [] }],
+      components: { securitySchemes: { token: { type: 'http', scheme: 'bearer' } } },
+    },
+    refResolver: {
+      buildLocalReference: (json, _base, _fragment, index) =>
+        typeof json['$id'] === 'string' ? json['$id'] : `def-${index}`,
+    },
+  });
+  // Everything that the page needs comes from here; no validator on the internet.
+  await app.register(swaggerUi, { routePrefix: '/docs', uiConfig: { validatorUrl: null, persistAuthorization: true } });
+}

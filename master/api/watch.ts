@@ -1,0 +1,104 @@
+/**
+ * Watches as server-sent events. A message's `data` is {"type", "object"}, its `id` is what a client gives back as
+ * Last-Event-ID to go on without gap or repeat. A watch without Last-Event-ID begins with all objects as ADDED; these
+ * carry no id, one bare `id:` after the last of them does - so a line cut in the middle begins anew instead of skipping.
+ * A client that reads slowly makes the reader wait, not memory grow; one that falls behind the history is cut off and told
+ * 410 when it comes back.
+ */
+import { PassThrough } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import type { FastifyReply } from 'fastify';
+import { StoreConflict } from '../store.ts';
+import { ApiProblem, invalid } from './problem.ts';
+import type { WatchMessage } from './schema.ts';
+
+export interface WatchSource<T> {
+  /** Version of the state that `list` gives. */
+  version(): number;
+  list(): Iterable<T>;
+  /** undefined as object: nothing for this watcher, but the position moves. */
+  changes(since: number, signal: AbortSignal): AsyncIterable<{ version: number; message: WatchMessage<T> | undefined }>;
+}
+
+/** All watches of a server: bounded in number, ended with it. */
+export interface Watches {
+  send<T>(reply: FastifyReply, source: WatchSource<T>, serialize: (object: T) => string): FastifyReply;
+  close(): void;
+}
+
+export const maxWatches = 1000;
+
+export function watches(heartbeatMs = 15_000): Watches {
+  const closing = new AbortController();
+  let open = 0;
+  return {
+    send(reply, source, serialize) {
+      if (open >= maxWatches) throw new ApiProblem('Unavailable', `${maxWatches} watches are open; end one of them`);
+      const since = position(reply);
+      const gone = new AbortController();
+      const signal = AbortSignal.any([gone.signal, closing.signal]);
+      const first = since === undefined ? [...source.list()] : [];
+      const from = since ?? source.version();
+      // Throws Expired here, before anything is answered.
+      const changes = source.changes(from, signal);
+      open += 1;
+      const body = new PassThrough();
+      let at = from;
+      // Each chunk is whole messages, so a heartbeat may come between any two; its id covers what was filtered out.
+      const heartbeat = setInterval(() => {
+        if (body.writableLength === 0) body.write(`: heartbeat\nid: ${at}\n\n`);
+      }, heartbeatMs);
+      const end = (): void => {
+        clearInterval(heartbeat);
+        gone.abort();
+      };
+      reply.raw.once('close', end);
+      pipeline(
+        messages(first, from, changes, serialize, (version) => (at = version)),
+        body,
+      )
+        .catch(() => undefined) // the client is gone, or is told by the broken line
+        .finally(() => {
+          open -= 1;
+          end();
+        });
+      return reply
+        .header('content-type', 'text/event-stream')
+        .header('cache-control', 'no-store')
+        .header('x-accel-buffering', 'no')
+        .send(body);
+    },
+    close: () => closing.abort(),
+  };
+}
+
+function position(reply: FastifyReply): number | undefined {
+  const id = reply.request.headers['last-event-id'];
+  if (id === undefined || id === '') return undefined;
+  if (typeof id === 'string' && /^\d{1,15}$/.test(id)) return Number(id);
+  throw invalid([{ path: 'Last-Event-ID', message: 'must be the id of the last event received' }]);
+}
+
+function data(object: string, type: string): string {
+  return `data: {"type":"${type}","object":${object}}\n\n`;
+}
+
+async function* messages<T>(
+  first: T[],
+  from: number,
+  changes: AsyncIterable<{ version: number; message: WatchMessage<T> | undefined }>,
+  serialize: (object: T) => string,
+  moved: (version: number) => void,
+): AsyncGenerator<string> {
+  for (const object of first) yield data(serialize(object), 'ADDED');
+  yield `id: ${from}\n\n`;
+  try {
+    for await (const { version, message } of changes) {
+      if (message !== undefined) yield `id: ${version}\n${data(serialize(message.object), message.type)}`;
+      moved(version);
+    }
+  } catch (error) {
+    // Too far behind: the end of the answer makes the client come back, and then it is told.
+    if (!(error instanceof StoreConflict)) throw error;
+  }
+}
