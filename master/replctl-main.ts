@@ -54,7 +54,7 @@ ${Object.entries(verbs)
   .map(([name, { program }]) => `  ${name.padEnd(12)}${program.summary.split('. ')[0]}`)
   .join('\n')}
 
-The master is found by --url, REPLICATOR_URL, --data, ./cdm-data/master (the quickstart's) or
+The master is found by --url, --data, REPLICATOR_URL, ./cdm-data/master (the quickstart's) or
 /var/lib/replicator-master, in this order; else http://127.0.0.1:8080.
 Exit status: 0 done, 1 refused or failed, 2 wrong usage.`,
 };

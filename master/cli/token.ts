@@ -3,9 +3,11 @@
  */
 import { optional, toggle, UsageError } from '../../proto/cli.ts';
 import { parseChoice, parseName } from '../../proto/value.ts';
-import { roles, type NewTokenView } from '../api/schema.ts';
+import type { NewTokenView, Role } from '../api/schema.ts';
 import { stringify } from 'yaml';
 import { verb } from './verb.ts';
+
+const roles = ['admin', 'manager', 'operator', 'user'] as const satisfies Role[];
 
 export const token = verb(
   {

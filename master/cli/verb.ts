@@ -1,11 +1,10 @@
 /**
  * What every verb of replctl has in common: the flags that say which master and how to print, and what a verb is given.
  *
- * Where the master is: --url, else REPLICATOR_URL, else `endpoints.json` of the master's data directory (--data, else
- * ./cdm-data/master, where the quickstart keeps it, else /var/lib/replicator-master), else http://127.0.0.1:8080. The
- * token and the CA: --token-file and --ca-file, else REPLICATOR_TOKEN_FILE, else `admin.token` and `ca.pem` of that
- * directory. A token of one master is never sent to another by accident: with a URL given, the directory is only
- * looked at when it is given too.
+ * Where the master is: --url, else `endpoints.json` of --data, else REPLICATOR_URL, else `endpoints.json` of
+ * ./cdm-data/master (where the quickstart keeps it) or /var/lib/replicator-master, else http://127.0.0.1:8080. The token
+ * and the CA: --token-file and --ca-file, else `admin.token` and `ca.pem` of --data, else REPLICATOR_TOKEN_FILE, else
+ * those of the directory that the address came from. So a token of one master is never sent to another by accident.
  */
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -86,7 +85,7 @@ function session(options: CommonOptions, signal: AbortSignal): Session {
 }
 
 function open(options: CommonOptions): Client {
-  const url = options.url ?? environmentUrl();
+  const url = options.url ?? (options.data === undefined ? environmentUrl() : undefined);
   const directory = options.data ?? (url === undefined ? defaultDirectories.find(hasEndpoints) : undefined);
   if (options.data !== undefined && url === undefined && !hasEndpoints(options.data))
     throw new UsageError(
@@ -95,8 +94,10 @@ function open(options: CommonOptions): Client {
     );
   const caFile = options['ca-file'] ?? beside(directory, 'ca.pem');
   if (caFile !== undefined) setDefaultCACertificates([...getCACertificates('default'), read(caFile, '--ca-file')]);
+  const ownToken = beside(directory, 'admin.token');
   const environmentToken = process.env['REPLICATOR_TOKEN_FILE'] || undefined;
-  const tokenFile = options['token-file'] ?? environmentToken ?? beside(directory, 'admin.token');
+  const tokenFile =
+    options['token-file'] ?? (options.data === undefined ? undefined : ownToken) ?? environmentToken ?? ownToken;
   const token = tokenFile === undefined ? '' : read(tokenFile, '--token-file').trim();
   return connect(url ?? (directory === undefined ? 'http://127.0.0.1:8080' : endpointOf(directory)), token);
 }
