@@ -66,7 +66,7 @@ await t.test('a directory keeps its identity while it is used, and loses it when
   t.match(first, { exists: true, kind: 'directory', path: at('tree') });
   writeFileSync(at('tree/file'), 'x');
   t.equal((await sourceFacts(at('tree'), 'Filesystem')).sourceId, first.sourceId);
-  rmSync(at('tree'), { recursive: true });
+  renameSync(at('tree'), at('tree-before')); // kept, as a filesystem without birth times may give its inode again
   mkdirSync(at('tree'));
   t.not((await sourceFacts(at('tree'), 'Filesystem')).sourceId, first.sourceId);
 });

@@ -1,0 +1,103 @@
+import { mkdirSync, mkdtempSync, realpathSync, rmSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import t from 'tap';
+import { describeVolume, listVolumes } from '../../../agent/volumes.ts';
+import { allowList } from '../../../proto/allow.ts';
+import { decode, encode } from '../../../proto/wire.ts';
+import { loopMount, missingForLoop, run } from '../../loop.ts';
+
+const root = realpathSync(mkdtempSync(join(tmpdir(), 'volumes-')));
+t.teardown(() => rmSync(root, { recursive: true }));
+const at = (path: string): string => join(root, path);
+
+function put(path: string, content: object | string = ''): void {
+  mkdirSync(dirname(at(path)), { recursive: true });
+  writeFileSync(at(path), typeof content === 'string' ? content : JSON.stringify(content));
+}
+
+const csi = 'kubelet/pods/uid-1/volumes/kubernetes.io~csi';
+mkdirSync(at(`${csi}/pvc-a/mount`), { recursive: true });
+put(`${csi}/pvc-a/vol_data.json`, { driverName: 'csi.example', volumeHandle: 'vol-a', specVolID: 'pvc-a' });
+mkdirSync(at(`${csi}/inline/mount`), { recursive: true });
+put(`${csi}/inline/vol_data.json`, { driverName: 'csi.example', volumeLifecycleMode: 'Ephemeral' });
+mkdirSync(at(`${csi}/half-made/mount`), { recursive: true });
+put(`${csi}/half-made/vol_data.json`, '{"driverNa');
+mkdirSync(at('kubelet/pods/uid-1/volumes/kubernetes.io~empty-dir/cache'), { recursive: true });
+mkdirSync(at('tree'));
+put('image');
+truncateSync(at('image'), 12345);
+
+const allow = [at('image'), at('tree'), at('absent')];
+const rules = { allow, own: [at('data')], recoveries: [], kubelet: at('kubelet') };
+const options = { mayRead: allowList(rules).mayRead, allow, kubelet: at('kubelet') };
+
+await t.test('volumes of pods are listed with the names of their driver', async (t) => {
+  const volumes = await listVolumes(options);
+  const of = (path: string): object => volumes.find((volume) => volume.path === at(path)) ?? {};
+  t.match(of(`${csi}/pvc-a/mount`), {
+    kind: 'directory',
+    volumeMode: 'Filesystem',
+    csiDriver: 'csi.example',
+    csiVolume: 'vol-a',
+    persistentVolume: 'pvc-a',
+    podUid: 'uid-1',
+    eligible: true,
+    reason: '',
+  });
+  t.match(of(`${csi}/inline/mount`), { eligible: false, reason: /ephemeral/, persistentVolume: '' });
+  t.match(of(`${csi}/half-made/mount`), { eligible: true, persistentVolume: 'half-made', csiDriver: '' });
+  t.match(of('image'), { kind: 'image', volumeMode: 'Block', sizeBytes: 12345, eligible: true });
+  t.match(of('tree'), { kind: 'directory', volumeMode: 'Filesystem', eligible: true });
+  t.same(of('absent'), {});
+  const paths = volumes.map(({ path }) => path);
+  t.same(paths, [...new Set(paths)].sort());
+  for (const { eligible, reason } of volumes) t.equal(eligible, reason === '', 'a reason, or eligible');
+  const sent = { inventory: { volumes } };
+  t.same(decode('AgentMessage', encode('AgentMessage', sent)).inventory, sent.inventory, 'goes over the wire');
+});
+
+await t.test('a path that is asked for is described, or refused with the cure', async (t) => {
+  t.match(await describeVolume(at('image'), options), { kind: 'image', eligible: true });
+  t.match(await describeVolume(at('kubelet/pods/uid-1/volumes/kubernetes.io~empty-dir/cache'), options), {
+    eligible: false,
+    reason: /emptyDir.*PersistentVolumeClaim/,
+  });
+  t.match(await describeVolume(root, options), { eligible: false, reason: /own data/ });
+  t.match(await describeVolume(tmpdir(), options), { eligible: false, reason: /--allow|own data/ });
+  t.match(await describeVolume(at('absent'), options), { eligible: false, reason: /does not exist/ });
+  t.match(await describeVolume('/', options), { eligible: false, reason: /system/ });
+});
+
+await t.test('devices and mounts', { skip: missingForLoop('ext4') }, async (t) => {
+  const { device, image, mountPoint } = await loopMount(t, 'ext4', 32);
+  const pv = at(`${csi}/pvc-b/mount`);
+  mkdirSync(pv, { recursive: true });
+  put(`${csi}/pvc-b/vol_data.json`, { driverName: 'csi.example', volumeHandle: 'vol-b', specVolID: 'pvc-b' });
+  run('mount', '--bind', mountPoint, pv);
+  t.teardown(() => run('umount', pv));
+  const links = 'kubelet/pods/uid-1/volumeDevices/kubernetes.io~csi';
+  mkdirSync(at(links), { recursive: true });
+  symlinkSync(device, at(`${links}/pvc-c`));
+  put('kubelet/plugins/kubernetes.io/csi/volumeDevices/pvc-c/data/vol_data.json', {
+    driverName: 'csi.example',
+    volumeHandle: 'vol-c',
+    specVolID: 'pvc-c',
+  });
+  const volumes = await listVolumes(options);
+  const of = (path: string): object => volumes.find((volume) => volume.path === path) ?? {};
+  t.match(of(device), { kind: 'loop', sizeBytes: 32 << 20, filesystem: 'ext4', eligible: false, reason: /--allow/ });
+  t.match(of(mountPoint), { kind: 'mount', filesystem: 'ext4', eligible: false, reason: /hostPath.*--allow/ });
+  t.match(of(pv), { kind: 'mount', csiVolume: 'vol-b', filesystem: 'ext4', mountPoint: pv, eligible: true });
+  t.match(of(at(`${links}/pvc-c`)), {
+    kind: 'loop',
+    volumeMode: 'Block',
+    sizeBytes: 32 << 20,
+    csiVolume: 'vol-c',
+    filesystem: 'ext4',
+    eligible: true,
+  });
+  t.match(of('/'), { eligible: false });
+  const named = { ...options, mayRead: allowList({ ...rules, allow: [image] }).mayRead };
+  t.match(await describeVolume(image, named), { kind: 'image', filesystem: 'ext4', mountPoint, eligible: true });
+});
