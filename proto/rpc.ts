@@ -133,6 +133,8 @@ interface Ends {
   abort(error: ReplicationError): void;
   /** The iteration was left with the call still open. */
   left(): void;
+  /** No more messages will come: calls back once it is sure that this is a good end, if it is. */
+  ended(good: () => void): void;
 }
 
 function wrap<O extends keyof Messages, I extends keyof Messages>(call: Call, out: O, into: I, ends: Ends) {
@@ -157,8 +159,10 @@ function wrap<O extends keyof Messages, I extends keyof Messages>(call: Call, ou
   };
   call.on('readable', ring);
   call.on('end', () => {
-    readEnded = true;
-    ring();
+    ends.ended(() => {
+      readEnded = true;
+      ring();
+    });
   });
   call.on('close', ring);
 
@@ -234,7 +238,16 @@ export async function serve<O extends keyof Messages, I extends keyof Messages>(
   handler: (stream: Stream<Messages[O], Messages[I]>, signal: AbortSignal) => Promise<void>,
   signal: AbortSignal,
 ): Promise<void> {
-  const ends = { abort: (error: ReplicationError) => void call.emit('error', toStatus(error)), left: () => undefined };
+  const ends: Ends = {
+    abort: (error) => void call.emit('error', toStatus(error)),
+    left: () => undefined,
+    ended(good) {
+      // A call that the client reset ends like one that it ended well; sending headers makes grpc-js look, and say
+      // "cancelled" within this turn of the loop.
+      call.sendMetadata(new grpc.Metadata());
+      setImmediate(good);
+    },
+  };
   const { stream, fail, abort, finish } = wrap(call, out, into, ends);
   const gone = new AbortController();
   call.on('cancelled', () => {
@@ -270,7 +283,11 @@ function clientStream<O extends keyof Messages, I extends keyof Messages>(
     throw signal?.aborted === true ? asReplicationError(error, 'Stopped') : fromStatus(error);
   }
   const cancel = (): void => call.cancel();
-  const { stream, fail, abort, finish } = wrap(call, out, into, { abort: cancel, left: cancel });
+  const { stream, fail, abort, finish } = wrap(call, out, into, {
+    abort: cancel,
+    left: cancel,
+    ended: (good) => good(),
+  });
   const stop = (): void => abort(asReplicationError(signal?.reason, 'Stopped'));
   signal?.addEventListener('abort', stop);
   call.on('error', (error) => fail(fromStatus(error)));
