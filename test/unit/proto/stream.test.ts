@@ -9,7 +9,7 @@ t.test('a pair delivers in order, and a full window holds the sender', async (t)
   await client.send(1);
   let free = false;
   const second = client.send(2).then(() => (free = true));
-  await new Promise(setImmediate);
+  await new Promise((resolve) => setImmediate(resolve));
   t.equal(free, false);
   t.same(await server.receive.next(), { value: 1, done: false });
   await second;
@@ -24,10 +24,11 @@ t.test('a pair delivers in order, and a full window holds the sender', async (t)
 });
 
 t.test('a cut reaches both sides, also those that wait', async (t) => {
-  const { client, server, cut } = streamPair<number, number>(1);
+  const pair = streamPair<number, number>(1);
+  const { client, server } = pair;
   const waiting = [client.send(1), server.receive.next().then(() => server.receive.next()), client.receive.next()];
-  await new Promise(setImmediate);
-  cut(new ReplicationError('Stopped', 'enough'));
+  await new Promise((resolve) => setImmediate(resolve));
+  pair.cut(new ReplicationError('Stopped', 'enough'));
   const outcomes = await Promise.allSettled(waiting);
   t.same(
     outcomes.map(({ status }) => status),
