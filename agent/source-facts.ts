@@ -90,7 +90,7 @@ function refused(path: string, what: string): ReplicationError {
 
 async function deviceSize(path: string): Promise<number> {
   await using file = await fs.open(path, 'r');
-  return blkgetsize64(file.fd);
+  return await blkgetsize64(file.fd); // awaited here: else the descriptor is closed under the call
 }
 
 async function directoryFacts(real: string, stat: BigIntStats): Promise<SourceFacts> {

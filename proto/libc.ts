@@ -6,6 +6,9 @@
  * code 'ENOTSUP', as everywhere in Node); buffers stay alive until their call has ended. Paths are bytes or UTF-8 strings,
  * names and values of attributes are bytes. Works with glibc 2.28, x86-64 and arm64.
  *
+ * A descriptor must stay open until its call has ended; unlike Node's own calls these do not hold it. Below an `await using`
+ * that means `return await`: a bare `return` closes the file first.
+ *
  * A call that hangs in the kernel (a dead NFS server, a freeze) keeps one thread of the pool: what can hang for long runs in
  * a process of its own (agent/guard-main.ts). Calls cannot be cancelled. Nothing here opens files: callers open with
  * node:fs, below a root by way of /proc/self/fd/N/name.

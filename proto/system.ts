@@ -60,7 +60,7 @@ export const systemDisk: Disk = {
     const file = await fs.open(path, constants.O_RDONLY | constants.O_NONBLOCK).catch(ifAbsent(undefined));
     if (!file) return undefined;
     await using held = file;
-    return sizeOf(held);
+    return await sizeOf(held); // awaited here: else the descriptor is closed under the call
   },
   async rename(from, to) {
     await fs.rename(from, to);

@@ -13,7 +13,7 @@ import { loopMount, missingForLoop } from '../../loop.ts';
 /** Thaws what is frozen, so only to be asked once. */
 async function isFrozen(mountPoint: string): Promise<boolean> {
   await using file = await open(mountPoint, 'r');
-  return fithaw(file.fd).then(
+  return await fithaw(file.fd).then(
     () => true,
     () => false,
   );
