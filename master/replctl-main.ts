@@ -7,7 +7,7 @@
 import { helpText, nearest, printUsageError, programVersion, toggle, UsageError, type Program } from '../proto/cli.ts';
 import { parseArgs } from 'node:util';
 import { apply } from './cli/apply.ts';
-import { ApiProblem, Unreachable, type Client } from './cli/client.ts';
+import { ApiProblem, Unreachable } from './cli/client.ts';
 import { completion } from './cli/completion.ts';
 import { plain } from './cli/format.ts';
 import { describe, get } from './cli/get.ts';
@@ -25,20 +25,10 @@ const version = verb(
   async (session, { options }) => {
     session.print(`replctl ${programVersion()}`);
     if (options.client) return 0;
-    session.print(`master ${await masterVersion(session.client)} at ${session.client.url}`);
+    session.print(`master ${await session.client.version()} at ${session.client.url}`);
     return 0;
   },
 );
-async function masterVersion({ url }: Client): Promise<string> {
-  try {
-    const response = await fetch(new URL('/openapi.json', url), { signal: AbortSignal.timeout(10_000) });
-    const { info } = (await response.json()) as { info: { version: string } };
-    return info.version;
-  } catch (error) {
-    throw new Unreachable(`The master at ${url} does not answer.`, { cause: error });
-  }
-}
-
 const verbs: Record<string, Verb> = {
   get, describe, apply, replicate, snapshot, pause, resume, resync, verify, recover, rollback, cancel, delete: remove,
   watch, token, completion: completion(() => verbs), version,

@@ -6,9 +6,11 @@
  * file leaves out gets its default.
  */
 import { readFileSync } from 'node:fs';
+import { isDeepStrictEqual } from 'node:util';
 import { parseAllDocuments } from 'yaml';
 import { required, UsageError } from '../../proto/cli.ts';
 import { parseName, parseText } from '../../proto/value.ts';
+import type { Metadata } from '../resources.ts';
 import { ApiProblem, type Client } from './client.ts';
 import { printObject } from './get.ts';
 import { kindOf, type Kind } from './kinds.ts';
@@ -17,11 +19,12 @@ import { verb } from './verb.ts';
 /** An object as people write it. */
 interface Written {
   kind: string;
-  metadata: { name: string; resourceVersion?: string };
+  metadata: { name: string };
   spec?: { replication?: unknown };
 }
 interface Stored {
-  metadata: { resourceVersion: string };
+  metadata: { name: string };
+  spec: unknown;
 }
 const appliable: Record<string, string> = {
   Replication: 'replications',
@@ -61,21 +64,32 @@ function checked(object: unknown, where: string): Written {
   return object as Written;
 }
 
-async function put(client: Client, kind: Kind, owner: string, object: Written): Promise<[Stored, string]> {
+/** Only what people decide: a file made by `get -o yaml` holds a status and a version that are old by now. */
+function decided({ metadata, spec, ...rest }: Written): Written {
+  const { kind } = rest;
+  const { uid, generation, resourceVersion, creationTimestamp, ...own } = metadata as Partial<Metadata> &
+    Written['metadata'];
+  return { kind, metadata: own, ...(spec !== undefined && { spec }) };
+}
+function differs(before: Stored, after: Stored): boolean {
+  return !isDeepStrictEqual(decided(before as Written & Stored), decided(after as Written & Stored));
+}
+
+async function put(client: Client, kind: Kind, owner: string, written: Written): Promise<[Stored, string]> {
+  const object = decided(written);
   const path = `${kind.path(owner)}/${object.metadata.name}`;
   let before: Stored;
   try {
     before = await client.get<Stored>(path);
   } catch (error) {
     if (!(error instanceof ApiProblem && error.problem.status === 404)) throw error;
-    const { lockedUntil, pinned } = (object.spec ?? {}) as { lockedUntil?: unknown; pinned?: unknown };
-    const body = owner === '' ? object : { name: object.metadata.name, lockedUntil, pinned };
+    const { replication, ...settings } = object.spec ?? {};
+    const body = owner === '' ? object : { name: object.metadata.name, ...settings };
     return [await client.send<Stored>('POST', kind.path(owner), body), 'created'];
   }
-  const version = object.metadata.resourceVersion;
   const method = kind.plural === 'replications' ? 'PUT' : 'PATCH';
-  const after = await client.send<Stored>(method, path, object, version);
-  return [after, after.metadata.resourceVersion === before.metadata.resourceVersion ? 'unchanged' : 'configured'];
+  const after = await client.send<Stored>(method, path, object);
+  return [after, differs(before, after) ? 'configured' : 'unchanged'];
 }
 
 export const apply = verb(

@@ -24,6 +24,8 @@ export class Unreachable extends Error {}
 
 export interface Client {
   readonly url: string;
+  /** Version of the master, from its OpenAPI document. */
+  version(): Promise<string>;
   get<T>(path: string, signal?: AbortSignal): Promise<T>;
   send<T>(method: 'POST' | 'PUT' | 'PATCH' | 'DELETE', path: string, body?: unknown, ifMatch?: string): Promise<T>;
   /** All pages as one list. */
@@ -34,13 +36,14 @@ export interface Client {
 
 /** `token` empty: no Authorization header. Paths given to the client start with `/` and are below /api/v1. */
 export function connect(url: string, token: string): Client {
-  const base = `${url.replace(/\/+$/, '')}/api/v1`;
+  const root = url.replace(/\/+$/, '');
+  const base = `${root}/api/v1`;
   const headers: Record<string, string> = token === '' ? {} : { authorization: `Bearer ${token}` };
 
-  async function request(path: string, init: RequestInit): Promise<Response> {
+  async function request(address: string, init: RequestInit): Promise<Response> {
     let response: Response;
     try {
-      response = await fetch(base + path, { ...init, headers: { ...headers, ...(init.headers as object) } });
+      response = await fetch(address, { ...init, headers: { ...headers, ...(init.headers as object) } });
     } catch (error) {
       if (init.signal?.aborted) throw error;
       throw new Unreachable(`The master at ${url} cannot be reached: ${reasonOf(error)}.`, { cause: error });
@@ -49,15 +52,19 @@ export function connect(url: string, token: string): Client {
     return response;
   }
   async function get<T>(path: string, signal?: AbortSignal): Promise<T> {
-    return (await (await request(path, { signal: signal ?? null })).json()) as T;
+    return (await (await request(base + path, { signal: signal ?? null })).json()) as T;
   }
 
   return {
     url,
+    async version(): Promise<string> {
+      const document = (await (await request(`${root}/openapi.json`, {})).json()) as { info: { version: string } };
+      return document.info.version;
+    },
     get,
     async send<T>(method: string, path: string, body?: unknown, ifMatch?: string): Promise<T> {
       const type = method === 'PATCH' ? 'application/merge-patch+json' : 'application/json';
-      const response = await request(path, {
+      const response = await request(base + path, {
         method,
         headers: {
           ...(body !== undefined && { 'content-type': type }),
@@ -87,7 +94,7 @@ export function connect(url: string, token: string): Client {
         const both = AbortSignal.any([signal, silence.signal]);
         try {
           const accept = { accept: 'text/event-stream', 'last-event-id': last };
-          const response = await request(withQuery(path, { watch: 'true' }), { headers: accept, signal: both });
+          const response = await request(base + withQuery(path, { watch: 'true' }), { headers: accept, signal: both });
           for await (const event of serverSentEvents(response.body, () => alive.refresh())) {
             failures = 0;
             if (event.data !== '') yield JSON.parse(event.data) as WatchMessage<T>;

@@ -113,6 +113,8 @@ export const get = verb(
       from: only('from', 'points'),
       to: only('to', 'points'),
     };
+    if (name !== '' && kind.plural === 'tokens')
+      throw new UsageError('Tokens are listed, not read one by one.', 'Leave out the name.');
     if (name !== '') {
       const object = await session.client.get<unknown>(`${kind.path(owner)}/${name}`);
       if (session.output === 'table' || session.output === 'wide') printItems(session, kind, [object], owner);
