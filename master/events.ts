@@ -21,6 +21,10 @@ import type { Clock } from '../proto/effects.ts';
 export const eventCodes = {
   MasterStarted: { service: 'master', text: 'The master is ready; the message has its version.' },
   MasterStopped: { service: 'master', text: 'The master was stopped in order.' },
+  MasterTrouble: {
+    service: 'master',
+    text: 'A part of the master does not work as it should; the message says which.',
+  },
   AgentJoined: { service: 'agent', text: 'A node joined with a token and got its certificate.' },
   AgentConnected: { service: 'agent', text: 'The agent is connected.' },
   AgentDisconnected: { service: 'agent', text: 'The line to the agent ended; it dials again by itself.' },
