@@ -1,0 +1,497 @@
+/**
+ * The replications that this master owns: for each one its replica, who feeds it, and its status in the store.
+ *
+ * One keyed loop: whatever happens to a replication (its object changes, the agent reports, a commit, a second passes)
+ * leads to the same `settle`, which opens what must be open and writes the status that follows from the facts.
+ * Guarantees: the store's status is derived, never a source of truth; a replica is open once at most and is closed before
+ * its data is removed; data is removed only for a replication that was deleted without keepReplica.
+ * Failure: a replica that cannot be opened is tried again with growing pauses, and its status says why.
+ */
+import type { Effects } from '../proto/effects.ts';
+import { asReplicationError, ReplicationError } from '../proto/errors.ts';
+import { granuleBytes } from '../proto/granule.ts';
+import { Lock } from '../proto/lock.ts';
+import type { Assignment, Report, Trouble } from '../proto/wire.ts';
+import type { EventInput, Events } from './engine.ts';
+import type { Metrics } from './metrics.ts';
+import type { CommitRecord } from './replica/frame.ts';
+import type { Point } from './replica/horizon.ts';
+import { Replica, type ReplicaLimits } from './replica/replica.ts';
+import type { PointView, Replication, ReplicationStatus } from './resources.ts';
+import { nextTime, parseCron } from './cron.ts';
+import { readHello, serveSession, type MirrorStream } from './session.ts';
+import { pointView, statusOf } from './status.ts';
+import { openStorage, type StorageDriver } from './storage.ts';
+import type { Store } from './store.ts';
+
+/** Status without a change of state is written at most this often. */
+const statusEveryMs = 1000;
+/** An agent whose line broke this recently is not called gone: it dials again at once. */
+const graceMs = 10_000;
+const advanceEveryMs = 5000;
+const reopenMs = { first: 1000, most: 30_000 };
+const doneTable = 'requests-done';
+/** Written by the API when a replication is deleted with keepReplica. */
+const keptTable = 'kept-replicas';
+
+export interface MirrorsOptions {
+  store: Store;
+  effects: Effects;
+  events: Events;
+  metrics: Pick<Metrics, 'onReport' | 'onSync' | 'onVerify' | 'onWritten'>;
+  limits?: ReplicaLimits;
+  /** Assignments of an agent may have changed. */
+  notify: () => void;
+  /** Whether the agent's control line is up. */
+  connected: (agent: string) => boolean;
+}
+
+interface Mirror {
+  readonly name: string;
+  readonly uid: string;
+  replica: Replica | undefined;
+  report: Report | undefined;
+  readonly lock: Lock;
+  /** Ends its sessions and work. */
+  readonly closing: AbortController;
+  openFailure: { trouble: Trouble; againMs: number; pauseMs: number } | undefined;
+  applyTrouble: Trouble | undefined;
+  journalShort: boolean;
+  lastSync: { durationSeconds: number; bytes: number } | undefined;
+  lastAttemptMs: number | undefined;
+  lastVerified: { ms: number; mismatchedGranules: number } | undefined;
+  lastDrilledMs: number | undefined;
+  lastConnectedMs: number;
+  writtenMs: number;
+  advancedMs: number;
+  advancing: boolean;
+  nextCronMs: number | undefined;
+}
+
+export interface Mirrors {
+  /** Opens what exists and keeps it right until the signal aborts; then all replicas are closed. */
+  run(signal: AbortSignal): Promise<void>;
+  /** One Mirror call, to its end. */
+  serve(agent: string, stream: MirrorStream, signal: AbortSignal): Promise<void>;
+  assignmentsFor(agent: string): Assignment[];
+  onReport(agent: string, report: Report): void;
+  /** Open, or undefined; the status says why not. */
+  replica(uid: string): Replica | undefined;
+  points(uid: string, fromMs?: number, toMs?: number): PointView[];
+  view(uid: string, point: Point): PointView;
+  driver(storageClass: string): StorageDriver | undefined;
+  drilled(uid: string, ms: number): void;
+}
+
+export function mirrors(options: MirrorsOptions): Mirrors {
+  const { store, effects, events } = options;
+  const { clock } = effects;
+  const all = new Map<string, Mirror>();
+  const drivers = new Map<string, { path: string; driver: StorageDriver }>();
+
+  function driver(name: string): StorageDriver | undefined {
+    const spec = store.get('StorageClass', name)?.spec;
+    if (!spec) return undefined;
+    const known = drivers.get(name);
+    if (known?.path === spec.parameters.path) return known.driver;
+    const opened = openStorage(spec, effects.disk, effects.random);
+    drivers.set(name, { path: spec.parameters.path, driver: opened });
+    return opened;
+  }
+
+  function tell(mirror: Mirror, code: string, level: EventInput['level'], message: string): void {
+    events.emit({ code, level, message, object: `Replication/${mirror.name}` });
+  }
+
+  function add(replication: Replication): Mirror {
+    const { name, uid } = replication.metadata;
+    const mirror: Mirror = {
+      name,
+      uid,
+      replica: undefined,
+      report: undefined,
+      lock: new Lock(),
+      closing: new AbortController(),
+      openFailure: undefined,
+      applyTrouble: undefined,
+      journalShort: false,
+      lastSync: undefined,
+      lastAttemptMs: undefined,
+      lastVerified: undefined,
+      lastDrilledMs: undefined,
+      lastConnectedMs: clock.monotonicMs(),
+      writtenMs: -Infinity,
+      advancedMs: -Infinity,
+      advancing: false,
+      nextCronMs: undefined,
+    };
+    all.set(uid, mirror);
+    return mirror;
+  }
+
+  /** Everything there is to do for one replication now. Cheap when nothing is. */
+  async function settle(mirror: Mirror): Promise<void> {
+    const replication = store.get('Replication', mirror.name);
+    if (replication?.metadata.uid !== mirror.uid) return drop(mirror);
+    if (!mirror.replica) await open(mirror, replication);
+    runSchedule(mirror, replication);
+    writeStatus(mirror, replication);
+    advanceSoon(mirror, replication);
+  }
+
+  async function open(mirror: Mirror, replication: Replication): Promise<void> {
+    if (mirror.openFailure && clock.monotonicMs() < mirror.openFailure.againMs) return;
+    try {
+      const storage = driver(replication.spec.target.storageClass);
+      if (!storage) {
+        throw new ReplicationError(
+          'TargetFailed',
+          `there is no storage class ${replication.spec.target.storageClass}; create it`,
+        );
+      }
+      mirror.replica = await Replica.open({
+        effects,
+        place: await storage.provision(mirror.name, mirror.uid),
+        mode: replication.spec.source.volumeMode,
+        ...(options.limits ? { limits: options.limits } : {}),
+        onDoubt: (why) => tell(mirror, 'ReplicaOpened', 'WARNING', why),
+      });
+      mirror.openFailure = undefined;
+      options.notify();
+    } catch (thrown) {
+      const error = asReplicationError(thrown, 'TargetFailed');
+      const pauseMs = Math.min(reopenMs.most, (mirror.openFailure?.pauseMs ?? reopenMs.first / 2) * 2);
+      const trouble = { reason: reasonOf(error), message: error.message, stops: true };
+      if (mirror.openFailure?.trouble.message !== trouble.message)
+        tell(mirror, 'TargetTrouble', 'ERROR', error.message);
+      mirror.openFailure = { trouble, againMs: clock.monotonicMs() + pauseMs, pauseMs };
+    }
+  }
+
+  async function drop(mirror: Mirror): Promise<void> {
+    all.delete(mirror.uid);
+    mirror.closing.abort(new ReplicationError('NotAssigned', `replication ${mirror.name} was deleted`));
+    await mirror.replica?.close();
+    mirror.replica = undefined;
+    store.putRecord(doneTable, mirror.uid, undefined);
+    await removeOrphans();
+  }
+
+  /** Replicas that belong to no replication and are not to be kept. */
+  async function removeOrphans(): Promise<void> {
+    const wanted = new Set([
+      ...store.list('Replication').map(({ metadata }) => metadata.uid),
+      ...store.listRecords(keptTable).map(({ key }) => key),
+    ]);
+    for (const { metadata } of store.list('StorageClass')) {
+      const storage = driver(metadata.name);
+      for (const uid of (await storage?.list()) ?? []) {
+        if (wanted.has(uid) || all.has(uid)) continue;
+        try {
+          await storage?.remove(uid);
+        } catch (error) {
+          const message = `the replica ${uid} of a deleted replication cannot be removed: ${asReplicationError(error).message}`;
+          events.emit({ code: 'StorageTrouble', level: 'WARNING', message, object: `StorageClass/${metadata.name}` });
+        }
+      }
+    }
+  }
+
+  function runSchedule(mirror: Mirror, { spec }: Replication): void {
+    const { schedule } = spec.trigger;
+    if (schedule === undefined) {
+      mirror.nextCronMs = undefined;
+      return;
+    }
+    const nowMs = clock.nowMs();
+    if (mirror.nextCronMs !== undefined && nowMs >= mirror.nextCronMs && !spec.paused) {
+      store.update('Replication', mirror.name, (object) => void object.requests.sync++);
+      options.notify();
+      mirror.nextCronMs = undefined;
+    }
+    mirror.nextCronMs ??= nextTime(parseCron(schedule), nowMs);
+  }
+
+  function connectedNow(mirror: Mirror, agent: string): boolean {
+    const nowMs = clock.monotonicMs();
+    if (options.connected(agent)) mirror.lastConnectedMs = nowMs;
+    return nowMs - mirror.lastConnectedMs < graceMs;
+  }
+
+  function writeStatus(mirror: Mirror, replication: Replication): void {
+    const { spec, metadata, status } = replication;
+    const newestPoint = mirror.replica?.newestPoint;
+    const troubles = [mirror.openFailure?.trouble, mirror.applyTrouble].filter((trouble) => trouble !== undefined);
+    const next = statusOf(
+      {
+        spec,
+        generation: metadata.generation,
+        fencingGeneration: status.fencingGeneration,
+        nowMs: clock.nowMs(),
+        agentConnected: connectedNow(mirror, spec.source.agent),
+        report: mirror.report,
+        newestPoint,
+        newestPointView: newestPoint && view(mirror.uid, newestPoint),
+        masterTroubles: troubles,
+        lastSync: mirror.lastSync,
+        lastAttemptMs: mirror.lastAttemptMs,
+        lastVerified: mirror.lastVerified,
+        lastDrilledMs: mirror.lastDrilledMs,
+        nextSyncMs: mirror.nextCronMs,
+        latestImage: latestImage(mirror.name),
+        journalShort: mirror.journalShort,
+      },
+      status,
+    );
+    const urgent =
+      next.state !== status.state || next.phase !== status.phase || conditionText(next) !== conditionText(status);
+    const nowMs = clock.monotonicMs();
+    if (!urgent && nowMs - mirror.writtenMs < statusEveryMs) return;
+    if (JSON.stringify({ ...next, lagSeconds: null }) === JSON.stringify({ ...status, lagSeconds: null })) return;
+    mirror.writtenMs = nowMs;
+    store.update('Replication', mirror.name, (object) => {
+      object.status = next;
+    });
+    tellChanges(mirror, status, next);
+  }
+
+  function tellChanges(mirror: Mirror, before: ReplicationStatus, now: ReplicationStatus): void {
+    if (now.state !== before.state) {
+      const level = now.state === 'ERROR' || now.state === 'FAILED' ? 'ERROR' : 'INFO';
+      const why = now.conditions.find(({ type, status }) => type === 'Degraded' && status === 'True');
+      tell(mirror, 'ReplicationState', level, `${before.state} to ${now.state}${why ? `: ${why.message}` : ''}`);
+    }
+    if (now.phase !== before.phase) tell(mirror, 'PhaseChanged', 'INFO', `${before.phase} to ${now.phase}`);
+    if (now.captureMethod !== before.captureMethod) {
+      tell(mirror, 'CaptureChosen', 'INFO', `${now.captureMethod ?? 'none'}: ${mirror.report?.captureReason ?? ''}`);
+    }
+  }
+
+  function latestImage(name: string): string | null {
+    const ready = store
+      .list('Snapshot')
+      .filter(({ spec, status }) => spec.replication === name && status.state === 'Ready');
+    ready.sort((a, b) => (a.status.point?.sequence ?? 0) - (b.status.point?.sequence ?? 0));
+    return ready.at(-1)?.metadata.name ?? null;
+  }
+
+  function advanceSoon(mirror: Mirror, { spec }: Replication): void {
+    const { replica } = mirror;
+    if (!replica || mirror.advancing || clock.monotonicMs() - mirror.advancedMs < advanceEveryMs) return;
+    mirror.advancing = true;
+    void replica
+      .advance(spec.journalSeconds, mirror.closing.signal)
+      .then(
+        ({ short }) => {
+          mirror.journalShort = short;
+          mirror.applyTrouble = undefined;
+        },
+        (thrown: unknown) => {
+          if (mirror.closing.signal.aborted) return;
+          const error = asReplicationError(thrown, 'TargetFailed');
+          if (mirror.applyTrouble?.message !== error.message) tell(mirror, 'TargetTrouble', 'ERROR', error.message);
+          mirror.applyTrouble = { reason: reasonOf(error), message: error.message, stops: false };
+        },
+      )
+      .finally(() => {
+        mirror.advancing = false;
+        mirror.advancedMs = clock.monotonicMs();
+      });
+  }
+
+  function view(uid: string, point: Point): PointView {
+    const mirror = all.get(uid);
+    const snapshot = store
+      .list('Snapshot')
+      .find(({ spec, status }) => spec.replication === mirror?.name && status.point?.sequence === point.sequence);
+    return pointView(point, snapshot?.metadata.name ?? null, mirror?.replica?.drilledUs(point.sequence));
+  }
+
+  function onCommit(mirror: Mirror, commit: CommitRecord): void {
+    // Before the first point the journal is only a buffer: it is applied as it comes.
+    if (!mirror.replica?.newestPoint || commit.point)
+      mirror.advancedMs = Math.min(mirror.advancedMs, clock.monotonicMs() - advanceEveryMs);
+    if (commit.point) {
+      const durationSeconds = Math.max(0, commit.committedUs - commit.startedUs) / 1e6;
+      mirror.lastSync = { durationSeconds, bytes: commit.sentBytes };
+      mirror.lastAttemptMs = commit.startedUs / 1000;
+      options.metrics.onSync(mirror.name, 'success', durationSeconds);
+      if (commit.verified) verified(mirror, commit);
+    }
+    void settleLocked(mirror);
+  }
+
+  function verified(mirror: Mirror, commit: CommitRecord): void {
+    mirror.lastVerified = { ms: commit.committedUs / 1000, mismatchedGranules: commit.mismatchedGranules };
+    options.metrics.onVerify(mirror.name, commit.mismatchedGranules * granuleBytes);
+    if (commit.mismatchedGranules > 0) {
+      tell(
+        mirror,
+        'VerifyMismatch',
+        'ERROR',
+        `${commit.mismatchedGranules} pieces differed from the source and were sent again`,
+      );
+    } else {
+      tell(mirror, 'VerifyCompleted', 'INFO', `source and replica are equal at point ${commit.sequence}`);
+    }
+  }
+
+  async function settleLocked(mirror: Mirror): Promise<void> {
+    try {
+      await mirror.lock.run(() => settle(mirror));
+    } catch (error) {
+      tell(mirror, 'TargetTrouble', 'ERROR', asReplicationError(error).message);
+    }
+  }
+
+  function doneOf(uid: string): { sync: number; resync: number; verify: number } {
+    const text = store.getRecord(doneTable, uid);
+    return text === undefined ? { sync: 0, resync: 0, verify: 0 } : (JSON.parse(text) as ReturnType<typeof doneOf>);
+  }
+
+  return {
+    async run(signal) {
+      for (const replication of store.list('Replication')) add(replication);
+      await removeOrphans();
+      const watching = watch(signal);
+      while (!signal.aborted) {
+        await Promise.all([...all.values()].map((mirror) => settleLocked(mirror)));
+        await clock.sleep(statusEveryMs, signal).catch(() => undefined);
+      }
+      await watching;
+      for (const mirror of all.values()) {
+        mirror.closing.abort(new ReplicationError('Stopped', 'the master is being stopped'));
+        await mirror.lock.run(async () => mirror.replica?.close());
+      }
+    },
+
+    async serve(agent, stream, signal) {
+      const hello = await readHello(stream);
+      const mirror = all.get(hello.replicationUid);
+      const replication = mirror && store.get('Replication', mirror.name);
+      if (!replication || replication.spec.source.agent !== agent) {
+        throw new ReplicationError('NotAssigned', `replication ${hello.replicationUid} is not assigned to ${agent}`);
+      }
+      const { replica } = mirror;
+      if (!replica) {
+        throw new ReplicationError(
+          'TargetFailed',
+          mirror.openFailure?.trouble.message ?? 'the replica is being opened',
+        );
+      }
+      if (hello.fencingGeneration !== replication.status.fencingGeneration) {
+        throw new ReplicationError(
+          'Fenced',
+          `generation ${hello.fencingGeneration} may not write this replica any more`,
+        );
+      }
+      mirror.lastAttemptMs = clock.nowMs();
+      await serveSession(
+        replica,
+        agent,
+        hello,
+        stream,
+        clock,
+        {
+          onCommit: (commit) => onCommit(mirror, commit),
+          onVerified: ({ badGranules }) => {
+            if (badGranules > 0)
+              tell(
+                mirror,
+                'ReplicaDamaged',
+                'ERROR',
+                `${badGranules} stored pieces were damaged; they are fetched again`,
+              );
+          },
+        },
+        AbortSignal.any([signal, mirror.closing.signal]),
+      );
+    },
+
+    assignmentsFor(agent) {
+      return store
+        .list('Replication')
+        .filter(({ spec, metadata }) => spec.source.agent === agent && all.get(metadata.uid)?.replica !== undefined)
+        .map((replication) => assignmentOf(replication, doneOf(replication.metadata.uid)));
+    },
+
+    onReport(agent, report) {
+      const mirror = all.get(report.replicationUid);
+      if (!mirror || store.get('Replication', mirror.name)?.spec.source.agent !== agent) return;
+      mirror.report = report;
+      options.metrics.onReport(agent, mirror.name, report);
+      const before = doneOf(mirror.uid);
+      const done = {
+        sync: Math.max(before.sync, report.syncRequestDone),
+        resync: Math.max(before.resync, report.resyncRequestDone),
+        verify: Math.max(before.verify, report.verifyRequestDone),
+      };
+      if (JSON.stringify(done) !== JSON.stringify(before)) store.putRecord(doneTable, mirror.uid, JSON.stringify(done));
+      void settleLocked(mirror);
+    },
+
+    replica: (uid) => all.get(uid)?.replica,
+    driver,
+    view,
+
+    points(uid, fromMs = -Infinity, toMs = Infinity) {
+      const points = all.get(uid)?.replica?.points ?? [];
+      return points
+        .filter(({ sourceUs }) => sourceUs / 1000 >= fromMs && sourceUs / 1000 <= toMs)
+        .map((point) => view(uid, point));
+    },
+
+    drilled(uid, ms) {
+      const mirror = all.get(uid);
+      if (!mirror) return;
+      mirror.lastDrilledMs = ms;
+      void settleLocked(mirror);
+    },
+  };
+
+  async function watch(signal: AbortSignal): Promise<void> {
+    for await (const change of store.watch({ kinds: ['Replication', 'StorageClass'], signal })) {
+      if (change.kind !== 'Replication') continue;
+      const { uid } = change.object.metadata;
+      const mirror = all.get(uid) ?? (change.type === 'DELETED' ? undefined : add(change.object));
+      // Our own writes of status come by here too; settling again is cheap, and the agent is told only what is new.
+      options.notify();
+      if (mirror) void settleLocked(mirror);
+    }
+  }
+}
+
+function assignmentOf(
+  { metadata, spec, status, requests }: Replication,
+  done: { sync: number; resync: number; verify: number },
+): Assignment {
+  return {
+    replicationUid: metadata.uid,
+    name: metadata.name,
+    fencingGeneration: status.fencingGeneration,
+    path: spec.source.path,
+    volumeMode: spec.source.volumeMode,
+    include: spec.source.include,
+    exclude: spec.source.exclude,
+    continuous: spec.trigger.continuous === true,
+    cutIntervalSeconds: Math.min(60, Math.max(1, spec.rpoSeconds / 2)),
+    consistency: spec.consistency ?? '',
+    maxFreezeMs: spec.maxFreezeMs,
+    compression: spec.compression,
+    bandwidthBytesPerSecond: spec.bandwidthBytesPerSecond,
+    readBytesPerSecond: spec.readBytesPerSecond,
+    paused: spec.paused,
+    syncRequest: requests.sync > done.sync ? requests.sync : 0,
+    resyncRequest: requests.resync > done.resync ? requests.resync : 0,
+    verifyRequest: requests.verify > done.verify ? requests.verify : 0,
+    force: requests.force,
+  };
+}
+
+function conditionText({ conditions }: ReplicationStatus): string {
+  return conditions.map(({ type, status, reason }) => `${type}=${status}/${reason}`).join();
+}
+
+function reasonOf(error: ReplicationError): string {
+  return error.code === 'TargetFull' ? 'SpaceLow' : error.code;
+}

@@ -1,0 +1,214 @@
+/** A replication's status from the facts, as the contract words it. Pure: the same facts give the same status. */
+import type { Report, Trouble } from '../proto/wire.ts';
+import type { Point } from './replica/horizon.ts';
+import type {
+  Condition,
+  Consistency,
+  Phase,
+  PointView,
+  ReplicationSpec,
+  ReplicationState,
+  ReplicationStatus,
+} from './resources.ts';
+
+export interface StatusFacts {
+  spec: ReplicationSpec;
+  generation: number;
+  fencingGeneration: string;
+  nowMs: number;
+  /** The agent's line to the master is up. */
+  agentConnected: boolean;
+  /** Newest report since the agent connected. */
+  report: Report | undefined;
+  newestPoint: Point | undefined;
+  newestPointView: PointView | undefined;
+  /** What is wrong on the master's side: storage, replica. */
+  masterTroubles: Trouble[];
+  lastSync: { durationSeconds: number; bytes: number } | undefined;
+  lastAttemptMs: number | undefined;
+  lastVerified: { ms: number; mismatchedGranules: number } | undefined;
+  lastDrilledMs: number | undefined;
+  nextSyncMs: number | undefined;
+  latestImage: string | null;
+  /** The source's journal is shorter than asked for. */
+  journalShort: boolean;
+}
+
+const phases: ReadonlySet<string> = new Set<Phase>([
+  'Pending',
+  'InitialSync',
+  'Mirroring',
+  'Resyncing',
+  'Verifying',
+  'Paused',
+]);
+
+export function statusOf(facts: StatusFacts, previous: ReplicationStatus): ReplicationStatus {
+  const { report, newestPoint, nowMs } = facts;
+  const troubles = troublesOf(facts);
+  const stopped = troubles.find((trouble) => trouble.stops);
+  const phase = phaseOf(facts);
+  const lastSyncMs = lastSyncOf(facts);
+  const working = report !== undefined && ['InitialSync', 'Resyncing', 'Verifying'].includes(phase);
+  return {
+    state: stateOf(newestPoint !== undefined, stopped),
+    phase,
+    role: 'Secondary',
+    captureMethod:
+      report?.captureMethod === undefined || report.captureMethod === ''
+        ? previous.captureMethod
+        : report.captureMethod,
+    fencingGeneration: facts.fencingGeneration,
+    progress: working ? progressOf(report) : null,
+    recoveryPoint: facts.newestPointView ?? null,
+    lastSyncTime: timeText(lastSyncMs),
+    lagSeconds: lastSyncMs === undefined ? null : Math.max(0, nowMs - lastSyncMs) / 1000,
+    lagBytes:
+      report && report.dirtyBytes > 0
+        ? report.dirtyBytes
+        : newestPoint && lastSyncMs !== undefined
+          ? previous.lagBytes
+          : null,
+    lastSyncDuration: facts.lastSync ? `${facts.lastSync.durationSeconds.toFixed(1)}s` : previous.lastSyncDuration,
+    lastSyncBytes: facts.lastSync?.bytes ?? previous.lastSyncBytes,
+    lastAttemptTime: timeText(facts.lastAttemptMs) ?? previous.lastAttemptTime,
+    lastVerifiedTime: timeText(facts.lastVerified?.ms) ?? previous.lastVerifiedTime,
+    lastDrilledTime: timeText(facts.lastDrilledMs) ?? previous.lastDrilledTime,
+    nextSyncTime: timeText(facts.nextSyncMs),
+    latestImage: facts.latestImage,
+    observedGeneration: facts.generation,
+    conditions: conditionsOf(facts, troubles, phase, previous),
+  };
+}
+
+/** Never initialized and stuck: FAILED. Initialized and stuck: ERROR; the copy is there, it only grows old. */
+function stateOf(initialized: boolean, stopped: Trouble | undefined): ReplicationState {
+  if (initialized) return stopped ? 'ERROR' : 'NORMAL';
+  return stopped ? 'FAILED' : 'PREPARING';
+}
+
+function phaseOf({ spec, report, agentConnected, newestPoint }: StatusFacts): Phase {
+  if (spec.paused) return 'Paused';
+  if (!agentConnected) return newestPoint ? 'Disconnected' : 'Pending';
+  return report && phases.has(report.phase) ? (report.phase as Phase) : 'Pending';
+}
+
+/** The cut of the newest point, moved on where capture has proved that nothing changed since. */
+function lastSyncOf({ newestPoint, report }: StatusFacts): number | undefined {
+  if (!newestPoint) return undefined;
+  return Math.max(newestPoint.sourceUs, report?.unchangedSinceUs ?? 0) / 1000;
+}
+
+function progressOf({ bytesTotal, bytesDone, bytesPerSecond }: Report): ReplicationStatus['progress'] {
+  const left = Math.max(0, bytesTotal - bytesDone);
+  return {
+    bytesTotal,
+    bytesDone,
+    bytesPerSecond,
+    secondsLeft: bytesPerSecond > 0 ? Math.ceil(left / bytesPerSecond) : null,
+  };
+}
+
+function troublesOf({ spec, agentConnected, report, masterTroubles, journalShort }: StatusFacts): Trouble[] {
+  const troubles = [...masterTroubles];
+  if (!agentConnected) {
+    troubles.push({
+      reason: 'AgentGone',
+      message: `agent ${spec.source.agent} is not connected; start it and check its line to the master. The copy stays as it is`,
+      stops: true,
+    });
+  } else if (report) {
+    troubles.push(...report.troubles);
+  }
+  if (journalShort) {
+    troubles.push({
+      reason: 'JournalShort',
+      message: `the journal is full and keeps less than journalSeconds ${spec.journalSeconds}; add space or ask for less`,
+      stops: false,
+    });
+  }
+  return troubles;
+}
+
+function conditionsOf(facts: StatusFacts, troubles: Trouble[], phase: Phase, previous: ReplicationStatus): Condition[] {
+  const { newestPoint, spec } = facts;
+  const first = troubles[0];
+  const synchronizing =
+    ['InitialSync', 'Mirroring', 'Resyncing', 'Verifying'].includes(phase) && !troubles.some(({ stops }) => stops);
+  const list: Omit<Condition, 'lastTransitionTime'>[] = [
+    condition('Reconciled', true, 'ReconcileComplete', 'the specification is in force'),
+    condition('Validated', true, 'SpecValid', 'the specification is valid'),
+    condition(
+      'Replicating',
+      newestPoint !== undefined && synchronizing,
+      newestPoint === undefined ? 'NoPointYet' : synchronizing ? 'Replicating' : (first?.reason ?? phase),
+      newestPoint === undefined
+        ? 'the first copy is not complete'
+        : synchronizing
+          ? 'changes are mirrored'
+          : (first?.message ?? `phase ${phase}`),
+    ),
+    condition(
+      'Synchronizing',
+      synchronizing,
+      synchronizing ? syncReason(phase, spec) : (first?.reason ?? phase),
+      syncMessage(phase, first),
+    ),
+    condition(
+      'Completed',
+      newestPoint !== undefined,
+      newestPoint ? 'InitialSyncComplete' : 'InitialSyncPending',
+      newestPoint ? 'there is a recovery point' : 'wait for the first copy',
+    ),
+    condition(
+      'Degraded',
+      first !== undefined,
+      first?.reason ?? 'AsExpected',
+      troubles.map(({ message }) => message).join('; ') || 'nothing is wrong',
+    ),
+    condition(
+      'Resyncing',
+      phase === 'Resyncing' || phase === 'Verifying',
+      phase === 'Resyncing' || phase === 'Verifying' ? phase : 'InSync',
+      phase === 'Resyncing' || phase === 'Verifying' ? 'source and replica are compared' : 'no comparison runs',
+    ),
+  ];
+  const now = new Date(facts.nowMs).toISOString();
+  return list.map((one) => {
+    const before = previous.conditions.find(({ type }) => type === one.type);
+    return { ...one, lastTransitionTime: before?.status === one.status ? before.lastTransitionTime : now };
+  });
+}
+
+function condition(type: string, yes: boolean, reason: string, message: string): Omit<Condition, 'lastTransitionTime'> {
+  return { type, status: yes ? 'True' : 'False', reason, message };
+}
+
+/** VolSync's words. */
+function syncReason(phase: Phase, spec: ReplicationSpec): string {
+  if (phase !== 'Mirroring') return 'SyncInProgress';
+  if (spec.trigger.schedule !== undefined) return 'WaitingForSchedule';
+  return spec.trigger.manual !== undefined ? 'WaitingForManual' : 'SyncInProgress';
+}
+
+function syncMessage(phase: Phase, first: Trouble | undefined): string {
+  if (first?.stops === true) return first.message;
+  return phase === 'Paused' ? 'paused; resume it to go on' : `phase ${phase}`;
+}
+
+/** RFC 3339 UTC with milliseconds; null when unknown. */
+export function timeText(ms: number | undefined): string | null {
+  return ms === undefined || !Number.isFinite(ms) ? null : new Date(ms).toISOString();
+}
+
+export function pointView(point: Point, snapshot: string | null, drilledUs: number | undefined): PointView {
+  return {
+    sequence: point.sequence,
+    sourceTime: new Date(point.sourceUs / 1000).toISOString(),
+    committedTime: new Date(point.committedUs / 1000).toISOString(),
+    consistency: point.consistency as Consistency,
+    digest: point.digest.toString('hex'),
+    snapshot,
+    drilledTime: drilledUs === undefined ? null : new Date(drilledUs / 1000).toISOString(),
+  };
+}
