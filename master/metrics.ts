@@ -8,7 +8,6 @@
  * agents send makes at most `maxReasons` different label values.
  */
 import { Counter, Gauge, Histogram, Registry, collectDefaultMetrics } from 'prom-client';
-import { granuleBytes } from '../proto/granule.ts';
 import type { Clock } from '../proto/effects.ts';
 import type { Report } from '../proto/wire.ts';
 import type { Agent, Phase, Replication, ReplicationState, Snapshot } from './resources.ts';
@@ -45,18 +44,14 @@ export interface Metrics {
   text(): Promise<string>;
   /** Each report of an agent about a replication, as it comes. */
   onReport(agent: string, replication: string, report: Report): void;
-  /** A sync ended with a recovery point. */
-  onPoint(replication: string, point: { durationSeconds: number; consistency: string }): void;
-  /** A sync ended without one. */
-  onSyncFailed(replication: string): void;
+  /** A sync ended: with a recovery point, or without one. */
+  onSync(replication: string, result: 'success' | 'failure', durationSeconds: number): void;
   /** Bytes that the replica wrote to its journal and image. */
   onWritten(replication: string, bytes: number): void;
   onSnapshot(replication: string, durationSeconds: number): void;
   /** A verification ended; 0: all was equal. */
-  onVerified(replication: string, mismatchedGranules: number): void;
+  onVerify(replication: string, mismatchedBytes: number): void;
   onRecovery(type: 'drill', result: 'success' | 'failed' | 'cancelled', durationSeconds: number): void;
-  /** Its series go now instead of at the next scrape: the name may be used again. */
-  remove(replication: string): void;
   onCallStarted(method: string): void;
   /** @param code of gRPC in words, e.g. OK, UNAVAILABLE */
   onCallEnded(method: string, code: string): void;
@@ -127,7 +122,6 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
     cuts: counter('cuts_total', 'Consistent cuts that were asked for', of, 'result'),
     lost: counter('capture_lost_events_total', 'Events that capture could not get; each led to a scan', of),
     syncs: counter('syncs_total', 'Syncs that ended', of, 'result'),
-    points: counter('points_total', 'Recovery points by how consistent they are', of, 'consistency'),
     mismatched: counter('verify_mismatched_bytes_total', 'Bytes that verification found different', of),
     freeze: histogram(
       'freeze_duration_seconds',
@@ -199,13 +193,13 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
     for (const [key, { uid }] of last) if (!uids.has(uid)) last.delete(key);
     return names;
   }
-  async function forget(stays: (replication: string) => boolean): Promise<void> {
+  async function forget(names: Set<string>): Promise<void> {
     for (const metric of Object.values(fed)) {
       const gone = new Map<string, Record<string, string>>();
       for (const { labels } of (await metric.get()).values) {
         // Of a histogram's values, `le` is no label of the series.
         const { le, ...own } = labels as Record<string, string>;
-        if (!stays(own['replication'] ?? '')) gone.set(JSON.stringify(own), own);
+        if (!names.has(own['replication'] ?? '')) gone.set(JSON.stringify(own), own);
       }
       for (const labels of gone.values()) metric.remove(labels);
     }
@@ -214,8 +208,7 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
   return {
     contentType: registry.contentType,
     async text() {
-      const names = readStore();
-      await forget((name) => names.has(name));
+      await forget(readStore());
       return registry.metrics();
     },
     onReport(agent, replication, report) {
@@ -233,22 +226,16 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
       // Only the newest freeze is told; the others of the same interval are not made up.
       if (more.freezes > 0) fed.freeze.observe(labels, report.lastFreezeUs / 1e6);
     },
-    onPoint(replication, { durationSeconds, consistency }) {
-      fed.syncs.inc({ replication, result: 'success' });
-      fed.sync.observe({ replication }, Math.max(0, durationSeconds));
-      fed.points.inc({ replication, consistency: bounded(consistency) });
+    onSync(replication, result, durationSeconds) {
+      fed.syncs.inc({ replication, result });
+      if (result === 'success') fed.sync.observe({ replication }, Math.max(0, durationSeconds));
     },
-    onSyncFailed: (replication) => fed.syncs.inc({ replication, result: 'failure' }),
     onWritten: (replication, bytes) => fed.written.inc({ replication }, bytes),
     onSnapshot: (replication, durationSeconds) => fed.snapshot.observe({ replication }, Math.max(0, durationSeconds)),
-    onVerified: (replication, granules) => fed.mismatched.inc({ replication }, granules * granuleBytes),
+    onVerify: (replication, mismatchedBytes) => fed.mismatched.inc({ replication }, mismatchedBytes),
     onRecovery(type, result, durationSeconds) {
       recoveries.inc({ type, result });
       recovery.observe({ type }, Math.max(0, durationSeconds));
-    },
-    remove(replication) {
-      // Nothing here waits for anything: the series are gone before the next event is handled.
-      forget((name) => name !== replication).catch(() => undefined);
     },
     onCallStarted: (method) => started.inc({ method }),
     onCallEnded: (method, code) => handled.inc({ method, code }),
