@@ -134,11 +134,12 @@ export class HashPages {
   set(at: number, value: Buffer): void {
     const number = Math.floor(at / pageHashes);
     if ((number + 1) * hashBytes > this.#level.length) return;
-    const page = Buffer.from(this.#storedPage(number));
+    const old = this.#storedPage(number);
+    const page = Buffer.from(old);
     value.copy(page, (at % pageHashes) * hashBytes);
     this.#put(number, page);
     hash(page).copy(this.#level, number * hashBytes);
-    this.unknown = this.#countUnknown();
+    this.unknown += countUnknown(page) - countUnknown(old);
   }
 
   #put(number: number, page: Buffer): void {

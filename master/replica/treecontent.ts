@@ -1,0 +1,144 @@
+/**
+ * Hashes of the granules of every file of a tree, in pages of 256, so that one changed granule of a large file rewrites 4 KiB.
+ * A page ends at its last hash that is not zero, and pages of zeros are not stored: a small file costs 16 bytes, a hole
+ * nothing. Transactions are the caller's.
+ */
+import type { DatabaseSync, StatementSync } from 'node:sqlite';
+import { Blake3Hasher } from '@napi-rs/blake-hash';
+import { hashBytes, isZeroHash } from '../../proto/granule.ts';
+import { asBuffer, countUnknown, eachPart, markDifferent, pageHashes } from './hashpages.ts';
+
+const pageBytes = pageHashes * hashBytes;
+const zeroPage = Buffer.alloc(pageBytes);
+
+export class TreeContent {
+  readonly #select: StatementSync;
+  readonly #pages: StatementSync;
+  readonly #put: StatementSync;
+  readonly #delete: StatementSync;
+  readonly #deleteFrom: StatementSync;
+
+  constructor(database: DatabaseSync) {
+    database.exec(`CREATE TABLE IF NOT EXISTS content (slot INTEGER NOT NULL, number INTEGER NOT NULL, hashes BLOB NOT NULL,
+      PRIMARY KEY (slot, number)) STRICT, WITHOUT ROWID`);
+    this.#select = database.prepare('SELECT hashes FROM content WHERE slot = ? AND number = ?');
+    this.#pages = database.prepare(
+      'SELECT number, hashes FROM content WHERE slot = ? AND number >= ? ORDER BY number LIMIT 256',
+    );
+    this.#put = database.prepare('INSERT OR REPLACE INTO content (slot, number, hashes) VALUES (?, ?, ?)');
+    this.#delete = database.prepare('DELETE FROM content WHERE slot = ? AND number = ?');
+    this.#deleteFrom = database.prepare('DELETE FROM content WHERE slot = ? AND number >= ?');
+  }
+
+  want(slot: number, first: number, hashes: Buffer): Buffer {
+    const count = hashes.length / hashBytes;
+    const bitmap = Buffer.alloc(Math.ceil(count / 8));
+    eachPart(first, count, (number, inPage, length, done) => {
+      markDifferent(bitmap, hashes, done, this.#page(slot, number), inPage, length);
+    });
+    return bitmap;
+  }
+
+  hashes(slot: number, first: number, count: number): Buffer {
+    const result = Buffer.alloc(count * hashBytes);
+    eachPart(first, count, (number, inPage, length, done) => {
+      this.#page(slot, number).copy(result, done * hashBytes, inPage * hashBytes, (inPage + length) * hashBytes);
+    });
+    return result;
+  }
+
+  put(slot: number, first: number, hashes: Buffer): void {
+    eachPart(first, hashes.length / hashBytes, (number, inPage, length, done) => {
+      const page = length === pageHashes ? Buffer.alloc(pageBytes) : Buffer.from(this.#page(slot, number));
+      hashes.copy(page, inPage * hashBytes, done * hashBytes, (done + length) * hashBytes);
+      this.#store(slot, number, page);
+    });
+  }
+
+  zero(slot: number, first: number, count: number): void {
+    const end = first + count;
+    const firstWhole = Math.ceil(first / pageHashes);
+    const endWhole = Math.floor(end / pageHashes);
+    if (firstWhole > endWhole) return this.#zeroPart(slot, first, end);
+    this.#zeroPart(slot, first, firstWhole * pageHashes);
+    // Only what is stored costs: a hole of a terabyte in a new file is nothing to do.
+    this.#removePages(slot, firstWhole, endWhole);
+    this.#zeroPart(slot, endWhole * pageHashes, end);
+  }
+
+  #removePages(slot: number, from: number, to: number): void {
+    for (let at = from; at < to;) {
+      const rows = this.#pages.all(slot, at);
+      for (const row of rows) if (Number(row['number']) < to) this.#delete.run(slot, Number(row['number']));
+      const last = rows.at(-1);
+      if (!last) return;
+      at = Number(last['number']) + 1;
+    }
+  }
+
+  /** Within one page. */
+  #zeroPart(slot: number, from: number, to: number): void {
+    if (from >= to) return;
+    const number = Math.floor(from / pageHashes);
+    const old = this.#page(slot, number);
+    if (old === zeroPage) return;
+    const inPage = from % pageHashes;
+    this.#store(slot, number, Buffer.from(old).fill(0, inPage * hashBytes, (inPage + to - from) * hashBytes));
+  }
+
+  /** The file has that many granules: nothing is left of those beyond. */
+  end(slot: number, count: number): void {
+    const page = Math.floor(count / pageHashes);
+    this.#zeroPart(slot, count, (page + 1) * pageHashes);
+    this.#deleteFrom.run(slot, page + 1);
+  }
+
+  remove(slot: number): void {
+    this.#deleteFrom.run(slot, 0);
+  }
+
+  /** contentRoot of the first `count` granules, and how many of them are unknown. */
+  root(slot: number, count: number): { root: Buffer; unknown: number } {
+    const hasher = new Blake3Hasher();
+    let unknown = 0;
+    let next = 0;
+    const zerosUntil = (number: number): void => {
+      for (; next < number; next++) hasher.update(zeroPage);
+    };
+    const pages = Math.ceil(count / pageHashes);
+    while (next < pages) {
+      const rows = this.#pages.all(slot, next);
+      if (rows.length === 0) break;
+      for (const row of rows) {
+        const number = Number(row['number']);
+        if (number >= pages) break;
+        zerosUntil(number);
+        const page = padded(asBuffer(row['hashes'] as Uint8Array));
+        unknown += countUnknown(page);
+        hasher.update(page.subarray(0, (count - number * pageHashes) * hashBytes));
+        next = number + 1;
+      }
+      if (Number(rows.at(-1)?.['number']) >= pages) break;
+    }
+    const whole = Math.floor(count / pageHashes);
+    zerosUntil(whole);
+    if (next === whole && count % pageHashes > 0) hasher.update(zeroPage.subarray(0, (count % pageHashes) * hashBytes));
+    return { root: hasher.digestBuffer().subarray(0, hashBytes), unknown };
+  }
+
+  #page(slot: number, number: number): Buffer {
+    const row = this.#select.get(slot, number);
+    return row ? padded(asBuffer(row['hashes'] as Uint8Array)) : zeroPage;
+  }
+
+  #store(slot: number, number: number, page: Buffer): void {
+    let length = pageHashes;
+    while (length > 0 && isZeroHash(page, length - 1)) length--;
+    if (length === 0) this.#delete.run(slot, number);
+    else this.#put.run(slot, number, page.subarray(0, length * hashBytes));
+  }
+}
+
+function padded(hashes: Buffer): Buffer {
+  return hashes.length === pageBytes ? hashes : Buffer.concat([hashes], pageBytes);
+}

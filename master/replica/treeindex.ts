@@ -1,0 +1,618 @@
+/**
+ * Index of a tree volume: the state of every node by slot, who has which name, and the hashes of the content of every file.
+ * The digest is over one hash per slot (nodeHash, zero for a slot that is gone), and those cover the content by its root.
+ * The rules of an epoch are in proto/node.ts.
+ *
+ * Guarantees: an epoch is staged inside an open SQLite transaction and in temporary tables, so memory stays bounded however
+ * large it is, and `discard` leaves no trace. The digest depends on the state alone, not on how it came about.
+ * A slot is unknown (its hash matches no offer) while its node or content was found damaged, or while its content is ahead
+ * of its node because a progress commit came between them.
+ *
+ * For a base it also keeps the work: what the commit changes, so that the tree can be brought there after a crash
+ * (treebase.ts).
+ */
+import type { DatabaseSync, SQLInputValue, StatementSync } from 'node:sqlite';
+import assert from 'node:assert/strict';
+import { ReplicationError } from '../../proto/errors.ts';
+import { granuleCount, hashBytes, unknownHash, zeroHash } from '../../proto/granule.ts';
+import { canonicalNode, compareNames, maxFileBytes, maxSlots, nodeHash } from '../../proto/node.ts';
+import { decode, encode, nodeTypes, type Data, type Name, type Node, type Nodes } from '../../proto/wire.ts';
+import type { CommitRecord } from './frame.ts';
+import { asBuffer, HashPages } from './hashpages.ts';
+import { openIndexDatabase, readPosition, writePosition } from './indexdatabase.ts';
+import { TreeContent } from './treecontent.ts';
+import type { VolumeIndex } from './volumeindex.ts';
+
+const isDirectory = (node: Node | undefined): boolean => node?.type === nodeTypes.directory;
+const isFile = (node: Node | undefined): boolean => node?.type === nodeTypes.file;
+
+/** Why a slot is unknown. */
+const unknowns = { node: 1, content: 2 } as const;
+/** Staged pages of node hashes in memory: 4 MiB. */
+const maxStagedPages = 1024;
+const batchRows = 1000;
+
+const tables = `
+  CREATE TABLE IF NOT EXISTS node (slot INTEGER PRIMARY KEY, state BLOB NOT NULL, size INTEGER NOT NULL) STRICT;
+  CREATE TABLE IF NOT EXISTS name (parent INTEGER NOT NULL, name BLOB NOT NULL, slot INTEGER NOT NULL,
+    PRIMARY KEY (parent, name)) STRICT, WITHOUT ROWID;
+  CREATE TABLE IF NOT EXISTS unknown (slot INTEGER PRIMARY KEY, why INTEGER NOT NULL) STRICT;
+  CREATE TABLE IF NOT EXISTS work (slot INTEGER PRIMARY KEY, before BLOB, fresh INTEGER NOT NULL, damaged INTEGER NOT NULL) STRICT;
+  CREATE TABLE IF NOT EXISTS phase (only INTEGER PRIMARY KEY CHECK (only = 1), number INTEGER NOT NULL) STRICT;
+  CREATE TABLE IF NOT EXISTS withheld (slot INTEGER PRIMARY KEY) STRICT;
+  CREATE TEMP TABLE staged (slot INTEGER PRIMARY KEY, state BLOB NOT NULL, hash BLOB NOT NULL) STRICT;
+  CREATE TEMP TABLE touched (slot INTEGER PRIMARY KEY) STRICT;
+  CREATE TEMP TABLE lost (slot INTEGER PRIMARY KEY) STRICT;
+  CREATE TEMP TABLE ended (slot INTEGER PRIMARY KEY, size INTEGER) STRICT;
+  CREATE TEMP TABLE change (slot INTEGER PRIMARY KEY, before BLOB, fresh INTEGER NOT NULL, damaged INTEGER NOT NULL) STRICT;
+`;
+
+/** What a commit does to one slot. */
+export interface TreeChange {
+  slot: number;
+  /** As the tree had it; undefined = absent. */
+  before: Node | undefined;
+  after: Node | undefined;
+  /** Not the same object as before, even if it looks like it. */
+  fresh: boolean;
+  /** What the tree had there may be missing or wrong. */
+  damaged: boolean;
+}
+
+export class TreeIndex implements VolumeIndex {
+  readonly database: DatabaseSync;
+  readonly content: TreeContent;
+  readonly #keepsWork: boolean;
+  readonly #hashes: HashPages;
+  readonly #statements = new Map<string, StatementSync>();
+  /** An epoch is open: the transaction runs. */
+  #open = false;
+  /** Something was staged since the last end of an epoch. */
+  #pending = false;
+  /** Why the open epoch cannot be closed. */
+  #refused: unknown;
+  /** Marked while an epoch was open; again after a discard. */
+  #marks: [number, number][] = [];
+  newest: CommitRecord | undefined;
+  unknown: number;
+
+  /**
+   * @param path of a file, made when absent
+   * @param options.keepsWork for a base: commits are durable at once and leave their work to `changes`
+   */
+  constructor(path: string, options: { keepsWork?: boolean } = {}) {
+    this.#keepsWork = options.keepsWork ?? false;
+    this.database = openIndexDatabase(path);
+    this.database.exec(tables);
+    // The tree is changed after the index has said how: that must not be taken back by a power cut.
+    if (this.#keepsWork) this.database.exec('PRAGMA synchronous = FULL');
+    this.content = new TreeContent(this.database);
+    this.newest = readPosition(this.database);
+    this.#hashes = new HashPages(this.database, this.sizeBytes);
+    this.unknown = this.#countUnknown();
+  }
+
+  get sequence(): number {
+    return this.newest?.sequence ?? 0;
+  }
+
+  /** Slots in use, the highest + 1. */
+  get sizeBytes(): number {
+    return this.newest?.sizeBytes ?? 0;
+  }
+
+  get sourceId(): string {
+    return this.newest?.sourceId ?? '';
+  }
+
+  get digest(): Buffer {
+    return this.#hashes.digest(this.sizeBytes);
+  }
+
+  /** The open epoch has something in it. */
+  get isOpen(): boolean {
+    return this.#open;
+  }
+
+  /** Object 0: `hashes` are nodeHash of the slots from `first` on. Object n: the granules of the file in slot n. */
+  want(object: number, first: number, hashes: Buffer): Buffer {
+    if (object !== 0) return this.content.want(object, first, hashes);
+    const bitmap = this.#hashes.want(first, hashes);
+    if (!this.#pending) return bitmap;
+    const rows = this.#all(
+      'SELECT slot, hash FROM staged WHERE slot >= ? AND slot < ?',
+      first,
+      first + hashes.length / hashBytes,
+    );
+    for (const row of rows) {
+      const at = Number(row['slot']) - first;
+      const same = asBuffer(row['hash'] as Uint8Array).equals(hashes.subarray(at * hashBytes, (at + 1) * hashBytes));
+      const bit = 1 << (at & 7);
+      bitmap[at >> 3] = same ? (bitmap[at >> 3] ?? 0) & ~bit : (bitmap[at >> 3] ?? 0) | bit;
+    }
+    return bitmap;
+  }
+
+  stageData(data: Data): void {
+    for (const { object, first, count } of data.runs) {
+      if (object < 1 || object >= maxSlots) bad('Run.object', 'is no slot of a file');
+      if (first + count > granuleCount(maxFileBytes)) bad('Run.first', 'is beyond the largest file');
+    }
+    this.#begin();
+    let hashAt = 0;
+    for (const { object, first, count, zero } of data.runs) {
+      if (zero) this.content.zero(object, first, count);
+      else this.content.put(object, first, data.hashes.subarray(hashAt, (hashAt += count * hashBytes)));
+      this.#run('INSERT OR IGNORE INTO touched (slot) VALUES (?)', object);
+    }
+  }
+
+  stageNodes(nodes: Nodes): void {
+    const canonical = nodes.nodes.map((node) => {
+      if (node.slot >= maxSlots) bad('Node.slot', 'is out of range');
+      if (node.sizeBytes > maxFileBytes) bad('Node.size_bytes', 'is out of range');
+      const state = canonicalNode(node);
+      if (repeats(state.names, (a, b) => compareNames(a, b) === 0)) bad('Node.names', 'holds a name twice');
+      if (repeats(state.xattrs, (a, b) => a.name.equals(b.name))) bad('Node.xattrs', 'holds an attribute twice');
+      return state;
+    });
+    this.#begin();
+    for (const node of canonical) {
+      this.#run(
+        'INSERT OR REPLACE INTO staged (slot, state, hash) VALUES (?, ?, ?)',
+        node.slot,
+        encode('Node', node),
+        nodeHash(node),
+      );
+    }
+  }
+
+  stagedDigest(sizeBytes: number): Buffer {
+    this.endEpoch();
+    this.#checkSize(sizeBytes);
+    return this.#hashes.stagedDigest(sizeBytes, sizeBytes);
+  }
+
+  stagedUnknown(): number {
+    this.endEpoch();
+    return this.#countUnknown();
+  }
+
+  commit(commit: CommitRecord): void {
+    this.endEpoch();
+    this.#checkSize(commit.sizeBytes);
+    if (!this.#open) this.#begin();
+    const state = this.#hashes.write(commit.sizeBytes);
+    if (this.#keepsWork) {
+      this.database.exec(
+        'INSERT OR REPLACE INTO work SELECT * FROM change; INSERT OR REPLACE INTO phase VALUES (1, 1)',
+      );
+    }
+    this.database.exec('DELETE FROM change');
+    writePosition(this.database, commit);
+    this.database.exec('COMMIT');
+    this.#hashes.settled(state);
+    this.#closed();
+    this.#marks = [];
+    this.newest = commit;
+    this.unknown = this.#countUnknown();
+  }
+
+  discard(): void {
+    if (!this.#open) return;
+    this.database.exec('ROLLBACK');
+    this.#hashes.discard();
+    this.#closed();
+    const marks = this.#marks;
+    this.#marks = [];
+    for (const [object, granule] of marks) this.markUnknown(object, granule);
+  }
+
+  /** Object 0: the node in slot `granule`. Else that granule of a file's content. */
+  markUnknown(object: number, granule: number): void {
+    if (this.#open) this.#marks.push([object, granule]);
+    const slot = object === 0 ? granule : object;
+    const node = this.node(slot);
+    if (!node) return;
+    if (object !== 0) this.content.put(object, granule, unknownHash);
+    this.#addUnknown(slot, object === 0 ? unknowns.node : unknowns.content);
+    if (this.#open) this.#stageHash(slot, node);
+    else this.#hashes.set(slot, unknownHash);
+    if (!this.#open) this.unknown = this.#countUnknown();
+  }
+
+  /** A node that is not known has no modification time and a content root that nothing has. */
+  *manifest(): Iterable<Node> {
+    for (const node of this.nodes()) {
+      if (this.isUnknown(node.slot)) {
+        const contentRoot = isFile(node) ? unknownHash : node.contentRoot;
+        yield { ...node, contentRoot, mtimeSeconds: 0, mtimeNanoseconds: 0 };
+      } else {
+        yield node;
+      }
+    }
+  }
+
+  /** All by slot, as the open epoch left them at its newest end. */
+  *nodes(): Generator<Node> {
+    for (let after = -1; ;) {
+      const rows = this.#all('SELECT slot, state FROM node WHERE slot > ? ORDER BY slot LIMIT ?', after, batchRows);
+      for (const row of rows) yield toNode(row['state']) as Node;
+      const last = rows.at(-1);
+      if (!last) return;
+      after = Number(last['slot']);
+    }
+  }
+
+  node(slot: number): Node | undefined {
+    return toNode(this.#get('SELECT state FROM node WHERE slot = ?', slot)?.['state']);
+  }
+
+  isUnknown(slot: number): boolean {
+    return this.#why(slot) !== 0;
+  }
+
+  /** Bytes of all files. */
+  get contentBytes(): number {
+    return Number(this.#get('SELECT TOTAL(size) AS sum FROM node')?.['sum'] ?? 0);
+  }
+
+  /** Who has this name. */
+  slotOf(parent: number, name: Buffer): number | undefined {
+    const row = this.#get('SELECT slot FROM name WHERE parent = ? AND name = ?', parent, name);
+    return row && Number(row['slot']);
+  }
+
+  /** Entries of a directory, sorted bytewise. */
+  *children(slot: number): Generator<{ name: Buffer; slot: number }> {
+    for (let after: Buffer = Buffer.alloc(0); ;) {
+      const rows = this.#all(
+        'SELECT name, slot FROM name WHERE parent = ? AND name > ? ORDER BY name LIMIT ?',
+        slot,
+        after,
+        batchRows,
+      );
+      for (const row of rows) yield { name: asBuffer(row['name'] as Uint8Array), slot: Number(row['slot']) };
+      const last = rows.at(-1);
+      if (!last) return;
+      after = asBuffer(last['name'] as Uint8Array);
+    }
+  }
+
+  /** From the root, without a slash before it; by the first of its names. */
+  path(slot: number): Buffer {
+    const parts: Buffer[] = [];
+    for (let at = slot; at !== 0;) {
+      const name = this.node(at)?.names[0];
+      if (!name) break;
+      parts.unshift(name.name, Buffer.from('/'));
+      at = name.parent;
+    }
+    return Buffer.concat(parts.slice(0, -1));
+  }
+
+  close(): void {
+    this.database.close();
+  }
+
+  // ---- the end of an epoch
+
+  /**
+   * Ends the epoch without committing it: what is staged next belongs to the following one. No effect when nothing is staged.
+   * After a refusal only `discard` helps. @throws ContentMismatch
+   */
+  endEpoch(): void {
+    if (this.#refused !== undefined) throw this.#refused as Error;
+    if (!this.#pending) return;
+    try {
+      this.#endEpoch();
+    } catch (error) {
+      this.#refused = error;
+      throw error;
+    }
+    this.#pending = false;
+  }
+
+  #endEpoch(): void {
+    this.database.exec('DELETE FROM lost; DELETE FROM ended');
+    const noDirectories: number[] = [];
+    const sameContent = new Set<number>();
+    for (const node of this.#staged()) {
+      const before = this.node(node.slot);
+      if (before?.sizeBytes === node.sizeBytes && before.contentRoot.equals(node.contentRoot))
+        sameContent.add(node.slot);
+      this.#noteChange(node.slot, before);
+      for (const { parent, name } of before?.names ?? []) {
+        this.#run('DELETE FROM name WHERE parent = ? AND name = ?', parent, name);
+      }
+      this.#putNode(node.slot, node);
+      if (isDirectory(before) && !isDirectory(node)) noDirectories.push(node.slot);
+    }
+    for (const node of this.#staged()) {
+      for (const name of node.names) {
+        this.#takeName(name, noDirectories);
+        this.#run('INSERT INTO name (parent, name, slot) VALUES (?, ?, ?)', name.parent, name.name, node.slot);
+      }
+    }
+    for (let slot = noDirectories.pop(); slot !== undefined; slot = noDirectories.pop()) {
+      for (const { name } of this.children(slot)) this.#takeName({ parent: slot, name }, noDirectories);
+    }
+    this.#checkParents();
+    const slots = 'SELECT slot FROM staged UNION SELECT slot FROM touched UNION SELECT slot FROM lost ORDER BY slot';
+    for (const row of this.database.prepare(slots).iterate()) {
+      this.#endSlot(Number(row['slot']), sameContent);
+    }
+    this.database.exec('DELETE FROM staged; DELETE FROM touched');
+  }
+
+  /** Whoever has the name loses it; without names it is gone. */
+  #takeName(name: Name, noDirectories: number[]): void {
+    const slot = this.slotOf(name.parent, name.name);
+    if (slot === undefined) return;
+    if (this.#isStaged(slot)) {
+      refuse(
+        `slot ${slot} has the name ${show(name.name)} in slot ${name.parent}, which another one has or which is no directory`,
+      );
+    }
+    this.#run('DELETE FROM name WHERE parent = ? AND name = ?', name.parent, name.name);
+    const node = this.node(slot);
+    assert(node, 'a name leads to a node');
+    this.#noteChange(slot, node);
+    this.#run('INSERT OR IGNORE INTO lost (slot) VALUES (?)', slot);
+    const names = node.names.filter((other) => compareNames(other, name) !== 0);
+    this.#putNode(slot, names.length > 0 ? { ...node, names } : undefined);
+    if (names.length === 0 && isDirectory(node)) noDirectories.push(slot);
+  }
+
+  /** Every staged node lies in a directory that leads to the root. */
+  #checkParents(): void {
+    const good = new Set([0]);
+    for (const node of this.#staged()) {
+      for (const { parent } of node.names) {
+        const climbed = new Set<number>([node.slot]);
+        for (let at = parent; !good.has(at);) {
+          if (climbed.has(at)) refuse(`slot ${node.slot} would lie inside itself`);
+          climbed.add(at);
+          const directory = this.node(at);
+          const up = directory?.names[0];
+          if (!isDirectory(directory) || !up) refuse(`the parent of slot ${node.slot}, slot ${at}, is no directory`);
+          at = up.parent;
+        }
+        climbed.delete(node.slot);
+        for (const slot of climbed) good.add(slot);
+      }
+      if (node.names.length > 0 && !isDirectory(this.node(0))) refuse('there is no root directory, slot 0');
+    }
+  }
+
+  /** Content and hash of a slot that the epoch changed. */
+  #endSlot(slot: number, sameContent: Set<number>): void {
+    const node = this.node(slot);
+    const isStaged = this.#isStaged(slot);
+    const wasTouched = this.#get('SELECT 1 FROM touched WHERE slot = ?', slot) !== undefined;
+    const wasLost = this.#get('SELECT 1 FROM lost WHERE slot = ?', slot) !== undefined;
+    if (!isStaged && !wasLost) this.#noteChange(slot, node);
+    if (isStaged) this.#removeUnknown(slot, unknowns.node);
+    if (node && isFile(node)) {
+      const settled = sameContent.has(slot) && !wasTouched && !this.isUnknown(slot);
+      if ((isStaged || wasTouched) && !settled) this.#checkContent(node, isStaged);
+    } else if (wasTouched && !isStaged) {
+      // Content that a progress commit saves before its node has come.
+      this.#addUnknown(slot, unknowns.content);
+    } else {
+      this.content.remove(slot);
+      this.#removeUnknown(slot, unknowns.content);
+    }
+    if (!node) this.#removeUnknown(slot, unknowns.node);
+    if (isStaged || wasLost) {
+      const kept = isFile(node) ? node?.sizeBytes : undefined;
+      this.#run('INSERT INTO ended (slot, size) VALUES (?, ?)', slot, kept ?? null);
+      const before = toNode(this.#get('SELECT before FROM change WHERE slot = ?', slot)?.['before']);
+      if (!node || before?.type !== node.type) this.#run('UPDATE change SET fresh = 1 WHERE slot = ?', slot);
+    }
+    this.#stageHash(slot, node);
+  }
+
+  #checkContent(node: Node, isStaged: boolean): void {
+    const { slot, sizeBytes } = node;
+    this.content.end(slot, granuleCount(sizeBytes));
+    const { root, unknown } = this.content.root(slot, granuleCount(sizeBytes));
+    if (root.equals(node.contentRoot)) return this.#removeUnknown(slot, unknowns.content);
+    // What rotted in the journal is not the sender's fault: unknown until it is sent again.
+    if (isStaged && unknown === 0) {
+      refuse(`the content of slot ${slot}, ${show(this.path(slot))}, does not add up to its node`);
+    }
+    this.#addUnknown(slot, unknowns.content);
+  }
+
+  #stageHash(slot: number, node: Node | undefined): void {
+    const known = node ? nodeHash(node) : zeroHash;
+    this.#hashes.stage(slot, node && this.isUnknown(slot) ? unknownHash : known);
+    if (this.#hashes.stagedPages > maxStagedPages) this.#hashes.spill();
+  }
+
+  #checkSize(sizeBytes: number): void {
+    const highest = this.#get('SELECT MAX(slot) AS slot FROM node')?.['slot'];
+    if (sizeBytes > maxSlots) refuse(`Commit.size_bytes says ${sizeBytes} slots, more than ${maxSlots}`);
+    if (typeof highest === 'number' && highest >= sizeBytes) {
+      refuse(`Commit.size_bytes says ${sizeBytes} slots, but slot ${highest} is in use`);
+    }
+  }
+
+  // ---- what a base needs
+
+  /** Slots of the newest ended epoch: the size of the file in it, undefined when there is none. */
+  *ended(): Generator<{ slot: number; sizeBytes: number | undefined }> {
+    for (const row of this.#batches('SELECT slot, size FROM ended WHERE slot > ? ORDER BY slot LIMIT ?')) {
+      yield { slot: Number(row['slot']), sizeBytes: row['size'] === null ? undefined : Number(row['size']) };
+    }
+  }
+
+  /** Since the newest commit, epochs that have ended: what slot's object became another one. */
+  isFresh(slot: number): boolean {
+    return this.#get('SELECT 1 FROM change WHERE slot = ? AND fresh = 1', slot) !== undefined;
+  }
+
+  /** 0 = the tree is at the newest commit; else how far its work is. */
+  get workPhase(): number {
+    return Number(this.#get('SELECT number FROM phase')?.['number'] ?? 0);
+  }
+
+  setWorkPhase(number: number): void {
+    if (number === 0) this.database.exec('BEGIN; DELETE FROM work; DELETE FROM phase; COMMIT');
+    else this.#run('INSERT OR REPLACE INTO phase (only, number) VALUES (1, ?)', number);
+  }
+
+  /** What the newest commit changes, by slot. */
+  *changes(): Generator<TreeChange> {
+    for (const row of this.#batches('SELECT * FROM work WHERE slot > ? ORDER BY slot LIMIT ?')) {
+      yield this.#toChange(row);
+    }
+  }
+
+  change(slot: number): TreeChange | undefined {
+    const row = this.#get('SELECT * FROM work WHERE slot = ?', slot);
+    return row && this.#toChange(row);
+  }
+
+  #toChange(row: Record<string, unknown>): TreeChange {
+    const slot = Number(row['slot']);
+    return {
+      slot,
+      before: toNode(row['before']),
+      after: this.node(slot),
+      fresh: row['fresh'] === 1,
+      damaged: row['damaged'] === 1,
+    };
+  }
+
+  /** Content was staged for the slot in which there is no file (yet). */
+  hasLooseContent(slot: number): boolean {
+    return this.#why(slot) !== 0 && !isFile(this.node(slot));
+  }
+
+  setWithheld(slot: number, withheld: boolean): void {
+    this.#run(withheld ? 'INSERT OR IGNORE INTO withheld VALUES (?)' : 'DELETE FROM withheld WHERE slot = ?', slot);
+  }
+
+  isWithheld(slot: number): boolean {
+    return this.#get('SELECT 1 FROM withheld WHERE slot = ?', slot) !== undefined;
+  }
+
+  get withheld(): number {
+    return Number(this.#get('SELECT COUNT(*) AS count FROM withheld')?.['count']);
+  }
+
+  // ---- rows
+
+  #begin(): void {
+    if (this.#refused !== undefined) throw this.#refused as Error;
+    if (!this.#open) this.database.exec('BEGIN IMMEDIATE');
+    this.#open = true;
+    this.#pending = true;
+  }
+
+  #closed(): void {
+    this.#open = false;
+    this.#pending = false;
+    this.#refused = undefined;
+  }
+
+  *#staged(): Generator<Node> {
+    for (const row of this.database.prepare('SELECT state FROM staged ORDER BY slot').iterate()) {
+      yield toNode(row['state']) as Node;
+    }
+  }
+
+  #isStaged(slot: number): boolean {
+    return this.#get('SELECT 1 FROM staged WHERE slot = ?', slot) !== undefined;
+  }
+
+  /** The first note since the last commit counts. */
+  #noteChange(slot: number, before: Node | undefined): void {
+    this.#run(
+      'INSERT OR IGNORE INTO change (slot, before, fresh, damaged) VALUES (?, ?, 0, ?)',
+      slot,
+      before ? encode('Node', before) : null,
+      this.isUnknown(slot) ? 1 : 0,
+    );
+  }
+
+  #putNode(slot: number, node: Node | undefined): void {
+    if (!node || node.type === nodeTypes.gone) this.#run('DELETE FROM node WHERE slot = ?', slot);
+    else
+      this.#run(
+        'INSERT OR REPLACE INTO node (slot, state, size) VALUES (?, ?, ?)',
+        slot,
+        encode('Node', node),
+        node.sizeBytes,
+      );
+  }
+
+  #why(slot: number): number {
+    return Number(this.#get('SELECT why FROM unknown WHERE slot = ?', slot)?.['why'] ?? 0);
+  }
+
+  #addUnknown(slot: number, why: number): void {
+    this.#run('INSERT OR REPLACE INTO unknown (slot, why) VALUES (?, ?)', slot, this.#why(slot) | why);
+  }
+
+  #removeUnknown(slot: number, why: number): void {
+    const left = this.#why(slot) & ~why;
+    if (left === 0) this.#run('DELETE FROM unknown WHERE slot = ?', slot);
+    else this.#run('UPDATE unknown SET why = ? WHERE slot = ?', left, slot);
+  }
+
+  #countUnknown(): number {
+    return Number(this.#get('SELECT COUNT(*) AS count FROM unknown')?.['count']);
+  }
+
+  /** Rows of a query on `slot > ? ... LIMIT ?`, never holding a statement open while the caller works. */
+  *#batches(sql: string): Generator<Record<string, unknown>> {
+    for (let after = -1; ;) {
+      const rows = this.#all(sql, after, batchRows);
+      yield* rows;
+      const last = rows.at(-1);
+      if (!last) return;
+      after = Number(last['slot']);
+    }
+  }
+
+  #get(sql: string, ...values: SQLInputValue[]): Record<string, unknown> | undefined {
+    return this.#prepare(sql).get(...values);
+  }
+
+  #all(sql: string, ...values: SQLInputValue[]): Record<string, unknown>[] {
+    return this.#prepare(sql).all(...values);
+  }
+
+  #run(sql: string, ...values: SQLInputValue[]): void {
+    this.#prepare(sql).run(...values);
+  }
+
+  #prepare(sql: string): StatementSync {
+    let statement = this.#statements.get(sql);
+    if (!statement) this.#statements.set(sql, (statement = this.database.prepare(sql)));
+    return statement;
+  }
+}
+
+function toNode(state: unknown): Node | undefined {
+  return state === undefined || state === null ? undefined : decode('Node', asBuffer(state as Uint8Array));
+}
+
+function repeats<T>(sorted: T[], same: (a: T, b: T) => boolean): boolean {
+  return sorted.some((item, at) => at > 0 && same(sorted[at - 1] as T, item));
+}
+
+function bad(field: string, what: string): never {
+  throw new ReplicationError('BadMessage', `${field} ${what}`);
+}
+
+function refuse(message: string): never {
+  throw new ReplicationError('ContentMismatch', message);
+}
+
+function show(name: Buffer): string {
+  return JSON.stringify(name.toString());
+}
