@@ -13,6 +13,7 @@ export default tseslint.config(
       '@typescript-eslint/consistent-type-imports': 'error',
       '@typescript-eslint/require-await': 'off',
       '@typescript-eslint/no-unused-vars': 'off',
+      '@typescript-eslint/return-await': ['error', 'error-handling-correctness-only'],
       'no-console': 'off',
       eqeqeq: 'error',
       'max-lines': ['error', { max: 600, skipBlankLines: true, skipComments: true }],

@@ -270,7 +270,8 @@ function lookup(kind: keyof Messages): protobuf.Type {
 
 export function encode<K extends keyof Messages>(kind: K, message: Messages[K]): Buffer {
   const type = lookup(kind);
-  return Buffer.from(type.encode(type.fromObject(message as unknown as Record<string, unknown>)).finish());
+  const bytes = type.encode(type.fromObject(message as unknown as Record<string, unknown>)).finish();
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
 }
 
 /** @throws ReplicationError BadMessage */

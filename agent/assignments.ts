@@ -1,0 +1,132 @@
+/**
+ * The replications that this agent mirrors: one loop each, started and stopped as the master's list says.
+ *
+ * Guarantees: at most one loop per replication; a loop whose replication is no longer assigned has ended before another
+ * one for it begins. The list stays in force while the master is away.
+ */
+import type { Logger } from 'pino';
+import type { Clock, Random } from '../proto/effects.ts';
+import type { AgentEvent, Assignment, Report } from '../proto/wire.ts';
+import { mirror } from './mirror.ts';
+import type { MirrorCall } from './sender.ts';
+import type { Source } from './source.ts';
+
+export interface AssignmentsOptions {
+  /** Its nowMs is what `masterUs` maps. */
+  clock: Clock;
+  random: Random;
+  log: Pick<Logger, 'info' | 'warn'>;
+  /** As agent/control.ts: known since the first assignments. */
+  masterUs(agentUs: number): number;
+  connect(signal: AbortSignal): MirrorCall;
+  report(report: Report): void;
+  event(event: Omit<AgentEvent, 'agentUs'>): void;
+  openSource(assignment: Assignment): Promise<Source>;
+}
+
+interface Loop {
+  assignment: Assignment;
+  stop: AbortController;
+  ended: Promise<void>;
+  changed: Set<() => void>;
+}
+
+export interface AssignedMirrors {
+  set(items: Assignment[]): void;
+  /** Until the signal aborts and every loop has ended. */
+  run(signal: AbortSignal): Promise<void>;
+}
+
+export function assignments(options: AssignmentsOptions): AssignedMirrors {
+  const loops = new Map<string, Loop>();
+  const ending = new Set<Promise<void>>();
+  let stopped = false;
+
+  function start(assignment: Assignment, after: Promise<void>): Loop {
+    const { replicationUid: uid, name } = assignment;
+    const stop = new AbortController();
+    const loop: Loop = { assignment, stop, ended: Promise.resolve(), changed: new Set() };
+    loop.ended = after.then(() =>
+      mirror(
+        {
+          clock: options.clock,
+          random: options.random,
+          assignment: () => loop.assignment,
+          changed: (signal) => nextChange(loop, signal),
+          openSource: (now) => options.openSource(now),
+          connect: (signal) => options.connect(signal),
+          toMasterUs: async (agentUs) => options.masterUs(agentUs),
+          report: (report) => options.report(report),
+          event(event) {
+            options.log[event.level === 'INFO' ? 'info' : 'warn'](
+              { replication: name, code: event.code },
+              event.message,
+            );
+            options.event({ ...event, replicationUid: uid });
+          },
+        },
+        stop.signal,
+      ),
+    );
+    options.log.info({ replication: name, path: assignment.path }, 'mirroring begins');
+    return loop;
+  }
+
+  function end(loop: Loop): Promise<void> {
+    loop.stop.abort();
+    ending.add(loop.ended);
+    void loop.ended.finally(() => ending.delete(loop.ended));
+    return loop.ended;
+  }
+
+  return {
+    set(items) {
+      if (stopped) return;
+      const wanted = new Map(items.map((item) => [item.replicationUid, item]));
+      for (const [uid, loop] of loops) {
+        if (wanted.has(uid)) continue;
+        options.log.info({ replication: loop.assignment.name }, 'mirroring ends');
+        loops.delete(uid);
+        void end(loop);
+      }
+      for (const [uid, item] of wanted) {
+        const loop = loops.get(uid);
+        if (!loop) {
+          // One of the same replication may still be closing its source.
+          loops.set(
+            uid,
+            start(
+              item,
+              Promise.allSettled(ending).then(() => undefined),
+            ),
+          );
+        } else if (JSON.stringify(loop.assignment) !== JSON.stringify(item)) {
+          loop.assignment = item;
+          for (const wake of [...loop.changed]) wake();
+        }
+      }
+    },
+    async run(signal) {
+      await new Promise<void>((resolve) => {
+        if (signal.aborted) return resolve();
+        signal.addEventListener('abort', () => resolve(), { once: true });
+      });
+      stopped = true;
+      for (const loop of loops.values()) void end(loop);
+      await Promise.allSettled(ending);
+    },
+  };
+}
+
+function nextChange(loop: Loop, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const wake = () => {
+      loop.changed.delete(wake);
+      signal.removeEventListener('abort', wake);
+      resolve();
+    };
+    if (signal.aborted) return resolve();
+    loop.changed.add(wake);
+    signal.addEventListener('abort', wake);
+  });
+}

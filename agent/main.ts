@@ -1,0 +1,154 @@
+/**
+ * replicator-agent: joins the master once, then mirrors what it is told to until it is stopped.
+ *
+ * Wires the effects, the control line and one mirror loop per assigned replication. Exit status 0 after SIGTERM or
+ * SIGINT, 1 when it cannot start (the reason is on standard error), 2 for a wrong command line.
+ */
+import { readFileSync } from 'node:fs';
+import { mkdir, realpath } from 'node:fs/promises';
+import { release } from 'node:os';
+import { allowList } from '../proto/allow.ts';
+import { optional, parseArguments, programVersion, repeated, required, withDefault } from '../proto/cli.ts';
+import { systemClock, systemRandom } from '../proto/system.ts';
+import { alignedPool } from '../proto/libc.ts';
+import { asReplicationError } from '../proto/errors.ts';
+import { parseChoice, parseHostPort, parseName, parseText, formatHostPort } from '../proto/value.ts';
+import { pino } from 'pino';
+import { assignments } from './assignments.ts';
+import { BufferPool, chunkBytes } from './blockscan.ts';
+import { control } from './control.ts';
+import { startGuard } from './guard.ts';
+import { joinOrLoad } from './identity.ts';
+import { pathsUnder, readMounts } from './mounts.ts';
+import { sourceOpener } from './opening.ts';
+import { listVolumes } from './volumes.ts';
+
+const { options } = parseArguments(
+  {
+    name: 'replicator-agent',
+    summary: 'Mirrors volumes of this node to a replicator master.',
+    flags: {
+      name: required('NODE', 'name of this node', parseName),
+      master: required('HOST:PORT', 'the master to dial', (text) => formatHostPort(parseHostPort(text))),
+      data: required('DIR', 'where the agent keeps its identity and state', parseText),
+      'join-token-file': optional('FILE', 'one-time token of the master, needed to join', parseText),
+      'ca-file': optional('FILE', "the master's ca.pem, needed to join", parseText),
+      role: withDefault(
+        'source|target',
+        'source',
+        'what it does by default; every agent can do both',
+        parseChoice('source', 'target'),
+      ),
+      allow: repeated('PATH', 'directory, image or device that may be read, with all below', parseText),
+      kubelet: withDefault('DIR', '/var/lib/kubelet', "the kubelet's folder, whose CSI volumes may be read", parseText),
+      'log-level': withDefault(
+        'LEVEL',
+        'info',
+        'trace, debug, info, warn or error',
+        parseChoice('trace', 'debug', 'info', 'warn', 'error'),
+      ),
+    },
+  },
+  process.argv.slice(2),
+);
+
+/** Shared by all scans of block volumes: bounds what the agent holds of content that is read and not yet sent. */
+const poolBytes = 64 << 20;
+
+const log = pino({ name: 'replicator-agent', level: options['log-level'] });
+const stopping = new AbortController();
+for (const name of ['SIGTERM', 'SIGINT'] as const) {
+  process.once(name, () => {
+    log.info({ signal: name }, 'stopping');
+    stopping.abort(asReplicationError(new Error(`stopped by ${name}`), 'Stopped'));
+  });
+}
+
+try {
+  await run(stopping.signal);
+  log.info('stopped');
+} catch (error) {
+  if (!stopping.signal.aborted) {
+    const { code, message } = asReplicationError(error);
+    log.fatal({ code }, message);
+    process.stderr.write(`replicator-agent: ${message}\n`);
+    process.exitCode = 1;
+  }
+}
+
+async function run(signal: AbortSignal): Promise<void> {
+  await mkdir(options.data, { recursive: true, mode: 0o700 });
+  const dataDir = await realpath(options.data);
+  const kubelet = options.kubelet;
+  const allow = allowList({
+    allow: options.allow,
+    own: [dataDir],
+    recoveries: [`${dataDir}/recoveries`],
+    kubelet,
+    ownLayers: () => pathsUnder([dataDir]),
+  });
+  const guard = startGuard();
+  try {
+    // A filesystem that an agent before us left frozen would hang its workload for ever.
+    const thawed = await guard.thawAll(
+      (await readMounts()).map(({ mountPoint }) => mountPoint).filter((path) => path !== '/'),
+    );
+    if (thawed.length > 0) log.warn({ thawed }, 'thawed what was left frozen');
+    const identity = await joinOrLoad(
+      {
+        dataDir,
+        name: options.name,
+        master: options.master,
+        ...(options['join-token-file'] === undefined ? {} : { joinTokenFile: options['join-token-file'] }),
+        ...(options['ca-file'] === undefined ? {} : { caFile: options['ca-file'] }),
+        agentVersion: programVersion(),
+        clock: systemClock,
+        random: systemRandom,
+        onRetry: ({ code, message }) => log.warn({ code }, `joining is tried again: ${message}`),
+      },
+      signal,
+    );
+    const line = control({
+      open: (call) => identity.client().control(call),
+      hello: {
+        agentVersion: programVersion(),
+        bootId: readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim(),
+        defaultRole: options.role,
+        kernel: release(),
+      },
+      inventory: () => listVolumes({ mayRead: allow.mayRead, allow: options.allow, kubelet }),
+      onAssignments: (items) => mirrors.set(items),
+      onRenew: () => void identity.renew().catch((error: unknown) => log.warn(asReplicationError(error).message)),
+      onLine: (error) => (error ? log.warn({ code: error.code }, error.message) : log.info('connected to the master')),
+      clock: systemClock,
+      random: systemRandom,
+    });
+    // The wall clock may be set at any time; the line's own clock is steady, and it is what the master's is mapped from.
+    const steady = { ...systemClock, nowMs: () => line.agentUs() / 1000 };
+    const mirrors = assignments({
+      clock: steady,
+      random: systemRandom,
+      log,
+      masterUs: (agentUs) => line.masterUs(agentUs),
+      connect: (call) => identity.client().mirror(call),
+      report: (report) => line.report(report),
+      event: (event) => line.event(event),
+      openSource: sourceOpener({
+        allow,
+        guard,
+        pool: new BufferPool(alignedPool(poolBytes, chunkBytes)),
+        clock: steady,
+        dataDir,
+        protectedPaths: [dataDir, kubelet, import.meta.dirname],
+      }),
+    });
+    log.info({ name: options.name, master: options.master }, 'started');
+    try {
+      await Promise.all([line.run(signal), identity.run(signal), mirrors.run(signal)]);
+    } finally {
+      identity.close();
+    }
+  } finally {
+    await guard.stop();
+  }
+}

@@ -1,0 +1,68 @@
+/**
+ * From an assignment to a Source on this node: the allow-list decides, then the kind of the volume.
+ *
+ * Guarantees: nothing is read that this node's own allow-list does not name, whatever the master asks.
+ */
+import { createHash } from 'node:crypto';
+import { mkdir } from 'node:fs/promises';
+import type { Allow } from '../proto/allow.ts';
+import type { Clock } from '../proto/effects.ts';
+import { ReplicationError } from '../proto/errors.ts';
+import { systemClock } from '../proto/system.ts';
+import type { Assignment } from '../proto/wire.ts';
+import type { Consistency } from '../master/resources.ts';
+import type { BufferPool } from './blockscan.ts';
+import { BlockSource } from './blocksource.ts';
+import { systemDevice } from './device-system.ts';
+import type { Guard } from './guard.ts';
+import type { Source } from './source.ts';
+import { TreeSource } from './treesource.ts';
+
+export interface OpeningOptions {
+  allow: Pick<Allow, 'mayRead'>;
+  guard: Guard;
+  pool: BufferPool;
+  clock: Clock;
+  dataDir: string;
+  /** Resolved paths whose filesystems are never frozen. */
+  protectedPaths: string[];
+}
+
+/** @throws SourceRefused, SourceGone */
+export function sourceOpener(options: OpeningOptions): (assignment: Assignment) => Promise<Source> {
+  const { allow, guard, pool, clock, protectedPaths } = options;
+  return async (assignment) => {
+    const path = await allow.mayRead(assignment.path);
+    const consistency = assignment.consistency === '' ? null : (assignment.consistency as Consistency);
+    const { maxFreezeMs, readBytesPerSecond } = assignment;
+    if (assignment.volumeMode === 'Block') {
+      // Files' times are of the wall clock.
+      const device = systemDevice({ path, clock: systemClock, guard, protectedPaths });
+      return new BlockSource({ device, pool, clock, consistency, maxFreezeMs, readBytesPerSecond });
+    }
+    if (consistency === 'crash') {
+      throw new ReplicationError(
+        'NoConsistentCut',
+        'spec.consistency "crash" is for block volumes; use filesystem or file',
+      );
+    }
+    // By uid: a replication that is created anew under an old name begins with nothing remembered.
+    const folder = createHash('sha256').update(assignment.replicationUid).digest('hex').slice(0, 32);
+    const dataDir = `${options.dataDir}/replications/${folder}`;
+    await mkdir(dataDir, { recursive: true, mode: 0o700 });
+    return new TreeSource({
+      path,
+      dataDir,
+      clock,
+      include: assignment.include,
+      exclude: assignment.exclude,
+      consistency,
+      maxFreezeMs,
+      cutIntervalSeconds: assignment.cutIntervalSeconds,
+      readBytesPerSecond,
+      force: assignment.force,
+      guard,
+      protectedPaths,
+    });
+  };
+}
