@@ -1,0 +1,248 @@
+/**
+ * replicator-master: receives, keeps and recovers, and serves the control API.
+ *
+ * Wires store, authority, gRPC, controllers and HTTP, in the order in which they need each other, and unwires them in the
+ * reverse one. Exit status 0 after SIGTERM or SIGINT, 1 when it cannot start (the reason is on standard error), 2 for a
+ * wrong command line or configuration.
+ */
+import { mkdir, realpath } from 'node:fs/promises';
+import { join } from 'node:path';
+import { pino } from 'pino';
+import { allowList } from '../proto/allow.ts';
+import {
+  optional,
+  parseArguments,
+  printUsageError,
+  programVersion,
+  repeated,
+  required,
+  UsageError,
+  withDefault,
+} from '../proto/cli.ts';
+import { writeDurably } from '../proto/durable.ts';
+import { asReplicationError, messageOf } from '../proto/errors.ts';
+import { systemClock, systemEffects, systemRandom } from '../proto/system.ts';
+import { formatHostPort, isLoopback, parseChoice, parseHostPort, parseText } from '../proto/value.ts';
+import { startApi } from './api/server.ts';
+import { openAuthority } from './authority.ts';
+import { readConfiguration } from './configuration.ts';
+import { control } from './control.ts';
+import { openDatabase } from './database.ts';
+import type { Engine } from './engine.ts';
+import { eventLog } from './events.ts';
+import { startMetrics } from './metrics.ts';
+import { mirrors } from './mirrors.ts';
+import { runRecoveries } from './recoveries.ts';
+import { apiVersion, type ReplicationSpec } from './resources.ts';
+import { startServer } from './server.ts';
+import { runSnapshots } from './snapshots.ts';
+import { sqliteStore } from './store-sqlite.ts';
+import type { Store } from './store.ts';
+import { runSpace } from './space.ts';
+import { openTokens } from './tokens.ts';
+
+const { options: typed } = parseArguments(
+  {
+    name: 'replicator-master',
+    summary: 'Keeps replicas of volumes, takes snapshots, recovers, and serves the control API.',
+    flags: {
+      data: required('DIR', 'where everything is kept', parseText),
+      config: optional('FILE', 'configuration, see replicator-config.yaml; flags come first', parseText),
+      http: optional(
+        'HOST:PORT',
+        'of the control API (default 127.0.0.1:8080); TLS beyond the loopback',
+        parseHostPort,
+      ),
+      grpc: optional('HOST:PORT', 'of the agents (default 127.0.0.1:8443)', parseHostPort),
+      advertise: repeated('HOST', 'names and addresses that agents dial', parseText),
+      allow: repeated('PATH', 'where recoveries may write, with all below', parseText),
+      'log-level': withDefault(
+        'LEVEL',
+        'info',
+        'trace, debug, info, warn or error',
+        parseChoice('trace', 'debug', 'info', 'warn', 'error'),
+      ),
+    },
+  },
+  process.argv.slice(2),
+);
+
+const log = pino({ name: 'replicator-master', level: typed['log-level'] });
+const stopping = new AbortController();
+for (const name of ['SIGTERM', 'SIGINT'] as const) {
+  process.once(name, () => {
+    log.info({ signal: name }, 'stopping');
+    stopping.abort(asReplicationError(new Error(`stopped by ${name}`), 'Stopped'));
+  });
+}
+
+try {
+  await run(stopping.signal);
+  log.info('stopped');
+} catch (error) {
+  if (error instanceof UsageError) {
+    printUsageError('replicator-master', error);
+    process.exitCode = 2;
+  } else if (!stopping.signal.aborted) {
+    log.fatal(asReplicationError(error).message);
+    process.stderr.write(`replicator-master: ${messageOf(error)}\n`);
+    process.exitCode = 1;
+  }
+}
+
+async function run(signal: AbortSignal): Promise<void> {
+  const configured = typed.config === undefined ? {} : await readConfiguration(typed.config);
+  const listen = {
+    http: typed.http ?? parseHostPort(configured.http ?? '127.0.0.1:8080'),
+    grpc: typed.grpc ?? parseHostPort(configured.grpc ?? '127.0.0.1:8443'),
+  };
+  await mkdir(typed.data, { recursive: true, mode: 0o700 });
+  const dir = await realpath(typed.data);
+  const recoveries = join(dir, 'recoveries');
+  await mkdir(recoveries, { recursive: true, mode: 0o700 });
+  const allow = allowList({
+    allow: [...(configured.allow ?? []), ...typed.allow],
+    own: [dir],
+    recoveries: [recoveries],
+  });
+
+  const database = openDatabase(join(dir, 'master.db'));
+  const store = sqliteStore(database, { clock: systemClock, random: systemRandom });
+  const events = eventLog(database, systemClock);
+  const version = programVersion();
+  const metrics = startMetrics({ store, clock: systemClock, version });
+  const authority = await openAuthority({
+    dir,
+    store,
+    clock: systemClock,
+    hosts: [
+      ...(configured.advertise ?? []),
+      ...typed.advertise,
+      ...named(listen.grpc.host),
+      ...named(listen.http.host),
+    ],
+  });
+  await authority.refresh();
+  await authority.publishToken();
+  const tokens = await openTokens({
+    store,
+    clock: systemClock,
+    random: systemRandom,
+    adminFile: join(dir, 'admin.token'),
+  });
+  provideLocalClass(store, join(dir, 'volumes'));
+
+  const running = mirrors({
+    store,
+    effects: systemEffects,
+    events,
+    metrics,
+    notify: () => agents.notify(),
+    connected: (agent) => agents.connected(agent),
+  });
+  const agents = control({
+    store,
+    clock: systemClock,
+    events,
+    masterVersion: version,
+    assignmentsFor: (agent) => running.assignmentsFor(agent),
+    onReport: (agent, report) => running.onReport(agent, report),
+  });
+  const server = await startServer({
+    store,
+    authority,
+    clock: systemClock,
+    events,
+    listen: formatHostPort(listen.grpc),
+    mirror: (agent, stream, call) => running.serve(agent, stream, call),
+    control: (agent, stream, call) => agents.serve(agent, stream, call),
+  });
+  const engine: Engine = {
+    points: (uid, from, to) => running.points(uid, from, to),
+    volumes: (agent) => agents.volumes(agent),
+    validateReplication: (spec) => problemsOf(spec, agents.volumes(spec.source.agent)),
+    revokeAgent: (name) => server.disconnect(name, 'the agent was revoked'),
+  };
+  const { certificatePem, keyPem } = authority.server();
+  const tls = configured.tls ?? (isLoopback(listen.http.host) ? undefined : { cert: certificatePem, key: keyPem });
+  const api = await startApi({
+    store,
+    engine,
+    events,
+    tokens,
+    clock: systemClock,
+    newJoinToken: () => authority.createToken(),
+    listen: { ...listen.http, ...(tls ? { tls } : {}) },
+    metrics,
+    version,
+  });
+
+  const work = [
+    running.run(signal),
+    runSnapshots({ store, clock: systemClock, mirrors: running, events, metrics }, signal),
+    runRecoveries({ store, clock: systemClock, mirrors: running, events, metrics, allow, folder: recoveries }, signal),
+    runSpace({ store, clock: systemClock, mirrors: running, events }, signal),
+    agents.settle(signal),
+  ];
+  await writeDurably(
+    join(dir, 'endpoints.json'),
+    `${JSON.stringify({ http: api.url, grpc: formatHostPort({ host: listen.grpc.host, port: server.port }) })}\n`,
+    0o600,
+  );
+  events.emit({ code: 'MasterStarted', level: 'INFO', message: `version ${version}`, object: null });
+  log.info({ http: api.url, grpc: server.port, data: dir }, 'ready');
+
+  await new Promise<void>((resolve) => {
+    if (signal.aborted) return resolve();
+    signal.addEventListener('abort', () => resolve(), { once: true });
+  });
+  await api.close();
+  await server.close();
+  for (const result of await Promise.allSettled(work)) {
+    if (result.status === 'rejected') log.warn(messageOf(result.reason));
+  }
+  events.emit({ code: 'MasterStopped', level: 'INFO', message: 'stopped in order', object: null });
+  events.close();
+  store.close();
+  database.close();
+}
+
+/** An address that means "all of them" names nobody. */
+function named(host: string): string[] {
+  return host === '0.0.0.0' || host === '::' ? [] : [host];
+}
+
+/** The embedded storage class, made once; a person may delete it. */
+function provideLocalClass(store: Store, path: string): void {
+  const made = store.getRecord('installed', 'storageclass/local');
+  if (made !== undefined) return;
+  store.create('StorageClass', 'local', {
+    apiVersion,
+    kind: 'StorageClass',
+    metadata: { name: 'local', displayName: 'Embedded, beside the master' },
+    spec: { driver: 'directory', parameters: { path } },
+    status: { capacityBytes: null, usedBytes: null, reflink: null, conditions: [] },
+  });
+  store.putRecord('installed', 'storageclass/local', path);
+}
+
+function problemsOf(
+  spec: ReplicationSpec,
+  volumes: ReturnType<Engine['volumes']>,
+): { path: string; message: string }[] {
+  const problems: { path: string; message: string }[] = [];
+  const { consistency, source } = spec;
+  if (consistency === 'file' && source.volumeMode === 'Block') {
+    problems.push({
+      path: 'spec.consistency',
+      message: '"file" is for volumeMode Filesystem; use filesystem or crash',
+    });
+  }
+  if (consistency === 'crash' && source.volumeMode === 'Filesystem') {
+    problems.push({ path: 'spec.consistency', message: '"crash" is for volumeMode Block; use filesystem or file' });
+  }
+  const volume = volumes.find(({ path }) => path === source.path);
+  if (volume && !volume.eligible)
+    problems.push({ path: 'spec.source.path', message: volume.reason ?? 'is not eligible' });
+  return problems;
+}
