@@ -1,0 +1,381 @@
+/**
+ * Reads what is dirty in the manifest and yields it: content before its node, directories before what is in them.
+ *
+ * Guarantees: a node's content root is that of the pieces sent for its slot, whatever was written meanwhile; with `still`
+ * a file counts as clean only when it was read whole from one moment, else it is named in `torn`. Directories whose
+ * place changed go first and together: a name that the replica gives to another slot must not bury what moved out of the way.
+ * An abandoned or failed collection is sent again. Rows whose inode is not where it was stay dirty (`vanished`).
+ *
+ * One moment: size, mtime and ctime the same before and after the read, the ctime older than the kernel's clock tick, and no page
+ * dirty since before it (a write by mmap moves the ctime only when the page was clean), so pages are flushed first.
+ */
+import fs, { type BigIntStats } from 'node:fs';
+import { promisify } from 'node:util';
+import type { Clock } from '../../proto/effects.ts';
+import { contentRoot, granuleBytes } from '../../proto/granule.ts';
+import { goneNode, nodeHash } from '../../proto/node.ts';
+import type { Pace } from '../../proto/pace.ts';
+import { nodeTypes, type Node } from '../../proto/wire.ts';
+import type { Manifest, Row, Signature } from '../manifest.ts';
+import type { Piece, SourceCounters } from '../source.ts';
+import { granuleHashes, piecesOf, readAt, streamFile, type Asking } from './content.ts';
+import { nodeOf, openInode, readXattrs, type Inode } from './inode.ts';
+import { close, fstat, type Tree } from './tree.ts';
+
+const fdatasync = promisify(fs.fdatasync);
+
+/** Times of files move in steps of the kernel's clock: up to 10 ms, and some for its rounding. */
+export const tickMs = 20;
+/** Files up to this size are read at once and ahead, larger ones as a stream. */
+const smallBytes = 4 * granuleBytes;
+const batchRows = 32;
+const batchDirectories = 250;
+const maxPieceNodes = 500;
+const maxPieceBytes = 512 << 10;
+const maxTries = 4;
+const goneSignature: Signature = { sizeBytes: 0n, mtimeNs: 0n, ctimeNs: -1n };
+
+export interface Collecting {
+  tree: Tree;
+  manifest: Manifest;
+  clock: Clock;
+  pace: Pace;
+  counters: SourceCounters;
+  /** Everything is offered, also what is believed to be there. */
+  whole: boolean;
+  /** The replica has nothing: asking is of no use. */
+  blank: boolean;
+  /**
+   * live: as it comes, a cut follows. still: each file from one moment. frozen: nothing can change.
+   * `sinceMs`: all pages dirty at this time are flushed (still), or the time of the freeze (frozen).
+   */
+  how: { mode: 'live' } | { mode: 'still' | 'frozen'; sinceMs: number };
+  progress(bytes: number): void;
+  /** True while directories that moved are only partly sent: no commit may come between. */
+  moving(now: boolean): void;
+  signal: AbortSignal;
+}
+
+export interface Collected {
+  vanished: boolean;
+  /** Path of a file that did not stand still. */
+  torn: string | undefined;
+}
+
+interface Read {
+  row: Row;
+  stat: BigIntStats;
+  inode: Inode;
+  /** The whole content of a small file. */
+  bytes: Buffer | undefined;
+  readMs: number;
+  isTorn: boolean;
+}
+
+interface Outgoing {
+  row: Row;
+  node: Node;
+  signature: Signature;
+  root: Buffer | undefined;
+  isTorn: boolean;
+}
+
+export async function* collect(options: Collecting): AsyncGenerator<Piece, Collected> {
+  const { manifest } = options;
+  const result: Collected = { vanished: false, torn: undefined };
+  let finished = false;
+  const directories = (which: 'moved' | 'new') => (after: number) =>
+    manifest.dirtyOf(nodeTypes.directory, which, after, batchDirectories);
+  try {
+    options.moving(true);
+    yield* inOrder(options, result, directories('moved'));
+    options.moving(false);
+    yield* inOrder(options, result, directories('new'));
+    yield* inOrder(options, result, (after) => manifest.dirty(after, batchRows));
+    yield* gone(options);
+    finished = true;
+    return result;
+  } finally {
+    options.moving(false);
+    if (!finished) manifest.unsend();
+  }
+}
+
+async function* inOrder(
+  options: Collecting,
+  result: Collected,
+  select: (after: number) => Row[],
+): AsyncGenerator<Piece> {
+  const { manifest, signal } = options;
+  let after = -1;
+  const next = (): Promise<(Read | undefined)[]> | undefined => {
+    const rows = select(after);
+    const last = rows.at(-1);
+    if (!last) return undefined;
+    after = last.slot;
+    const present = rows.filter((row) => row.type !== nodeTypes.gone);
+    const reading = settled(withParents(manifest, present).map((row) => read(options, row)));
+    reading.catch(() => undefined); // heard of when it is awaited
+    return reading;
+  };
+  let outgoing: Outgoing[] = [];
+  let outgoingBytes = 0;
+  let ahead = next();
+  let left: (Read | undefined)[] = [];
+  try {
+    while (ahead) {
+      left = await ahead;
+      ahead = next();
+      for (let one = left.shift(); left.length > 0 || one; one = left.shift()) {
+        signal.throwIfAborted();
+        if (!one) {
+          result.vanished = true;
+          continue;
+        }
+        let out: Outgoing;
+        try {
+          out = one.row.type === nodeTypes.file ? yield* sendContent(options, one) : plain(options, one);
+        } finally {
+          if (one.inode.fd !== undefined) await close(one.inode.fd);
+        }
+        if (out.isTorn) result.torn ??= pathText(manifest, one.row.slot);
+        outgoingBytes += out.node.xattrs.reduce((sum, { value }) => sum + value.length, 300);
+        if (outgoing.push(out) < maxPieceNodes && outgoingBytes < maxPieceBytes) continue;
+        yield* sendNodes(options, outgoing);
+        [outgoing, outgoingBytes] = [[], 0];
+      }
+    }
+    yield* sendNodes(options, outgoing);
+  } finally {
+    for (const one of [...left, ...((await ahead?.catch(() => [])) ?? [])]) {
+      if (one?.inode.fd !== undefined) await close(one.inode.fd);
+    }
+  }
+}
+
+/** All of them, or the first failure after all have ended and what they opened is closed. */
+async function settled(reading: Promise<Read | undefined>[]): Promise<(Read | undefined)[]> {
+  const results = await Promise.allSettled(reading);
+  const failed = results.find((one) => one.status === 'rejected');
+  const reads = results.map((one) => (one.status === 'fulfilled' ? one.value : undefined));
+  if (!failed) return reads;
+  for (const one of reads) if (one?.inode.fd !== undefined) await close(one.inode.fd);
+  throw failed.reason as Error;
+}
+
+/** Directories that the replica does not have yet go before what they hold. */
+function withParents(manifest: Manifest, rows: Row[]): Row[] {
+  const ordered = new Map<number, Row>();
+  for (const row of rows) {
+    const chain: Row[] = [];
+    let at: Row | undefined = row;
+    while (at && !ordered.has(at.slot) && chain.length < 100_000) {
+      chain.push(at);
+      const parent: number | undefined = manifest.names(at.slot)[0]?.parent;
+      const above: Row | undefined = parent === undefined ? undefined : manifest.row(parent);
+      at = above && above.dirty > 0 && above.hash === undefined ? above : undefined;
+    }
+    for (const one of chain.reverse()) ordered.set(one.slot, one);
+  }
+  return [...ordered.values()];
+}
+
+/** Undefined when the inode is not where it was. */
+async function read(options: Collecting, row: Row): Promise<Read | undefined> {
+  const { tree, manifest, clock, signal } = options;
+  signal.throwIfAborted();
+  const inode = await openInode(tree, manifest, row);
+  if (!inode) return undefined;
+  const one: Read = { row, stat: inode.stat, inode, bytes: undefined, readMs: clock.nowMs(), isTorn: false };
+  const { fd } = inode;
+  if (fd === undefined) return one;
+  try {
+    if (row.type === nodeTypes.directory) inode.xattrs = await readXattrs(fd);
+    else if (inode.stat.size <= smallBytes) await readSmall(options, one, fd);
+    return one;
+  } catch (error) {
+    await close(fd);
+    throw error;
+  }
+}
+
+async function readSmall(options: Collecting, one: Read, fd: number): Promise<void> {
+  for (let tries = options.how.mode === 'still' ? maxTries : 1; ; tries--) {
+    one.stat = await standing(options, one, fd);
+    if (one.stat.size > smallBytes) {
+      one.bytes = undefined; // it grew: a stream now
+      return;
+    }
+    const buffer = Buffer.allocUnsafe(Number(one.stat.size));
+    const length = await readAt(fd, buffer, 0);
+    one.bytes = buffer.subarray(0, length);
+    options.counters.readBytes += length;
+    await options.pace.take(length, options.signal);
+    one.inode.xattrs = await readXattrs(fd);
+    one.isTorn = !isSameMoment(one.stat, await fstat(fd));
+    if (!one.isTorn || tries <= 1) return;
+  }
+}
+
+/** The file's state when it can be read as of one moment, or as it is after some tries (the read will show it torn or not). */
+async function standing(options: Collecting, one: Read, fd: number): Promise<BigIntStats> {
+  const { how, clock, signal } = options;
+  one.readMs = clock.nowMs();
+  if (how.mode !== 'still') return fstat(fd);
+  let flushedMs = how.sinceMs;
+  for (let tries = maxTries; ; tries--) {
+    const stat = await fstat(fd);
+    one.readMs = clock.nowMs();
+    const ctimeMs = Number(stat.ctimeNs / 1000n) / 1000;
+    if (ctimeMs + tickMs <= flushedMs || tries === 0) return stat;
+    // A time to come is a clock that was set back: a write would move it.
+    if (ctimeMs > one.readMs + tickMs && flushedMs > how.sinceMs) return stat;
+    const waitMs = Math.min(tickMs, ctimeMs + tickMs - one.readMs) + 1;
+    if (waitMs > 0) await clock.sleep(waitMs, signal);
+    flushedMs = clock.nowMs();
+    await fdatasync(fd);
+  }
+}
+
+function isSameMoment(a: BigIntStats, b: BigIntStats): boolean {
+  return a.size === b.size && a.mtimeNs === b.mtimeNs && a.ctimeNs === b.ctimeNs;
+}
+
+function plain(options: Collecting, one: Read): Outgoing {
+  return outgoing(options, one, nodeOf(one.row.slot, one.stat, one.inode), undefined);
+}
+
+function outgoing(options: Collecting, one: Read, node: Node, root: Buffer | undefined): Outgoing {
+  const { how } = options;
+  const { row, stat, readMs } = one;
+  // What may change again within the tick would keep its ctime: such a one is looked at again.
+  const racyMs = how.mode === 'frozen' ? how.sinceMs : readMs;
+  const isRacy = Number(stat.ctimeNs / 1_000_000n) > racyMs - tickMs;
+  const isFile = node.type === nodeTypes.file;
+  const ctimeNs = isRacy && (!isFile || how.mode !== 'still') ? -1n : stat.ctimeNs;
+  const signature = { sizeBytes: isFile ? stat.size : 0n, mtimeNs: stat.mtimeNs, ctimeNs };
+  return { row, node, signature, root, isTorn: one.isTorn || (isFile && isRacy && how.mode === 'live') };
+}
+
+async function* sendContent(options: Collecting, one: Read): AsyncGenerator<Piece, Outgoing> {
+  const { row, bytes } = one;
+  const fd = one.inode.fd as number;
+  if (bytes === undefined) return yield* sendLarge(options, one, fd);
+  const { manifest, counters, whole } = options;
+  const hashes = granuleHashes(bytes);
+  const root = contentRoot(hashes);
+  options.progress(bytes.length);
+  if (!whole && row.dirty === 1 && isAcked(manifest, row) && row.root?.equals(root))
+    counters.skippedSameBytes += bytes.length;
+  else
+    for (const piece of piecesOf(row.slot, 0, bytes, hashes, asking(options, row, one.stat)))
+      yield counted(counters, piece);
+  const node = { ...nodeOf(row.slot, one.stat, one.inode), sizeBytes: bytes.length, contentRoot: root };
+  return outgoing(options, one, node, root);
+}
+
+async function* sendLarge(options: Collecting, one: Read, fd: number): AsyncGenerator<Piece, Outgoing> {
+  const { row } = one;
+  const { counters, pace, signal } = options;
+  for (let tries = options.how.mode === 'still' ? maxTries : 1; ; tries--) {
+    one.stat = await standing(options, one, fd);
+    const onRead = async (bytes: number, readBytes: number): Promise<void> => {
+      signal.throwIfAborted();
+      counters.readBytes += readBytes;
+      options.progress(bytes);
+      await pace.take(readBytes, signal);
+    };
+    const stream = streamFile(fd, row.slot, Number(one.stat.size), asking(options, row, one.stat), onRead);
+    let step = await stream.next();
+    for (; !step.done; step = await stream.next()) yield counted(counters, step.value);
+    one.inode.xattrs = await readXattrs(fd);
+    one.isTorn = !isSameMoment(one.stat, await fstat(fd));
+    if (one.isTorn && tries > 1) continue;
+    const { root, sizeBytes } = step.value;
+    const node = { ...nodeOf(row.slot, one.stat, one.inode), sizeBytes, contentRoot: root };
+    return outgoing(options, one, node, root);
+  }
+}
+
+function counted(counters: SourceCounters, piece: Piece): Piece {
+  if (piece.kind === 'zeros') counters.skippedZeroBytes += (piece.count - 1) * granuleBytes + piece.tailBytes;
+  return piece;
+}
+
+function isAcked(manifest: Manifest, row: Row): boolean {
+  return row.hash !== undefined && row.epoch <= manifest.acked;
+}
+
+function asking(options: Collecting, row: Row, stat: BigIntStats): Asking {
+  const { whole, blank, manifest } = options;
+  const isNew = row.hash === undefined;
+  const offer = !(blank && isNew) && (whole || stat.size > granuleBytes || (row.dirty === 2 && !isNew));
+  return { offer, expectSame: whole && isAcked(manifest, row) && isUntouched(row, stat) };
+}
+
+/** Nothing was noted since it was read last. */
+function isUntouched(row: Row, stat: BigIntStats): boolean {
+  return row.ctimeNs === BigInt.asIntN(64, stat.ctimeNs) && row.mtimeNs === BigInt.asIntN(64, stat.mtimeNs);
+}
+
+/** The manifest is told first: what is yielded counts as sent. */
+function* sendNodes(options: Collecting, outgoing: Outgoing[]): Generator<Piece> {
+  const { manifest, whole } = options;
+  const sending: { node: Node; expectSame: boolean }[] = [];
+  for (const { row, node, signature, root, isTorn } of outgoing) {
+    node.names = manifest.names(row.slot);
+    if (row.slot > 0 && node.names.length === 0) continue; // its name went to another one
+    const hash = nodeHash(node);
+    const isKnown = isAcked(manifest, row) && row.dirty === 1 && row.hash?.equals(hash) === true;
+    const sent = whole || !isKnown;
+    if (sent) sending.push({ node, expectSame: whole && isKnown && row.ctimeNs === signature.ctimeNs });
+    manifest.written(row, { signature, root, hash, sent, dirty: isTorn });
+  }
+  if (whole) yield* offered(manifest, sending);
+  else if (sending.length > 0) {
+    yield { kind: 'nodes', nodes: sending.map(({ node }) => node), offer: false, expectSame: false };
+  }
+}
+
+/** Offers are for consecutive slots: those between that are free are offered as gone, others begin a new piece. */
+function* offered(manifest: Manifest, sending: { node: Node; expectSame: boolean }[]): Generator<Piece> {
+  let nodes: Node[] = [];
+  let expected = false;
+  for (const { node, expectSame } of sending.sort((a, b) => a.node.slot - b.node.slot)) {
+    let next = (nodes.at(-1)?.slot ?? node.slot - 1) + 1;
+    const fits = expectSame === expected && node.slot - next + nodes.length < maxPieceNodes;
+    while (fits && next < node.slot && manifest.row(next) === undefined) nodes.push(goneNode(next++));
+    if (nodes.length > 0 && (!fits || next !== node.slot)) {
+      yield { kind: 'nodes', nodes, offer: true, expectSame: expected };
+      nodes = [];
+    }
+    nodes.push(node);
+    expected = expectSame;
+  }
+  if (nodes.length > 0) yield { kind: 'nodes', nodes, offer: true, expectSame: expected };
+}
+
+function* gone({ manifest }: Collecting): Generator<Piece> {
+  for (let after = -1; ;) {
+    const rows = manifest.dirtyOf(nodeTypes.gone, 'all', after, maxPieceNodes);
+    const last = rows.at(-1);
+    if (!last) return;
+    after = last.slot;
+    const nodes = rows.map(({ slot }) => goneNode(slot));
+    rows.forEach((row, index) =>
+      manifest.written(row, {
+        signature: goneSignature,
+        root: undefined,
+        hash: nodeHash(nodes[index] as Node),
+        sent: true,
+        dirty: false,
+      }),
+    );
+    yield { kind: 'nodes', nodes, offer: false, expectSame: false };
+  }
+}
+
+export function pathText(manifest: Manifest, slot: number): string {
+  const path = manifest.path(slot);
+  return path ? path.map((name) => name.toString()).join('/') : `inode in slot ${slot}`;
+}

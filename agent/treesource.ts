@@ -1,0 +1,525 @@
+/**
+ * A directory tree as a Source. The manifest says what the replica has, a scan finds what differs, hints make the next
+ * look quick, and what is dirty is read and sent.
+ *
+ * Cuts: `filesystem` when the tree is all of a mounted filesystem of its own that may be frozen: live rounds until the rest is
+ * read within one freeze into a bounded spool. Else `file`: each file whole and from one moment, no common instant.
+ * A cut claims the beginning of the last scan as its time, never that of a look by hints alone: hints get lost without a word.
+ * What cannot be proven (another head than the manifest knows, another root directory) makes the manifest anew from the
+ * replica's, and everything is compared.
+ * Failures: SourceGone, SourceEmptied (nothing is deleted at the replica), NoConsistentCut naming what did not stand still.
+ */
+import assert from 'node:assert/strict';
+import { opendir } from 'node:fs/promises';
+import type { Consistency } from '../master/resources.ts';
+import type { Clock } from '../proto/effects.ts';
+import { messageOf, ReplicationError } from '../proto/errors.ts';
+import { syncfs } from '../proto/libc.ts';
+import { Pace } from '../proto/pace.ts';
+import type { MirrorWelcome, Node } from '../proto/wire.ts';
+import { collect, tickMs, type Collected, type Collecting } from './capture/collect.ts';
+import { visit, walk, type Walk } from './capture/scan.ts';
+import { isSame, keyOf, openTree, type Tree } from './capture/tree.ts';
+import { watchTree, type Hints } from './capture/watch.ts';
+import { freezable, type Guard } from './guard.ts';
+import { openManifest, type Manifest } from './manifest.ts';
+import { mountOf, readBlockDevices, readMounts } from './mounts.ts';
+import { sourceFacts } from './source-facts.ts';
+import type { Cut, Piece, Source, SourceCounters, SourceFacts } from './source.ts';
+
+/** What a freeze may read into memory. */
+const spoolBytes = 64 << 20;
+/** Part of maxFreezeMs after which the freeze is given up, so that thawing is ours and not the guard's. */
+const freezeRatio = 0.8;
+const freezeTries = 3;
+/** After a freeze that did not fit, `file` cuts for so long when the caller leaves the choice. */
+const freezeAgainMs = 60_000;
+/** Part of the time that scanning may take. */
+const scanRatio = 0.05;
+/** Looks at what moved meanwhile, per scan and per cut. */
+const settleTries = 5;
+const vanishTries = 10;
+
+export interface TreeSourceOptions {
+  path: string;
+  /** Of this replication alone. */
+  dataDir: string;
+  clock: Clock;
+  include: readonly string[];
+  exclude: readonly string[];
+  /** null: the best that works. */
+  consistency: Exclude<Consistency, 'crash'> | null;
+  maxFreezeMs: number;
+  cutIntervalSeconds: number;
+  /** 0 = no limit. */
+  readBytesPerSecond: number;
+  /** Take an emptied tree as meant. */
+  force: boolean;
+  guard: Guard | undefined;
+  /** As `freezable` wants them. */
+  protectedPaths: readonly string[];
+}
+
+export class TreeSource implements Source {
+  readonly counters: SourceCounters = {
+    readBytes: 0,
+    skippedSameBytes: 0,
+    skippedZeroBytes: 0,
+    fullScans: 0,
+    fullScanReason: '',
+    lostEvents: 0,
+  };
+  readonly #options: TreeSourceOptions;
+  readonly #manifest: Manifest;
+  readonly #pace: Pace;
+  #hints: Hints | undefined;
+  #blank = false;
+  /** A generator or a look is under way. */
+  #busy = false;
+  /** Directories that moved are only partly sent. */
+  #moving = false;
+  /** The last completed scan of this session: when it began (wall clock), and what it cost. */
+  #scan: { startedMs: number; startedMonotonicMs: number; costMs: number } | undefined;
+  /** The next look must be a scan. */
+  #scanReason = 'start';
+  #wholeDone = false;
+  #headIsPoint = false;
+  #backlog = false;
+  #noFreezeUntilMs = 0;
+
+  constructor(options: TreeSourceOptions) {
+    this.#options = options;
+    this.#manifest = openManifest(options.dataDir);
+    this.#pace = new Pace(options.clock, options.readBytesPerSecond);
+  }
+
+  get captureMethod(): string {
+    return this.#hints && this.#hints.failure === undefined ? 'inotify' : 'scan';
+  }
+
+  get captureReason(): string {
+    const failure = this.#hints?.failure;
+    return failure === undefined ? 'inotify gives hints between scans' : `scans only: ${failure}`;
+  }
+
+  async facts(): Promise<SourceFacts> {
+    const { include, exclude, path } = this.#options;
+    if (include.length + exclude.length > 0) {
+      throw new ReplicationError(
+        'SourceRefused',
+        'source.include and source.exclude are not available yet: remove them',
+      );
+    }
+    const facts = await sourceFacts(path, 'Filesystem');
+    if (!facts.exists) throw new ReplicationError('SourceGone', `${path} does not exist; bring it back`);
+    await using _tree = await this.#open(false); // is it empty?
+    return { sizeBytes: facts.sizeBytes || this.#manifest.totalBytes, sourceId: facts.sourceId };
+  }
+
+  /** @throws SourceGone, SourceEmptied */
+  async #open(sameRoot: boolean): Promise<Tree & AsyncDisposable> {
+    const tree = await openTree(this.#options.path);
+    const opened = { ...tree, [Symbol.asyncDispose]: () => tree.close() };
+    try {
+      const root = this.#manifest.row(0);
+      if (sameRoot && root && !this.#manifest.isAdopted(root) && !isSame(keyOf(tree, tree.stat), root)) {
+        throw new ReplicationError(
+          'SourceGone',
+          `${tree.path} is another directory than before: unmounted or replaced`,
+        );
+      }
+      if (!this.#options.force && this.#manifest.childCount(0) > 0 && (await isEmpty(tree))) {
+        throw new ReplicationError(
+          'SourceEmptied',
+          `${tree.path} is suddenly empty; resync with force if that is meant, else bring it back`,
+        );
+      }
+      return opened;
+    } catch (error) {
+      await tree.close();
+      throw error;
+    }
+  }
+
+  async attach(
+    welcome: MirrorWelcome,
+    manifest: () => AsyncIterable<Node>,
+  ): Promise<{ whole: boolean; reason: string }> {
+    return this.#alone(async () => {
+      this.#hints ??= await watchTree(this.#options.path);
+      [this.#scan, this.#scanReason, this.#wholeDone, this.#headIsPoint] = [undefined, 'start', false, false];
+      this.#backlog = true;
+      this.#blank = welcome.blank;
+      const { headSequence, digest } = welcome;
+      const mine = this.#manifest;
+      await using tree = await this.#open(false);
+      const root = mine.row(0);
+      const isOther = root !== undefined && !mine.isAdopted(root) && !isSame(keyOf(tree, tree.stat), root);
+      if (!isOther && mine.settle(headSequence, digest)) {
+        const reason = mine.wholeReason;
+        return { whole: reason !== '', reason: reason || 'the manifest knows what the replica has' };
+      }
+      const acked = mine.acked;
+      mine.clear();
+      if (headSequence === 0) {
+        mine.adopted(0, Buffer.alloc(0), '');
+        return { whole: false, reason: 'the replica has nothing yet' };
+      }
+      for await (const node of manifest()) mine.adopt(node);
+      const reason = isOther
+        ? 'the root directory is another one than before'
+        : acked <= 0
+          ? 'this agent did not know the replica'
+          : `the replica is at commit ${headSequence} and this agent knew ${acked}, or another one of that number`;
+      mine.adopted(headSequence, digest, reason);
+      return { whole: true, reason };
+    });
+  }
+
+  async *round(
+    whole: boolean,
+    progress: (bytesDone: number, bytesTotal: number) => void,
+    signal: AbortSignal,
+  ): AsyncGenerator<Piece> {
+    // After the first one a cut finds and brings everything by itself.
+    if (!whole && !this.#backlog) return;
+    this.#enter();
+    try {
+      await using tree = await this.#open(true);
+      await this.#look(tree, true, signal);
+      if (whole) this.#manifest.markAllDirty();
+      yield* this.#live(tree, whole, progress, signal);
+      this.#backlog = false;
+      if (whole) this.#wholeDone = true;
+    } finally {
+      this.#busy = false;
+    }
+  }
+
+  async *#live(
+    tree: Tree,
+    whole: boolean,
+    progress: (bytesDone: number, bytesTotal: number) => void,
+    signal: AbortSignal,
+  ): AsyncGenerator<Piece> {
+    const bytesTotal = this.#manifest.dirtyBytes;
+    let bytesDone = 0;
+    progress(0, bytesTotal);
+    yield* collect({
+      ...this.#collecting(tree, { mode: 'live' }, signal),
+      whole,
+      progress: (bytes) => progress((bytesDone += bytes), Math.max(bytesDone, bytesTotal)),
+    });
+  }
+
+  #collecting(tree: Tree, how: Collecting['how'], signal: AbortSignal): Collecting {
+    return {
+      tree,
+      manifest: this.#manifest,
+      clock: this.#options.clock,
+      pace: this.#pace,
+      counters: this.counters,
+      whole: false,
+      blank: this.#blank,
+      how,
+      progress: () => undefined,
+      moving: (now) => {
+        this.#moving = now;
+      },
+      signal,
+    };
+  }
+
+  // ---- looking
+
+  /** Everything that changed before `look` began is dirty afterwards, when it scans; answers the newest ctime it met. */
+  async #look(tree: Tree, mustScan: boolean, signal: AbortSignal): Promise<bigint> {
+    const startedMs = this.#options.clock.nowMs();
+    const hints = this.#hints?.take();
+    if (!hints && this.#hints?.failure === undefined) this.#scanReason ||= 'too many hints';
+    if (mustScan) this.#scanReason ||= 'round';
+    if (this.#isScanDue()) return this.#fullScan(tree, startedMs, signal);
+    if (!hints || hints.size === 0) return 0n;
+    const found = await visit(tree, this.#manifest, this.#resolve(tree, hints), signal);
+    return this.#settle(tree, found, startedMs, signal);
+  }
+
+  #isScanDue(): boolean {
+    if (!this.#scan || this.#scanReason !== '') return true;
+    const { startedMonotonicMs, costMs } = this.#scan;
+    const sinceMs = this.#options.clock.monotonicMs() - startedMonotonicMs;
+    return costMs <= scanRatio * Math.max(sinceMs, this.#options.cutIntervalSeconds * 1000);
+  }
+
+  async #fullScan(tree: Tree, startedMs: number, signal: AbortSignal, isFrozen = false): Promise<bigint> {
+    const startedMonotonicMs = this.#options.clock.monotonicMs();
+    this.counters.fullScans++;
+    this.counters.fullScanReason = this.#scanReason || (isFrozen ? 'freeze' : 'pace');
+    const found = await walk(tree, this.#manifest, undefined, signal);
+    const newestNs = isFrozen ? this.#buried(found) : await this.#settle(tree, found, startedMs, signal);
+    this.#scan = {
+      startedMs,
+      startedMonotonicMs,
+      costMs: this.#options.clock.monotonicMs() - startedMonotonicMs,
+    };
+    this.#scanReason = '';
+    return newestNs;
+  }
+
+  /** What moved while we looked is looked for where directories changed since; what is nowhere then is gone. */
+  async #settle(tree: Tree, first: Walk, startedMs: number, signal: AbortSignal): Promise<bigint> {
+    let found = first;
+    let sinceMs = startedMs;
+    for (let left = settleTries; found.restless && left > 0; left--) {
+      const nextMs = this.#options.clock.nowMs();
+      const newestNs = found.newestNs;
+      found = await walk(tree, this.#manifest, BigInt(Math.floor(sinceMs - tickMs)) * 1_000_000n, signal);
+      if (newestNs > found.newestNs) found.newestNs = newestNs;
+      sinceMs = nextMs;
+    }
+    return this.#buried(found);
+  }
+
+  #buried(found: Walk): bigint {
+    this.#manifest.buryOrphans();
+    return found.newestNs;
+  }
+
+  /** Hinted names by the directory they are in; what cannot be found that way asks for a scan. */
+  #resolve(tree: Tree, paths: Set<string>): Map<number, Buffer[]> {
+    const byParent = new Map<number, Buffer[]>();
+    const prefix = `${tree.path === '/' ? '' : tree.path}/`;
+    for (const path of paths) {
+      if (!path.startsWith(prefix)) continue; // the root itself: looked at anyway
+      let parent = 0;
+      const names = path.slice(prefix.length).split('/');
+      if (path.includes('\ufffd')) this.#scanReason ||= 'a hint that is not UTF-8';
+      for (const [depth, text] of names.entries()) {
+        const name = Buffer.from(text);
+        const row = depth < names.length - 1 ? this.#manifest.child(parent, name) : undefined;
+        if (row) {
+          parent = row.slot;
+          continue;
+        }
+        // The name itself, or the highest directory above it that is not known yet: it is looked through.
+        const siblings = byParent.get(parent) ?? [];
+        if (!siblings.some((one) => one.equals(name))) siblings.push(name);
+        byParent.set(parent, siblings);
+        break;
+      }
+    }
+    return byParent;
+  }
+
+  // ---- cuts
+
+  async cut(signal: AbortSignal): Promise<Cut> {
+    signal.throwIfAborted();
+    const made: Made = { consistency: 'file', agentUs: 0, freezeUs: 0, broken: undefined };
+    return {
+      get consistency() {
+        return made.consistency;
+      },
+      get agentUs() {
+        assert(made.agentUs > 0, 'known only after the pieces');
+        return made.agentUs;
+      },
+      get freezeUs() {
+        return made.freezeUs;
+      },
+      pieces: (piecesSignal) => this.#cutPieces(made, AbortSignal.any([signal, piecesSignal])),
+      broken: async () => made.broken,
+      release: async () => undefined,
+    };
+  }
+
+  async *#cutPieces(made: Made, signal: AbortSignal): AsyncGenerator<Piece> {
+    this.#enter();
+    try {
+      const refusal = await this.#freezeRefusal();
+      let why = refusal;
+      for (let left = freezeTries; refusal === undefined && left > 0; left--) {
+        // Not longer than needed in the freeze: what is dirty already goes before it.
+        {
+          await using tree = await this.#open(true);
+          await this.#look(tree, false, signal);
+          yield* this.#live(tree, false, () => undefined, signal);
+        }
+        const spool = await this.#frozen(made, signal);
+        if (typeof spool !== 'string') {
+          yield* this.#spooled(spool);
+          return;
+        }
+        why = spool;
+      }
+      if (this.#options.consistency === 'filesystem') {
+        made.broken = `no filesystem-consistent cut: ${why}`;
+        return;
+      }
+      if (refusal === undefined) this.#noFreezeUntilMs = this.#options.clock.monotonicMs() + freezeAgainMs;
+      yield* this.#fileCut(made, signal);
+    } finally {
+      this.#busy = false;
+    }
+  }
+
+  async *#spooled(spool: Piece[]): AsyncGenerator<Piece> {
+    let finished = false;
+    try {
+      yield* spool;
+      finished = true;
+    } finally {
+      if (!finished) this.#manifest.unsend();
+    }
+  }
+
+  async *#fileCut(made: Made, signal: AbortSignal): AsyncGenerator<Piece> {
+    const { clock } = this.#options;
+    await using tree = await this.#open(true);
+    let newestNs = await this.#look(tree, false, signal);
+    for (let left = vanishTries; ; left--) {
+      // Once for all instead of once for each file, see `standing`.
+      const waitMs = Number(newestNs / 1_000_000n) + tickMs + 1 - clock.nowMs();
+      if (waitMs > 0) await clock.sleep(Math.min(waitMs, tickMs), signal);
+      const sinceMs = clock.nowMs();
+      if (this.#manifest.hasDirty) await syncfs(tree.fd);
+      const collected: Collected = yield* collect(this.#collecting(tree, { mode: 'still', sinceMs }, signal));
+      made.broken = collected.torn && `${collected.torn} was written to whenever it was read`;
+      if (!collected.vanished) break;
+      if (left === 0) {
+        this.#scanReason ||= 'names that kept moving';
+        made.broken = 'files were renamed or removed faster than they could be read';
+        break;
+      }
+      const found = await walk(tree, this.#manifest, BigInt(Math.floor(sinceMs - tickMs)) * 1_000_000n, signal);
+      newestNs = await this.#settle(tree, { ...found, restless: true }, sinceMs, signal);
+    }
+    assert(this.#scan);
+    made.consistency = 'file';
+    made.agentUs = Math.floor(this.#scan.startedMs * 1000);
+  }
+
+  /** Why this tree is not frozen; undefined = it can be. */
+  async #freezeRefusal(): Promise<string | undefined> {
+    const { consistency, guard, path, protectedPaths, maxFreezeMs, clock } = this.#options;
+    if (consistency === 'file') return 'file is what was asked for';
+    if (!guard) return 'this agent freezes nothing';
+    if (consistency === null && clock.monotonicMs() < this.#noFreezeUntilMs) return 'the last freeze did not fit';
+    await using tree = await this.#open(true);
+    const mounts = await readMounts();
+    const mount = mountOf(tree.path, mounts);
+    if (mount?.mountPoint !== tree.path) return `${path} is not the root of a mounted filesystem of its own`;
+    const refusal = freezable(tree.path, mounts, await readBlockDevices(), protectedPaths);
+    if (refusal !== undefined) return refusal;
+    if (this.#scan && this.#scan.costMs > maxFreezeMs * freezeRatio) {
+      return `a look at all files takes ${Math.ceil(this.#scan.costMs)} ms, more than maxFreezeMs ${maxFreezeMs} allows: raise it`;
+    }
+    return undefined;
+  }
+
+  /** All that still differs, read while the filesystem stood still; or why that did not work. */
+  async #frozen(made: Made, signal: AbortSignal): Promise<Piece[] | string> {
+    const { guard, maxFreezeMs, clock } = this.#options;
+    assert(guard);
+    await using tree = await this.#open(true);
+    const freeze = await guard.freeze(tree.path, maxFreezeMs, signal);
+    const sinceMs = clock.nowMs();
+    const spool: Piece[] = [];
+    let problem: string | undefined;
+    try {
+      const limit = AbortSignal.any([signal, AbortSignal.timeout(Math.max(1, Math.floor(maxFreezeMs * freezeRatio)))]);
+      await this.#fullScan(tree, sinceMs, limit, true);
+      let bytes = 0;
+      for await (const piece of collect(this.#collecting(tree, { mode: 'frozen', sinceMs }, limit))) {
+        spool.push(piece);
+        if (piece.kind === 'content') bytes += piece.bytes.length;
+        if (bytes > spoolBytes) throw new Error(`more than ${spoolBytes >> 20} MiB changed meanwhile`);
+      }
+    } catch (error) {
+      problem = signal.aborted ? undefined : `${messageOf(error)} within maxFreezeMs ${maxFreezeMs}`;
+      if (signal.aborted) throw error;
+    } finally {
+      const held = await freeze.thaw();
+      made.freezeUs = freeze.frozenUs;
+      if (!held) problem ??= 'the freeze did not hold';
+    }
+    if (problem !== undefined) {
+      this.#manifest.unsend();
+      return problem;
+    }
+    made.consistency = 'filesystem';
+    made.agentUs = Math.floor(sinceMs * 1000);
+    return spool;
+  }
+
+  // ---- between cuts
+
+  async unchangedUntil(): Promise<number | undefined> {
+    if (this.#busy || !this.#headIsPoint || this.#manifest.isBehind) return undefined;
+    return this.#alone(async () => {
+      await using tree = await this.#open(true);
+      await this.#look(tree, false, new AbortController().signal);
+      return this.#manifest.hasDirty || !this.#scan ? undefined : Math.floor(this.#scan.startedMs * 1000);
+    });
+  }
+
+  dirtyBytes(): number | undefined {
+    return this.#scan ? this.#manifest.dirtyBytes : undefined;
+  }
+
+  commitSizeBytes(): number {
+    return this.#manifest.slots;
+  }
+
+  async prepare(sequence: number): Promise<void> {
+    if (this.#moving) throw new ReplicationError('Internal', 'a commit between directories that must move together');
+    this.#headIsPoint = false;
+    this.#manifest.prepare(sequence);
+  }
+
+  /** @param digest of the commit, as the replica answered; without it a replica reset to this very number goes unnoticed */
+  async committed(sequence: number, point: boolean, digest: Buffer = Buffer.alloc(0)): Promise<void> {
+    this.#headIsPoint = point;
+    if (this.#wholeDone) this.#manifest.wholeReason = '';
+    this.#wholeDone = false;
+    this.#blank = false;
+    this.#manifest.committed(sequence, digest);
+  }
+
+  /** Descriptors are held during a look or a round only. */
+  async idle(): Promise<void> {
+    assert(!this.#busy, 'idle between rounds');
+  }
+
+  async close(): Promise<void> {
+    await this.#hints?.close();
+    this.#manifest.close();
+  }
+
+  #enter(): void {
+    assert(!this.#busy, 'one round, cut or look at a time');
+    this.#busy = true;
+  }
+
+  async #alone<T>(work: () => Promise<T>): Promise<T> {
+    this.#enter();
+    try {
+      return await work();
+    } finally {
+      this.#busy = false;
+    }
+  }
+}
+
+interface Made {
+  consistency: Consistency;
+  agentUs: number;
+  freezeUs: number;
+  /** Why this is no cut. */
+  broken: string | undefined;
+}
+
+async function isEmpty(tree: Tree): Promise<boolean> {
+  await using directory = await opendir(`/proc/self/fd/${tree.fd}`, { encoding: 'latin1' });
+  return (await directory.read()) === null;
+}
