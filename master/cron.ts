@@ -79,11 +79,6 @@ export function nextTime(cron: Cron, afterMs: number): number | undefined {
   return undefined;
 }
 
-/** The same from the text, as a replication's trigger has it. @throws Error as parseCron */
-export function nextScheduled(text: string, afterMs: number): number | undefined {
-  return nextTime(parseCron(text), afterMs);
-}
-
 function fitsDay(cron: Cron, at: Date): boolean {
   const day = cron.days.has(at.getUTCDate());
   const weekday = cron.weekdays.has(at.getUTCDay());

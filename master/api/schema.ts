@@ -32,7 +32,9 @@ export function name(of?: string) {
   const description = of === undefined ? nameRule : `${nameRule} (${of})`;
   return Type.String({ pattern: namePattern, description });
 }
-function time(description = 'a time as of RFC 3339, such as 2026-11-20T09:00:00.000Z') {
+function time(of?: string) {
+  const rule = 'a time as of RFC 3339, such as 2026-11-20T09:00:00.000Z';
+  const description = of === undefined ? rule : `${rule} (${of})`;
   return Type.String({ format: 'date-time', description });
 }
 /** Absolute, without "//", "/./", "/../" and no "/" at its end, so that one place has one name. */
