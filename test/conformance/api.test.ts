@@ -443,39 +443,6 @@ t.test('the same Idempotency-Key does the same write once, for 24 hours', async 
   t.equal(store.listRecords('idempotency').length, 1, 'secrets are not kept');
 });
 
-t.test('lists come in pages and by labels', async (t) => {
-  const { call } = await serve(t);
-  for (const name of ['e', 'd', 'c', 'b', 'a'])
-    await call(
-      'POST',
-      `${v1}/replications`,
-      replication(name, {}, { labels: { app: name < 'c' ? 'low' : 'high', [name]: '' } }),
-    );
-  const names = (answer: Answer): unknown =>
-    (answer.body['items'] as { metadata: Json }[]).map(({ metadata }) => metadata['name']).join('');
-  const seen: unknown[] = [];
-  for (let token: string | null = ''; token !== null;) {
-    const answer = await call('GET', `${v1}/replications?limit=2${token === '' ? '' : `&continue=${token}`}`);
-    seen.push(names(answer));
-    token = (answer.body['metadata'] as Json)['continue'] as string | null;
-  }
-  t.same(seen, ['ab', 'cd', 'e']);
-  for (const [selector, expected] of [
-    ['app=low', 'ab'],
-    ['app!=low', 'cde'],
-    ['app in (low,high),!a', 'bcde'],
-    ['app notin (low)', 'cde'],
-    ['b', 'b'],
-    ['app==high,d', 'd'],
-    ['toString', ''],
-  ] as const)
-    t.equal(
-      names(await call('GET', `${v1}/replications?labelSelector=${encodeURIComponent(selector)}`)),
-      expected,
-      selector,
-    );
-});
-
 t.test('OpenAPI 3.1 has every route, and everything that it refers to', async (t) => {
   const { call } = await serve(t);
   const document = (await call('GET', '/openapi.json')).body;

@@ -2,21 +2,17 @@
 import t from 'tap';
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
-import { rights } from '../../master/api/rights.ts';
+import { rightOf, rights } from '../../master/api/rights.ts';
 import { roles } from '../../master/api/schema.ts';
 import { refused, serve, v1 } from './apiserver.ts';
 
 t.test('every route has its rights, and each role gets what the table says', async (t) => {
   const server = await serve(t);
   const { call, api, tokens } = server;
-  const served = api.routes.filter((route) => !/ \/docs\//.test(route) && !route.startsWith('HEAD'));
-  t.same(
-    served.sort(),
-    Object.keys(rights)
-      .filter((key) => key !== 'GET /docs')
-      .concat(served.filter((route) => route === 'GET /docs'))
-      .sort(),
-  );
+  t.ok(api.routes.length > 40);
+  for (const route of api.routes) t.ok(rightOf(...(route.split(' ') as [string, string])), route);
+  const unused = Object.keys(rights).filter((key) => key !== 'GET /docs' && !api.routes.includes(key));
+  t.same(unused, [], 'no right without a route');
   const secrets = Object.fromEntries(roles.map((role) => [role, tokens.create(`t-${role}`, role)?.secret ?? '']));
   // The rows of the rights table, written down once more.
   const allowed: Record<string, readonly string[]> = {

@@ -1,9 +1,42 @@
-/** Watches and events over real HTTP: nothing missed, nothing twice, over broken lines too. */
+/** Lists, watches and events over real HTTP: nothing missed, nothing twice, over broken lines too. */
 import t from 'tap';
 import { refused, replication, serve, v1 } from './apiserver.ts';
-import type { Json } from './apiserver.ts';
+import type { Answer, Json } from './apiserver.ts';
 
 const one = `${v1}/replications/a`;
+
+t.test('lists come in pages and by labels', async (t) => {
+  const { call } = await serve(t);
+  for (const name of ['e', 'd', 'c', 'b', 'a'])
+    await call(
+      'POST',
+      `${v1}/replications`,
+      replication(name, {}, { labels: { app: name < 'c' ? 'low' : 'high', [name]: '' } }),
+    );
+  const names = (answer: Answer): unknown =>
+    (answer.body['items'] as { metadata: Json }[]).map(({ metadata }) => metadata['name']).join('');
+  const seen: unknown[] = [];
+  for (let token: string | null = ''; token !== null;) {
+    const answer = await call('GET', `${v1}/replications?limit=2${token === '' ? '' : `&continue=${token}`}`);
+    seen.push(names(answer));
+    token = (answer.body['metadata'] as Json)['continue'] as string | null;
+  }
+  t.same(seen, ['ab', 'cd', 'e']);
+  for (const [selector, expected] of [
+    ['app=low', 'ab'],
+    ['app!=low', 'cde'],
+    ['app in (low,high),!a', 'bcde'],
+    ['app notin (low)', 'cde'],
+    ['b', 'b'],
+    ['app==high,d', 'd'],
+    ['toString', ''],
+  ] as const)
+    t.equal(
+      names(await call('GET', `${v1}/replications?labelSelector=${encodeURIComponent(selector)}`)),
+      expected,
+      selector,
+    );
+});
 
 t.test('a watch begins with what is there, then has every change once; it resumes without gap or repeat', async (t) => {
   const { call, watch, store } = await serve(t);
