@@ -383,7 +383,8 @@ function checkData(data: Data): void {
     granules += run.count;
     rawBytes += (run.count - 1) * granuleBytes + run.tailBytes;
   }
-  if (granules * granuleBytes > maxDataBytes) bad('Data.runs', `name more than ${maxDataBytes} bytes of content`);
+  if (rawBytes > maxDataBytes) bad('Data.runs', `name more than ${maxDataBytes} bytes of content`);
+  if (rawBytes !== data.rawBytes) bad('Data.raw_bytes', `is ${data.rawBytes} for runs of ${rawBytes} bytes`);
   if (data.hashes.length !== granules * hashBytes)
     bad('Data.hashes', `holds ${data.hashes.length} bytes for ${granules} granules`);
   for (let at = 0; at < granules; at++) {
