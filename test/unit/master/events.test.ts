@@ -1,4 +1,5 @@
 import t from 'tap';
+import { readFileSync, readdirSync } from 'node:fs';
 import { openDatabase } from '../../../master/database.ts';
 import { eventCodes, eventLog } from '../../../master/events.ts';
 import type { EventChange } from '../../../master/events.ts';
@@ -118,4 +119,20 @@ t.test('every code is CamelCase, and explained', async (t) => {
     t.match(code, /^([A-Z][a-z]+)+$/);
     t.match(text, /^[A-Z].+\.$/);
   }
+});
+
+t.test('every code that the programs emit is in the table', async (t) => {
+  const emitted = new Set<string>();
+  for (const side of ['master', 'agent']) {
+    const folder = new URL(`../../../${side}/`, import.meta.url);
+    for (const file of readdirSync(folder, { recursive: true, encoding: 'utf8' }).filter((name) =>
+      name.endsWith('.ts'),
+    ))
+      for (const match of readFileSync(new URL(file, folder), 'utf8').matchAll(
+        /(?:emit\(\{\s*code:|tell\([^,()]+,)\s*'([A-Z]\w+)'/g,
+      ))
+        emitted.add(match[1] ?? '');
+  }
+  t.ok(emitted.size > 5, [...emitted].join(' '));
+  for (const code of emitted) t.ok(Object.hasOwn(eventCodes, code), code);
 });
