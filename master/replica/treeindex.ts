@@ -19,7 +19,7 @@ import { canonicalNode, compareNames, maxFileBytes, maxSlots, nodeHash } from '.
 import { decode, encode, nodeTypes, type Data, type Name, type Node, type Nodes } from '../../proto/wire.ts';
 import type { CommitRecord } from './frame.ts';
 import { asBuffer, HashPages } from './hashpages.ts';
-import { openIndexDatabase, readPosition, writePosition } from './indexdatabase.ts';
+import { openIndexDatabase, readPosition, transaction, writePosition } from './indexdatabase.ts';
 import { TreeContent } from './treecontent.ts';
 import type { VolumeIndex } from './volumeindex.ts';
 
@@ -109,9 +109,14 @@ export class TreeIndex implements VolumeIndex {
     return this.#hashes.digest(this.sizeBytes);
   }
 
-  /** The open epoch has something in it. */
+  /** Something was staged since the newest commit. */
   get isOpen(): boolean {
     return this.#open;
+  }
+
+  /** Something was staged since the newest end of an epoch. */
+  get isPending(): boolean {
+    return this.#pending;
   }
 
   /** Object 0: `hashes` are nodeHash of the slots from `first` on. Object n: the granules of the file in slot n. */
@@ -219,6 +224,13 @@ export class TreeIndex implements VolumeIndex {
     if (this.#open) this.#stageHash(slot, node);
     else this.#hashes.set(slot, unknownHash);
     if (!this.#open) this.unknown = this.#countUnknown();
+  }
+
+  /** All in one transaction. No epoch may be open. */
+  markAllUnknown(marks: Iterable<{ object: number; granule: number }>): void {
+    transaction(this.database, () => {
+      for (const { object, granule } of marks) this.markUnknown(object, granule);
+    });
   }
 
   /** A node that is not known has no modification time and a content root that nothing has. */
@@ -453,6 +465,18 @@ export class TreeIndex implements VolumeIndex {
     return this.#get('SELECT 1 FROM change WHERE slot = ? AND fresh = 1', slot) !== undefined;
   }
 
+  /** As the newest commit left it, whatever the epochs after it say. */
+  committedNode(slot: number): Node | undefined {
+    const row = this.#get('SELECT before FROM change WHERE slot = ?', slot);
+    return row ? toNode(row['before']) : this.node(slot);
+  }
+
+  /** It was unknown at the newest commit, or is. */
+  wasDamaged(slot: number): boolean {
+    const row = this.#get('SELECT damaged FROM change WHERE slot = ?', slot);
+    return row?.['damaged'] === 1 || this.isUnknown(slot);
+  }
+
   /** 0 = the tree is at the newest commit; else how far its work is. */
   get workPhase(): number {
     return Number(this.#get('SELECT number FROM phase')?.['number'] ?? 0);
@@ -491,8 +515,12 @@ export class TreeIndex implements VolumeIndex {
     return this.#why(slot) !== 0 && !isFile(this.node(slot));
   }
 
-  setWithheld(slot: number, withheld: boolean): void {
-    this.#run(withheld ? 'INSERT OR IGNORE INTO withheld VALUES (?)' : 'DELETE FROM withheld WHERE slot = ?', slot);
+  setWithheld(slots: Iterable<[number, boolean]>): void {
+    transaction(this.database, () => {
+      for (const [slot, withheld] of slots) {
+        this.#run(withheld ? 'INSERT OR IGNORE INTO withheld VALUES (?)' : 'DELETE FROM withheld WHERE slot = ?', slot);
+      }
+    });
   }
 
   isWithheld(slot: number): boolean {

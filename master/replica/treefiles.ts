@@ -1,0 +1,98 @@
+/**
+ * The files into which the content of open epochs goes: those of the tree in place, and `n<slot>` in the staging folder for
+ * files that are not in the tree yet. The tree is still as it was committed, so this is where they are looked for.
+ *
+ * Failure: a file of the tree that is not there is ReplicaDamaged, unless its slot is known to be damaged, then it is made
+ * anew in the staging folder.
+ */
+import { constants, promises as fs } from 'node:fs';
+import { ReplicationError } from '../../proto/errors.ts';
+import { nodeTypes, type Node } from '../../proto/wire.ts';
+import type { TreeIndex } from './treeindex.ts';
+import { at, Directories, isMissing, lstatEntry, openFile, type Handle } from './treepath.ts';
+import { stagedContent } from './treework.ts';
+
+const openAtOnce = 64;
+
+export class TreeFiles {
+  readonly #index: TreeIndex;
+  readonly #staging: Handle;
+  readonly #directories: Directories;
+  /** Open files, the one used last at the end. */
+  readonly #open = new Map<number, Handle>();
+  /** Slots whose size on the disk need not be the committed one. */
+  readonly #touched = new Set<number>();
+
+  constructor(index: TreeIndex, root: Handle, staging: Handle) {
+    this.#index = index;
+    this.#staging = staging;
+    this.#directories = new Directories(root, staging, async (slot) => index.committedNode(slot)?.names[0]);
+  }
+
+  async write(slot: number, work: (file: Handle) => Promise<void>): Promise<void> {
+    this.#touched.add(slot);
+    let file = this.#open.get(slot);
+    this.#open.delete(slot);
+    file ??= await this.#openFile(slot);
+    this.#open.set(slot, file);
+    for (const [other, handle] of this.#open) {
+      if (this.#open.size <= openAtOnce) break;
+      this.#open.delete(other);
+      await handle.close();
+    }
+    await work(file);
+  }
+
+  async #openFile(slot: number): Promise<Handle> {
+    const inTree = this.#inTree(slot);
+    if (inTree && !(await lstatEntry(this.#staging, stagedContent(slot)))) {
+      for (const { parent, name } of inTree.names) {
+        const file = await this.#openIn(parent, name).catch((error: unknown) => {
+          if (!isMissing(error)) throw error;
+          return undefined;
+        });
+        if (file) return file;
+      }
+      if (!this.#index.wasDamaged(slot)) {
+        const path = JSON.stringify(this.#index.path(slot).toString());
+        throw new ReplicationError('ReplicaDamaged', `file ${path} of the replica is missing. Run verify`);
+      }
+    }
+    return openFile(this.#staging, stagedContent(slot), constants.O_RDWR | constants.O_CREAT, () => undefined);
+  }
+
+  #openIn(parent: number, name: Buffer): Promise<Handle> {
+    return this.#directories.with(parent, (directory) =>
+      // Its permissions are set again when the epoch is settled, as its time is.
+      openFile(directory, name, constants.O_RDWR, () => undefined),
+    );
+  }
+
+  /** The committed file that the slot's content goes into; undefined = into the staging folder. */
+  #inTree(slot: number): Node | undefined {
+    const node = this.#index.committedNode(slot);
+    return node?.type === nodeTypes.file && !this.#index.isFresh(slot) ? node : undefined;
+  }
+
+  /** The epoch leaves a file of that size in the slot; undefined = none. */
+  async end(slot: number, sizeBytes: number | undefined): Promise<void> {
+    if (sizeBytes === undefined) {
+      await this.#open.get(slot)?.close();
+      this.#open.delete(slot);
+      this.#touched.add(slot);
+      await fs.rm(at(this.#staging, stagedContent(slot)), { force: true });
+      return;
+    }
+    const isSame = this.#inTree(slot)?.sizeBytes === sizeBytes && !this.#index.wasDamaged(slot);
+    if (isSame && !this.#touched.has(slot)) return;
+    await this.write(slot, async (file) => {
+      if ((await file.stat()).size !== sizeBytes) await file.truncate(sizeBytes);
+    });
+  }
+
+  async close(): Promise<void> {
+    for (const file of this.#open.values()) await file.close();
+    this.#open.clear();
+    await this.#directories.close();
+  }
+}

@@ -1,0 +1,411 @@
+import assert from 'node:assert/strict';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { promises as fs, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import t from 'tap';
+import { TreeBase } from '../../../../master/replica/treebase.ts';
+import { lgetxattr, llistxattr } from '../../../../proto/libc.ts';
+import { goneNode } from '../../../../proto/node.ts';
+import { nodeTypes, type Node } from '../../../../proto/wire.ts';
+import { bytes, commitOf, randomOf, TreeModel, type Epoch } from './treemodel.ts';
+
+const folder = mkdtempSync(join(tmpdir(), 'treebase-'));
+t.teardown(() => rmSync(folder, { recursive: true }));
+const isRoot = process.geteuid?.() === 0;
+const never = new AbortController().signal;
+const quiet = () => undefined;
+let places = 0;
+
+function place(): { tree: string; index: string } {
+  const own = `${folder}/${++places}`;
+  mkdirSync(own);
+  return { tree: `${own}/tree`, index: `${own}/index.db` };
+}
+
+async function write(base: TreeBase, { data, nodes }: Epoch): Promise<void> {
+  for (const one of data) await base.write({ data: one });
+  await base.write({ nodes: { nodes } });
+}
+
+async function apply(base: TreeBase, epoch: Epoch, slots: number, sequence = base.index.sequence + 1): Promise<void> {
+  await write(base, epoch);
+  await base.settle(commitOf(sequence, slots));
+}
+
+/** What there is, by path: walked with plain calls, hard links named by the first path of theirs. */
+async function walk(root: string): Promise<Map<string, unknown>> {
+  const found = new Map<string, unknown>();
+  const inodes = new Map<bigint, string>();
+  const visit = async (path: Buffer, name: string): Promise<void> => {
+    const stat = await fs.lstat(path, { bigint: true });
+    const type = Number(stat.mode >> 12n);
+    const xattrs: string[] = [];
+    for (const key of await llistxattr(path))
+      xattrs.push(`${key.toString()}=${(await lgetxattr(path, key))?.toString()}`);
+    const same = stat.isDirectory() ? undefined : inodes.get(stat.ino);
+    inodes.set(stat.ino, same ?? name);
+    found.set(name, {
+      type,
+      mode: Number(stat.mode & 0o7777n),
+      owner: `${stat.uid}:${stat.gid}`,
+      mtime: stat.mtimeNs,
+      size: type === nodeTypes.file ? Number(stat.size) : 0,
+      target: type === nodeTypes.symlink ? (await fs.readlink(path, { encoding: 'buffer' })).toString('latin1') : '',
+      device: type === nodeTypes.character ? Number(stat.rdev) : 0,
+      xattrs,
+      content: type === nodeTypes.file ? (await fs.readFile(path)).toString('latin1') : '',
+      same: same ?? name,
+    });
+    if (!stat.isDirectory()) return;
+    const entries = await fs.readdir(path, { encoding: 'buffer' });
+    for (const entry of entries.sort((a, b) => Buffer.compare(a, b))) {
+      await visit(Buffer.concat([path, Buffer.from('/'), entry]), `${name}/${entry.toString('latin1')}`);
+    }
+  };
+  await visit(Buffer.from(root), '');
+  return found;
+}
+
+function expected(model: TreeModel): Map<string, unknown> {
+  const found = new Map<string, unknown>();
+  const first = new Map<number, string>();
+  const visit = (node: Node, name: string): void => {
+    if (!first.has(node.slot)) first.set(node.slot, name);
+    found.set(name, {
+      type: node.type,
+      mode: node.mode,
+      owner: `${node.uid}:${node.gid}`,
+      mtime: BigInt(node.mtimeSeconds) * 1_000_000_000n + BigInt(node.mtimeNanoseconds),
+      size: node.sizeBytes,
+      target: node.target.toString('latin1'),
+      device: node.type === nodeTypes.character ? (node.deviceMajor << 8) | node.deviceMinor : 0,
+      xattrs: node.xattrs.map(({ name: key, value }) => `${key.toString()}=${value.toString()}`),
+      content: model.content.get(node.slot)?.toString('latin1') ?? '',
+      same: first.get(node.slot),
+    });
+    if (node.type !== nodeTypes.directory) return;
+    const children = model.children(node.slot).sort((a, b) => Buffer.compare(a.name, b.name));
+    for (const child of children) visit(child.node, `${name}/${child.name.toString('latin1')}`);
+  };
+  visit(model.nodes.get(0) as Node, '');
+  return found;
+}
+
+async function isSound(base: TreeBase, tree: string, model: TreeModel, hint: string): Promise<void> {
+  assert.deepEqual(await walk(tree), expected(model), hint);
+  const { bad } = await base.verify(never, quiet);
+  assert.deepEqual(bad, [], hint);
+  assert.equal(base.index.unknown, 0);
+}
+
+async function isAbsent(path: string): Promise<boolean> {
+  return fs.lstat(path).then(
+    () => false,
+    () => true,
+  );
+}
+
+t.test('after each settle the tree is the source, whatever changed; several epochs at once too', async () => {
+  for (let seed = 1; seed <= 12; seed++) {
+    const model = new TreeModel(randomOf(seed), isRoot);
+    const { tree, index } = place();
+    let base = await TreeBase.open(tree, index);
+    for (let epoch = 0; epoch < 6; epoch++) {
+      for (let part = 0; part <= seed % 3; part++) {
+        if (part > 0) await base.endEpoch();
+        for (let step = 0; step < 12; step++) model.step();
+        await write(base, model.epoch());
+      }
+      await base.settle(commitOf(base.index.sequence + 1, model.slots));
+      await isSound(base, tree, model, `seed ${seed}, epoch ${epoch}`);
+      if (epoch % 2) {
+        await base.close();
+        assert.ok(await isAbsent(`${tree}.staging`));
+        base = await TreeBase.open(tree, index);
+      }
+    }
+    await base.close();
+  }
+});
+
+t.test('a crash at any step of two epochs, opened again and redone, gives the right tree', async (t) => {
+  let crashes = 0;
+  for (let seed = 1; seed <= 3; seed++) {
+    for (let stopAt = 1; ; stopAt += 1 + (stopAt >> 4)) {
+      const model = new TreeModel(randomOf(seed), isRoot);
+      const { tree, index } = place();
+      let steps = 0;
+      const step = (): void => {
+        if (++steps === stopAt) throw new Error('crash');
+      };
+      for (let at = 0; at < 25; at++) model.step();
+      const before = model.epoch();
+      const slots = model.slots;
+      for (let at = 0; at < 15; at++) model.step();
+      const after = model.epoch();
+      const redo = async (base: TreeBase): Promise<void> => {
+        if (base.index.sequence < 1) await apply(base, before, slots, 1);
+        if (base.index.sequence < 2) await apply(base, after, model.slots, 2);
+      };
+      let crashed = false;
+      let base = await TreeBase.open(tree, index, step);
+      try {
+        await redo(base);
+      } catch (error) {
+        if (!(error instanceof Error) || error.message !== 'crash') throw error;
+        crashed = true;
+        crashes++;
+      }
+      await base.close();
+      base = await TreeBase.open(tree, index);
+      await redo(base);
+      await isSound(base, tree, model, `seed ${seed}, stopped at step ${stopAt}`);
+      await base.close();
+      assert.ok(await isAbsent(`${tree}.staging`));
+      await fs.rm(tree, { recursive: true });
+      if (!crashed) break;
+    }
+  }
+  t.ok(crashes > 50, `${crashes} crashes`);
+});
+
+t.test('a copy is the same tree, shares nothing that can be written, and can be redone further', async (t) => {
+  const model = new TreeModel(randomOf(7), isRoot);
+  const source = place();
+  const base = await TreeBase.open(source.tree, source.index);
+  for (let at = 0; at < 60; at++) model.step();
+  await apply(base, model.epoch(), model.slots);
+  const target = place();
+  await fs.mkdir(target.tree); // an empty directory will do
+  const copy = await base.cloneTo(target.tree, target.index, never, quiet);
+  await isSound(copy, target.tree, model, 'copy');
+  t.strictSame(copy.index.digest, base.index.digest);
+  const rsync = ['-aHAXSnci', '--delete', `${source.tree}/`, `${target.tree}/`];
+  if (spawnSync('rsync', ['--version']).error) t.pass('rsync is not installed: compared by our own walk only');
+  else t.equal(execFileSync('rsync', rsync).toString(), '');
+  const original = await walk(source.tree);
+  for (let at = 0; at < 30; at++) model.step();
+  await apply(copy, model.epoch(), model.slots);
+  await isSound(copy, target.tree, model, 'copy, further on');
+  t.strictSame(await walk(source.tree), original);
+  await base.close();
+  await copy.close();
+});
+
+t.test('a copy with content whose node has not come yet can go on', async () => {
+  const model = new TreeModel(randomOf(9), isRoot);
+  const source = place();
+  const target = place();
+  const base = await TreeBase.open(source.tree, source.index);
+  await apply(base, model.epoch(), model.slots);
+  for (let at = 0; at < 40; at++) model.step();
+  const { data, nodes } = model.epoch();
+  await apply(base, { data, nodes: [] }, 1);
+  const copy = await base.cloneTo(target.tree, target.index, never, quiet);
+  for (const [one, tree] of [
+    [base, source.tree],
+    [copy, target.tree],
+  ] as const) {
+    await apply(one, { data: [], nodes }, model.slots);
+    await isSound(one, tree, model, tree);
+    await one.close();
+  }
+});
+
+t.test('a copy goes nowhere where something is, and leaves nothing when it is cancelled', async (t) => {
+  const model = new TreeModel(randomOf(3), isRoot);
+  const source = place();
+  const base = await TreeBase.open(source.tree, source.index);
+  for (let at = 0; at < 40; at++) model.step();
+  await apply(base, model.epoch(), model.slots);
+  const taken = place();
+  await fs.mkdir(taken.tree);
+  await fs.writeFile(`${taken.tree}/mine`, 'x');
+  await t.rejects(base.cloneTo(taken.tree, taken.index, never, quiet), { code: 'TargetRefused' });
+  t.equal(await fs.readFile(`${taken.tree}/mine`, 'utf8'), 'x');
+  const target = place();
+  await fs.symlink(taken.tree, target.tree);
+  await t.rejects(base.cloneTo(target.tree, target.index, never, quiet), { code: 'TargetRefused' });
+  await fs.unlink(target.tree);
+  const abort = new AbortController();
+  const whenSome = (done: number): void => {
+    if (done > 0) abort.abort();
+  };
+  await t.rejects(base.cloneTo(target.tree, target.index, abort.signal, whenSome), { name: 'AbortError' });
+  t.strictSame(await fs.readdir(join(target.tree, '..')), []);
+  await base.close();
+});
+
+const directory = (slot: number, parent: number, name: Buffer): Node => ({
+  ...goneNode(slot),
+  type: nodeTypes.directory,
+  mode: 0o755,
+  uid: process.getuid?.() ?? 0,
+  gid: process.getgid?.() ?? 0,
+  names: [{ parent, name }],
+});
+const rootNode: Node = { ...directory(0, 0, bytes('')), names: [] };
+
+t.test('a link swapped in for a directory leads no write outside', async (t) => {
+  const model = new TreeModel(randomOf(1), isRoot);
+  const outside = `${folder}/outside`;
+  mkdirSync(outside);
+  await fs.writeFile(`${outside}/f`, 'precious');
+  const { tree, index } = place();
+  const base = await TreeBase.open(tree, index);
+  const d = model.create(nodeTypes.directory, { parent: 0, name: bytes('d') });
+  const f = model.create(nodeTypes.file, { parent: d.slot, name: bytes('f') }, bytes('content'));
+  await apply(base, model.epoch(), model.slots);
+  await fs.rename(`${tree}/d`, `${folder}/moved-away`);
+  await fs.symlink(outside, `${tree}/d`);
+  const state = await walk(outside);
+
+  const wrong = await base.verify(never, quiet);
+  t.strictSame(
+    wrong.bad.map(({ object, granule }) => `${object}/${granule}`).sort(),
+    [`0/${d.slot}`, `0/${f.slot}`, `${f.slot}/0`, ...(wrong.bad.length > 3 ? ['0/0'] : [])].sort(),
+  );
+  const again = new TreeModel(randomOf(1), isRoot);
+  again.nodes = model.nodes;
+  again.content = model.content;
+  again.write(f.slot, bytes('renewed'));
+  again.create(nodeTypes.file, { parent: d.slot, name: bytes('g') }, bytes('new'));
+  await apply(base, again.epoch(), again.slots);
+  t.strictSame(await walk(outside), state);
+  await isSound(base, tree, again, 'healed');
+  await base.close();
+});
+
+t.test('a link swapped in that nobody noticed stops the apply without a write outside', async (t) => {
+  const outside = `${folder}/outside2`;
+  mkdirSync(outside);
+  await fs.writeFile(`${outside}/f`, 'precious');
+  const { tree, index } = place();
+  const base = await TreeBase.open(tree, index);
+  const model = new TreeModel(randomOf(2), isRoot);
+  const d = model.create(nodeTypes.directory, { parent: 0, name: bytes('d') });
+  const f = model.create(nodeTypes.file, { parent: d.slot, name: bytes('f') }, bytes('content'));
+  await apply(base, model.epoch(), model.slots);
+  await fs.rm(`${tree}/d`, { recursive: true });
+  await fs.symlink(outside, `${tree}/d`);
+  const state = await walk(outside);
+  model.write(f.slot, bytes('changed'));
+  await t.rejects(apply(base, model.epoch(), model.slots), { code: 'ReplicaDamaged' });
+  base.index.discard();
+  const touched = { ...(model.nodes.get(d.slot) as Node), mode: 0o700 };
+  const moved = { ...(model.nodes.get(f.slot) as Node), names: [{ parent: 0, name: bytes('f') }] };
+  const file = { ...moved, sizeBytes: 7, contentRoot: base.index.node(f.slot)?.contentRoot ?? Buffer.alloc(16) };
+  await t.rejects(apply(base, { data: [], nodes: [touched, file] }, model.slots), { code: 'ReplicaDamaged' });
+  t.strictSame(await walk(outside), state);
+  await base.close();
+});
+
+t.test('damage of any kind is found, and cured by what is sent again', async (t) => {
+  const model = new TreeModel(randomOf(21), isRoot);
+  const { tree, index } = place();
+  const base = await TreeBase.open(tree, index);
+  const at = (parent: number, name: string) => ({ parent, name: bytes(name) });
+  const file = model.create(nodeTypes.file, at(0, 'file'), Buffer.alloc(200_000, 7));
+  const lost = model.create(nodeTypes.file, at(0, 'lost'), bytes('lost'));
+  const link = model.create(nodeTypes.symlink, at(0, 'link'));
+  const sub = model.create(nodeTypes.directory, at(0, 'sub'));
+  await apply(base, model.epoch(), model.slots);
+  const { digest } = base.index;
+  const handle = await fs.open(`${tree}/file`, 'r+');
+  await handle.write(Buffer.from('rot'), 0, 3, 70_000);
+  await handle.utimes((await handle.stat()).atime, 1);
+  await handle.close();
+  await fs.rm(`${tree}/lost`);
+  await fs.rm(`${tree}/link`);
+  await fs.symlink('/etc', `${tree}/link`);
+  await fs.mkdir(`${tree}/sub/foreign/deep`, { recursive: true });
+  await fs.chmod(`${tree}/sub`, 0o777);
+  const { bad } = await base.verify(never, quiet);
+  const names = new Set(bad.map(({ object, granule }) => `${object}/${granule}`));
+  const wrong = [
+    `0/${file.slot}`,
+    `${file.slot}/1`,
+    `0/${lost.slot}`,
+    `${lost.slot}/0`,
+    `0/${link.slot}`,
+    `0/${sub.slot}`,
+  ];
+  for (const one of wrong) t.ok(names.has(one), one);
+  t.notOk(names.has(`${file.slot}/0`));
+  t.ok(base.index.unknown >= 4);
+  const again = new TreeModel(randomOf(1), isRoot);
+  again.nodes = model.nodes;
+  again.content = model.content;
+  await apply(base, again.epoch(), again.slots);
+  t.strictSame(base.index.digest, digest);
+  await isSound(base, tree, again, 'cured');
+  await base.close();
+});
+
+t.test('a way deeper than 4096 bytes, moved as one, copied and removed', async (t) => {
+  const { tree, index } = place();
+  const base = await TreeBase.open(tree, index);
+  const nodes = [rootNode];
+  const name = Buffer.alloc(250, 'n');
+  for (let depth = 1; depth <= 40; depth++) nodes.push(directory(depth, depth - 1, name));
+  await apply(base, { data: [], nodes }, 41);
+  await apply(base, { data: [], nodes: [directory(1, 0, bytes('moved'))] }, 41);
+  t.strictSame((await base.verify(never, quiet)).bad, []);
+  t.ok(base.index.path(40).length > 4096 * 2);
+  const target = place();
+  const copy = await base.cloneTo(target.tree, target.index, never, quiet);
+  t.strictSame((await copy.verify(never, quiet)).bad, []);
+  await apply(copy, { data: [], nodes: nodes.slice(1).map(({ slot }) => goneNode(slot)) }, 1);
+  t.strictSame(await fs.readdir(target.tree), []);
+  await copy.close();
+  await base.close();
+});
+
+t.test('holes stay holes, also in a copy', async (t) => {
+  const { tree, index } = place();
+  const base = await TreeBase.open(tree, index);
+  const model = new TreeModel(randomOf(4), isRoot);
+  const content = Buffer.alloc(8 << 20);
+  content.fill(1, 0, 100);
+  content.fill(2, 6 << 20, (6 << 20) + 100);
+  const { slot } = model.create(nodeTypes.file, { parent: 0, name: bytes('sparse') }, content);
+  await apply(base, model.epoch(), model.slots);
+  const dense = Buffer.from(content).fill(3, 1 << 20, 5 << 20);
+  model.write(slot, dense);
+  await apply(base, model.epoch(), model.slots);
+  model.write(slot, content);
+  await apply(base, model.epoch(), model.slots);
+  await isSound(base, tree, model, 'sparse');
+  const target = place();
+  const copy = await base.cloneTo(target.tree, target.index, never, quiet);
+  for (const path of [tree, target.tree]) {
+    t.ok((await fs.stat(`${path}/sparse`)).blocks * 512 < 1 << 20, 'punched');
+  }
+  await copy.close();
+  await base.close();
+});
+
+t.test('POSIX ACLs, capabilities and setuid', { skip: isRoot ? false : 'needs root' }, async (t) => {
+  const { tree, index } = place();
+  const base = await TreeBase.open(tree, index);
+  const model = new TreeModel(randomOf(4));
+  const { slot } = model.create(nodeTypes.file, { parent: 0, name: bytes('program') }, bytes('#!'));
+  const probe = `${folder}/probe`;
+  await fs.writeFile(probe, '');
+  if (spawnSync('setfacl', ['-m', 'u:1234:rx', probe]).status !== 0) {
+    t.pass('setfacl is not installed or the filesystem has no ACLs');
+    return base.close();
+  }
+  const value = await lgetxattr(probe, bytes('system.posix_acl_access'));
+  const mode = ((await fs.stat(probe)).mode & 0o777) | 0o4000;
+  const xattrs = [{ name: bytes('system.posix_acl_access'), value: value as Buffer }];
+  model.nodes.set(slot, { ...(model.nodes.get(slot) as Node), uid: 12, gid: 34, mode, xattrs });
+  await apply(base, model.epoch(), model.slots);
+  await isSound(base, tree, model, 'acl');
+  model.write(slot, bytes('#! changed')); // a write takes setuid away
+  await apply(base, model.epoch(), model.slots);
+  await isSound(base, tree, model, 'acl kept');
+  t.equal(base.withheld, 0);
+  await base.close();
+});
