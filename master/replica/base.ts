@@ -3,7 +3,8 @@
  * copy in the making. `BlockBase` is an image file, `TreeBase` a directory tree.
  *
  * Guarantees: `settle` moves bytes first and the index after them, so a crash leaves an index that is too old and the
- * same epochs are applied again (apply is idempotent); only committed epochs are ever given to it (I2).
+ * same epochs are applied again (apply is idempotent); a tree's names move after its index, which keeps what is left to do
+ * and does it before anything else. Only committed epochs are ever given to it (I2).
  */
 import { ReplicationError } from '../../proto/errors.ts';
 import { unknownHash } from '../../proto/granule.ts';
@@ -17,6 +18,8 @@ export interface Base {
   readonly indexPath: string;
   /** Content of an epoch that is committed in the journal. Nothing of it counts before `settle`. */
   write(record: Exclude<JournalRecord, { commit: unknown }>): Promise<void>;
+  /** A commit that is passed on the way to the next settle: what is written next belongs to a later epoch. */
+  endEpoch?(): Promise<void>;
   /** Everything written is durable and the index stands at this commit. */
   settle(commit: CommitRecord): Promise<void>;
   /**
@@ -47,6 +50,8 @@ export async function redo(
   signal: AbortSignal,
   progress?: (bytes: number) => void,
 ): Promise<void> {
+  // Of a redo that was broken off: it is read again.
+  base.index.discard();
   let bytes = 0;
   for await (const record of journal.read(base.index.sequence, through)) {
     signal.throwIfAborted();
@@ -59,6 +64,8 @@ export async function redo(
     } else if (record.commit.sequence === through || bytes >= settleBytes) {
       await base.settle(record.commit);
       bytes = 0;
+    } else {
+      await base.endEpoch?.();
     }
   }
 }
