@@ -343,11 +343,11 @@ async function commit(
 /** Words of the conditions for what stops mirroring; what is not listed is told under its own code. */
 const reasons: Partial<Record<ErrorCode, string>> = { TargetFull: 'SpaceLow', ReplicaDamaged: 'VerifyMismatch' };
 
-function tellTrouble({ event }: MirrorDependencies, { progress }: State, error: ReplicationError): void {
+function tellTrouble(deps: MirrorDependencies, { progress }: State, error: ReplicationError): void {
   // A broken line is seen and told by the master; here it would only arrive late.
   if (error.code === 'Disconnected' || error.code === 'Stopped') return;
   const reason = reasons[error.code] ?? error.code;
-  event({
+  deps.event({
     code: 'SourceTrouble',
     level: error.retry === 'never' ? 'ERROR' : 'WARNING',
     message: `${reason}: ${error.message}`.slice(0, 4000),

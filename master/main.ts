@@ -8,7 +8,7 @@
 import { mkdir, realpath } from 'node:fs/promises';
 import { join } from 'node:path';
 import { pino } from 'pino';
-import { allowList } from '../proto/allow.ts';
+import { allowList, refusedBySystem } from '../proto/allow.ts';
 import {
   optional,
   parseArguments,
@@ -30,7 +30,7 @@ import { control } from './control.ts';
 import { openDatabase } from './database.ts';
 import type { Engine } from './engine.ts';
 import { eventLog } from './events.ts';
-import { startMetrics } from './metrics.ts';
+import { startMetrics, type Metrics } from './metrics.ts';
 import { mirrors } from './mirrors.ts';
 import { runRecoveries } from './recoveries.ts';
 import { apiVersion, type ReplicationSpec } from './resources.ts';
@@ -154,13 +154,14 @@ async function run(signal: AbortSignal): Promise<void> {
     clock: systemClock,
     events,
     listen: formatHostPort(listen.grpc),
-    mirror: (agent, stream, call) => running.serve(agent, stream, call),
-    control: (agent, stream, call) => agents.serve(agent, stream, call),
+    mirror: counted(metrics, 'Mirror', (agent, stream, call) => running.serve(agent, stream, call)),
+    control: counted(metrics, 'Control', (agent, stream, call) => agents.serve(agent, stream, call)),
   });
   const engine: Engine = {
     points: (uid, from, to) => running.points(uid, from, to),
     volumes: (agent) => agents.volumes(agent),
     validateReplication: (spec) => problemsOf(spec, agents.volumes(spec.source.agent)),
+    validateStorageClass: ({ parameters }) => classProblems(parameters.path, dir),
     revokeAgent: (name) => server.disconnect(name, 'the agent was revoked'),
   };
   const { certificatePem, keyPem } = authority.server();
@@ -175,6 +176,8 @@ async function run(signal: AbortSignal): Promise<void> {
     listen: { ...listen.http, ...(tls ? { tls } : {}) },
     metrics,
     version,
+    ready: () => !signal.aborted,
+    logger: log,
   });
 
   const work = [
@@ -205,6 +208,40 @@ async function run(signal: AbortSignal): Promise<void> {
   events.close();
   store.close();
   database.close();
+}
+
+/** Counts a call by its method and how it ended. */
+function counted<S>(
+  metrics: Metrics,
+  method: string,
+  serve: (agent: string, stream: S, signal: AbortSignal) => Promise<void>,
+): (agent: string, stream: S, signal: AbortSignal) => Promise<void> {
+  return async (agent, stream, signal) => {
+    metrics.onCallStarted(method);
+    let code = 'OK';
+    try {
+      await serve(agent, stream, signal);
+    } catch (error) {
+      code = asReplicationError(error).code;
+      throw error;
+    } finally {
+      metrics.onCallEnded(method, code);
+    }
+  };
+}
+
+/** A class may lie anywhere but in what the system or this program keeps; `volumes` below our own folder is meant for it. */
+function classProblems(path: string, dir: string): { path: string; message: string }[] {
+  const refusal =
+    refusedBySystem(path, false) ??
+    (ownRefusal(path, dir) ? `is this master's own data; use ${dir}/volumes or another folder` : undefined);
+  return refusal === undefined ? [] : [{ path: 'spec.parameters.path', message: refusal }];
+}
+
+function ownRefusal(path: string, dir: string): boolean {
+  const volumes = `${dir}/volumes`;
+  if (path === volumes || path.startsWith(`${volumes}/`)) return false;
+  return path === dir || path.startsWith(`${dir}/`) || dir.startsWith(`${path}/`);
 }
 
 /** An address that means "all of them" names nobody. */

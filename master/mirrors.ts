@@ -63,6 +63,8 @@ interface Mirror {
   lastDrilledMs: number | undefined;
   lastConnectedMs: number;
   writtenMs: number;
+  /** Of the replica's count, already told to the metrics. */
+  toldBytes: number;
   advancedMs: number;
   advancing: boolean;
   nextCronMs: number | undefined;
@@ -121,6 +123,7 @@ export function mirrors(options: MirrorsOptions): Mirrors {
       lastDrilledMs: undefined,
       lastConnectedMs: clock.monotonicMs(),
       writtenMs: -Infinity,
+      toldBytes: 0,
       advancedMs: -Infinity,
       advancing: false,
       nextCronMs: undefined,
@@ -134,6 +137,9 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     const replication = store.get('Replication', mirror.name);
     if (replication?.metadata.uid !== mirror.uid) return drop(mirror);
     if (!mirror.replica) await open(mirror, replication);
+    const written = mirror.replica?.writtenBytes ?? 0;
+    if (written > mirror.toldBytes) options.metrics.onWritten(mirror.name, written - mirror.toldBytes);
+    mirror.toldBytes = written;
     runSchedule(mirror, replication);
     writeStatus(mirror, replication);
     advanceSoon(mirror, replication);

@@ -148,7 +148,8 @@ function isKubeletVolume(real: string, kubelet: string): boolean {
   );
 }
 
-function refusedBySystem(real: string, device: boolean): string | undefined {
+/** Why the path is none for our data, whatever a list says; undefined when it may be. Links are not looked at. */
+export function refusedBySystem(real: string, device: boolean): string | undefined {
   if (systemTops.includes(real)) return 'is a system directory: choose a folder of its own';
   if (devExceptions.some((folder) => isWithin(real, folder))) return undefined;
   const tree = systemTrees.find((folder) => isWithin(real, folder));

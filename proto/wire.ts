@@ -270,7 +270,7 @@ function lookup(kind: keyof Messages): protobuf.Type {
 
 export function encode<K extends keyof Messages>(kind: K, message: Messages[K]): Buffer {
   const type = lookup(kind);
-  const bytes = type.encode(type.fromObject(message as unknown as Record<string, unknown>)).finish();
+  const bytes = type.encode(type.fromObject(message)).finish();
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
 }
 

@@ -63,6 +63,8 @@ export class Replica {
   readonly #writing = new Lock();
   /** Everything that reads or writes the base's bytes. */
   readonly #baseWork = new Lock();
+  /** Bytes written to journal and base since it was opened. */
+  writtenBytes = 0;
   /** Points that copies in the making start from or end at. */
   readonly #pins = new Set<{ sequence: number }>();
   #snapshots: Map<string, Base>;
@@ -251,6 +253,7 @@ export class Replica {
       }
       stage();
       await this.#guarded(() => this.#journal.append(this.#head.sequence + 1, record));
+      if ('data' in record) this.writtenBytes += record.data.payload.length;
     });
   }
 
@@ -322,7 +325,9 @@ export class Replica {
         pinned: [...this.#pins].map((pin) => pin.sequence).sort((a, b) => a - b)[0],
       });
       const target = sequence ?? this.#head.sequence;
-      if (target > this.#base.index.sequence) await redo(this.#base, this.#journal, target, signal);
+      if (target > this.#base.index.sequence) {
+        await redo(this.#base, this.#journal, target, signal, (bytes) => (this.writtenBytes += bytes));
+      }
       this.#points = this.#points.filter((point) => point.sequence >= this.#base.index.sequence);
       await this.#journal.trim(this.#base.index.sequence);
       return { short };
