@@ -1,0 +1,77 @@
+/**
+ * A program of ours as a child process that tests may kill, freeze in time and start again with the same command line.
+ *
+ * `kill` is SIGKILL: nothing is tidied, as in a crash. `start` after it goes on with the same data. What is written goes
+ * to a log file, whose end belongs into the message of a test that failed.
+ */
+import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { closeSync, openSync, readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
+
+const root = resolve(import.meta.dirname, '../..');
+const launchers = { 'replicator-master': 'master/replicator-master', 'replicator-agent': 'agent/replicator-agent' };
+export type ProgramName = keyof typeof launchers;
+
+export function launcherOf(name: ProgramName): string {
+  return resolve(root, launchers[name]);
+}
+
+export interface Program {
+  start(): void;
+  /** SIGKILL; resolves when the process is gone. No error when it is not running. */
+  kill(): Promise<void>;
+  /** SIGTERM; answers the exit status. */
+  stop(): Promise<number | null>;
+  readonly running: boolean;
+  /** Resident memory now, anonymous pages and those of files alike; 0 when not running. */
+  rssBytes(): number;
+  logEnd(): string;
+}
+
+/** @param argv asked for at each start, as ports are known only after the first one */
+export function program(name: ProgramName, argv: () => string[], logPath: string): Program {
+  let child: ChildProcess | undefined;
+  const gone = async (running: ChildProcess, signal: NodeJS.Signals): Promise<number | null> => {
+    if (running.exitCode === null && running.signalCode === null) {
+      const exited = once(running, 'exit');
+      running.kill(signal);
+      await exited;
+    }
+    return running.exitCode;
+  };
+  return {
+    start() {
+      const log = openSync(logPath, 'a');
+      child = spawn(launcherOf(name), argv(), { stdio: ['ignore', log, log] });
+      closeSync(log);
+    },
+    async kill() {
+      if (child) await gone(child, 'SIGKILL');
+    },
+    async stop() {
+      return child ? gone(child, 'SIGTERM') : null;
+    },
+    get running() {
+      return child !== undefined && child.exitCode === null && child.signalCode === null;
+    },
+    rssBytes() {
+      try {
+        const status = readFileSync(`/proc/${child?.pid}/status`, 'utf8');
+        return Number(/VmRSS:\s+(\d+) kB/.exec(status)?.[1] ?? 0) * 1024;
+      } catch {
+        return 0;
+      }
+    },
+    logEnd: () => readFileSync(logPath, 'utf8').trimEnd().split('\n').slice(-12).join('\n'),
+  };
+}
+
+/** One run to its end, for command lines that must be refused. */
+export function runProgram(
+  name: ProgramName,
+  argv: string[],
+): { status: number | null; stdout: string; stderr: string } {
+  const { status, stdout, stderr } = spawnSync(launcherOf(name), argv, { encoding: 'utf8', timeout: 20_000 });
+  return { status, stdout, stderr };
+}
