@@ -442,8 +442,10 @@ export function mirrors(options: MirrorsOptions): Mirrors {
 
     points(uid, fromMs = -Infinity, toMs = Infinity) {
       const points = all.get(uid)?.replica?.points ?? [];
+      // By the time as it is shown, so that what is listed can be asked for.
+      const shownMs = ({ sourceUs }: Point): number => Math.floor(sourceUs / 1000);
       return points
-        .filter(({ sourceUs }) => sourceUs / 1000 >= fromMs && sourceUs / 1000 <= toMs)
+        .filter((point) => shownMs(point) >= fromMs && shownMs(point) <= toMs)
         .map((point) => view(uid, point));
     },
 

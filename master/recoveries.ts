@@ -140,16 +140,21 @@ async function drill(options: RecoveriesOptions, recovery: Recovery, signal: Abo
   await replica.noteDrill(point.sequence, Math.round(endMs * 1000));
   mirrors.drilled(replication.metadata.uid, endMs);
   const endTime = new Date(endMs).toISOString();
-  const rtoSeconds = ((usableMs ?? endMs) - createdMs) / 1000;
+  const rtoSeconds = seconds((usableMs ?? endMs) - createdMs);
   set(options, name, (status) => {
     Object.assign(status, { state: 'Completed', outcome: 'success', verified, endTime, rtoSeconds });
     Object.assign(status, {
       message: `the copy is at ${path}`,
-      rpoSeconds: Math.max(0, createdMs - point.sourceUs / 1000) / 1000,
+      rpoSeconds: seconds(createdMs - point.sourceUs / 1000),
     });
     Object.assign(status.tasks[0] ?? {}, { state: 'Completed', endTime, progress: null });
   });
   ended(options, recovery, 'success', 'RecoveryCompleted', `point ${point.sequence} is at ${path}, verified`);
+}
+
+/** Times come from clocks of different resolution: milliseconds are what both have. */
+function seconds(ms: number): number {
+  return Math.max(0, Math.round(ms)) / 1000;
 }
 
 async function openReplica(
@@ -175,7 +180,8 @@ function choose({ store }: RecoveriesOptions, { spec }: Recovery, replica: Repli
     return newest;
   }
   if (typeof point === 'object' && 'time' in point) {
-    const found = replica.pointAt(Date.parse(point.time) * 1000);
+    // Times are shown in whole milliseconds: one names all that lies in it.
+    const found = replica.pointAt(Date.parse(point.time) * 1000 + 999);
     if (!found) throw gone(`no recovery point is as old as ${point.time}`);
     return found;
   }
