@@ -7,9 +7,8 @@
 import { helpText, nearest, printUsageError, programVersion, toggle, UsageError, type Program } from '../proto/cli.ts';
 import { parseArgs } from 'node:util';
 import { apply } from './cli/apply.ts';
-import { ApiProblem, Unreachable } from './cli/client.ts';
+import { ApiProblem, explainProblem, Unreachable } from './cli/client.ts';
 import { completion } from './cli/completion.ts';
-import { plain } from './cli/format.ts';
 import { describe, get } from './cli/get.ts';
 import { cancel, recover, remove, rollback } from './cli/recovery.ts';
 import { pause, replicate, resume, resync, snapshot, verify, watch } from './cli/replication.ts';
@@ -88,12 +87,8 @@ async function run(argv: string[], signal: AbortSignal): Promise<number> {
 
 function explain(error: unknown): string {
   if (error instanceof ApiProblem) {
-    const { status, errors } = error.problem;
-    // The detail mostly says the fields too: what it has said is not said again.
-    const unsaid = (errors ?? []).filter(({ path, message }) => !error.message.includes(`${path} ${message}`));
-    const fields = unsaid.map(({ path, message }) => `\n  ${plain(path)}: ${plain(message)}`);
-    const cure = status === 401 ? '\nGive --token-file FILE, such as admin.token of the master, or --data DIR.' : '';
-    return plain(error.message) + fields.join('') + cure;
+    const hint = 'Give --token-file FILE, such as admin.token of the master, or --data DIR.';
+    return explainProblem(error.problem) + (error.problem.status === 401 ? `\n${hint}` : '');
   }
   if (error instanceof Unreachable)
     return `${error.message}\nIs replicator-master running? Give its address with --url, or its data directory with --data.`;

@@ -159,7 +159,9 @@ export function nearest(typed: string, known: string[]): string | undefined {
   const ranked = known.map((word) => ({ word, distance: editDistance(typed, word) }));
   ranked.sort((a, b) => a.distance - b.distance);
   const best = ranked[0];
-  return best !== undefined && best.distance <= Math.max(1, Math.floor(typed.length / 3)) ? best.word : undefined;
+  return best !== undefined && best.distance <= Math.max(typed.length < 4 ? 1 : 2, Math.floor(typed.length / 3))
+    ? best.word
+    : undefined;
 }
 function editDistance(a: string, b: string): number {
   let previous = Array.from({ length: b.length + 1 }, (_, j) => j);

@@ -7,6 +7,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { plain } from './format.ts';
 import type { ListView, ProblemView, WatchMessage } from '../api/schema.ts';
 
 export class ApiProblem extends Error {
@@ -109,6 +110,14 @@ export function connect(url: string, token: string): Client {
       }
     },
   };
+}
+
+/** What a refusal says, for people: the detail, each field that it does not name itself, and where to look for more. */
+export function explainProblem({ detail, title, status, errors, requestId }: ProblemView): string {
+  const said = plain(detail || title);
+  const unsaid = (errors ?? []).filter(({ path, message }) => !detail.includes(`${path} ${message}`));
+  const fields = unsaid.map(({ path, message }) => `\n  ${plain(path)}: ${plain(message)}`);
+  return said + fields.join('') + (status >= 500 && requestId !== '' ? ` (request id ${plain(requestId)})` : '');
 }
 
 export function withQuery(path: string, query: Record<string, string | undefined>): string {

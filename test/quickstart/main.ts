@@ -10,7 +10,7 @@ import { join, resolve } from 'node:path';
 import { optional, parseArguments, printUsageError, toggle, UsageError } from '../../proto/cli.ts';
 import { messageOf } from '../../proto/errors.ts';
 import { parseText } from '../../proto/value.ts';
-import { ApiProblem, connect, follow, type Client } from '../../master/cli/client.ts';
+import { ApiProblem, connect, explainProblem, follow, type Client } from '../../master/cli/client.ts';
 import { liveLine, painter, span } from '../../master/cli/format.ts';
 import { replicationLine } from '../../master/cli/progress.ts';
 import type { Recovery, Replication } from '../../master/resources.ts';
@@ -208,15 +208,13 @@ async function main(): Promise<number> {
   for (const program of running.toReversed()) await program.stop();
   if (failure instanceof Interrupted) say('Everything is stopped; the data stays.');
   else if (failure instanceof UsageError) printUsageError('quickstart', failure);
-  else if (failure !== undefined) process.stderr.write(`quickstart: ${explainFailure(failure)}\n`);
+  else if (failure !== undefined)
+    process.stderr.write(
+      `quickstart: ${failure instanceof ApiProblem ? explainProblem(failure.problem) : messageOf(failure)}\n`,
+    );
   if (options.once) say(JSON.stringify(result));
   if (failure instanceof Interrupted) return options.once ? 130 : 0;
   return failure === undefined ? 0 : failure instanceof UsageError ? 2 : 1;
-}
-
-function explainFailure(failure: unknown): string {
-  const fields = failure instanceof ApiProblem ? (failure.problem.errors ?? []) : [];
-  return messageOf(failure) + fields.map(({ path, message }) => `\n  ${path}: ${message}`).join('');
 }
 
 process.exitCode = await main();
