@@ -24,10 +24,9 @@ import { copyIndex, removeIndex } from './indexdatabase.ts';
 import type { JournalRecord } from './journal.ts';
 import { TreeFiles } from './treefiles.ts';
 import { TreeIndex } from './treeindex.ts';
-import { setState } from './treenode.ts';
-import { Directories, entryNames, openFile, removeEntry, stagingSlot, type Handle } from './treepath.ts';
+import { Directories, entryNames, isPrivileged, openFile, removeEntry, stagingSlot, type Handle } from './treepath.ts';
 import { verifyTree } from './treeverify.ts';
-import { attach, detach, stagedContent, type Work } from './treework.ts';
+import { attach, detach, restore, stagedContent, type Work } from './treework.ts';
 
 const directoryFlags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
 const maxUnnoted = 10_000;
@@ -43,6 +42,7 @@ export class TreeBase implements Base {
   readonly #step: () => void;
   #files: TreeFiles | undefined;
   #isClosed = false;
+  readonly #loosened = new Set<number>();
   /** Not yet noted in the index: one transaction per node would cost one sync per node. */
   #withheld = new Map<number, boolean>();
 
@@ -167,6 +167,7 @@ export class TreeBase implements Base {
       }
       await attach(work);
       this.#noteWithheld();
+      this.#loosened.clear();
       await syncfs(this.#root.fd);
       this.#step();
     }
@@ -188,6 +189,7 @@ export class TreeBase implements Base {
       change: (slot) => index.change(slot),
       node: (slot) => index.node(slot),
       slotOf: (parent, name) => index.slotOf(parent, name),
+      loosened: this.#loosened,
       withhold: (slot, isWithheld) => {
         this.#withheld.set(slot, isWithheld);
         if (this.#withheld.size >= maxUnnoted) this.#noteWithheld();
@@ -241,15 +243,15 @@ export class TreeBase implements Base {
     return new Directories(this.#root, this.#staging, async (slot) => this.index.node(slot)?.names[0]);
   }
 
-  /** Gives back the permissions that were widened for this process to read. */
   async #restore(directories: Directories): Promise<void> {
-    for (const slot of [...directories.loosened]) {
-      const node = this.index.node(slot);
-      const name = node?.names[0];
-      if (!node || !name) continue;
-      await directories.with(name.parent, (parent) => setState(parent, name.name, node)).catch(() => undefined);
+    try {
+      await restore(directories, { root: this.#root, node: (slot) => this.index.node(slot) });
+    } catch (error) {
+      // What cannot be given back has been changed by somebody else; verify names it.
+      if (!(error instanceof ReplicationError)) throw error;
+    } finally {
+      await directories.close();
     }
-    await directories.close();
   }
 
   /** Attributes and links are made from the index, content is shared with this tree's files where the filesystem can. */
@@ -282,12 +284,13 @@ export class TreeBase implements Base {
     let done = 0;
     const source = this.#directories();
     const copyContent = async (parent: number, name: Buffer, slot: number): Promise<void> => {
-      await source.with(parent, async (directory) => {
+      await source.with(parent, 'read', async (directory) => {
         await using file = await openFile(directory, name, constants.O_RDONLY, () => source.loosened.add(slot));
         const from = `/proc/self/fd/${file.fd}`;
-        const before = done;
+        let own = 0;
         await systemDisk.clone(from, `${stagingPath}/${stagedContent(slot).toString()}`, signal, (bytes) => {
-          progress((done = before + bytes), total);
+          progress((done += bytes - own), total);
+          own = bytes;
         });
       });
     };
@@ -350,11 +353,12 @@ async function refuseUnlessEmpty(contentPath: string): Promise<boolean> {
   return (await fs.stat(contentPath).catch(() => undefined)) !== undefined;
 }
 
-/** With `keep` only what is in it. */
-async function removeTree(path: string, keep: boolean): Promise<void> {
+/** However deep, and whatever permissions it has. With `keep` only what is in it; no error when absent. */
+export async function removeTree(path: string, keep = false): Promise<void> {
   const spare = await fs.mkdtemp(`${stagingPathOf(path)}-`);
   try {
     const [tree, trash] = [await fs.open(path, directoryFlags), await fs.open(spare, directoryFlags)];
+    if (!isPrivileged()) await tree.chmod(0o700);
     for await (const name of entryNames(tree)) await removeEntry(tree, name, trash);
     await tree.close();
     await trash.close();

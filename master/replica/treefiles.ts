@@ -62,7 +62,7 @@ export class TreeFiles {
   }
 
   #openIn(parent: number, name: Buffer): Promise<Handle> {
-    return this.#directories.with(parent, (directory) =>
+    return this.#directories.with(parent, 'read', (directory) =>
       // Its permissions are set again when the epoch is settled, as its time is.
       openFile(directory, name, constants.O_RDWR, () => undefined),
     );

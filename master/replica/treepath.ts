@@ -135,25 +135,42 @@ export class Directories {
   readonly #staging: Handle;
   readonly #locate: (slot: number) => Promise<Entry | undefined>;
   readonly #open = new Map<number, { handle: Promise<Handle>; users: number }>();
-  /** Directories whose permissions were widened for their owner, to work in them. */
-  readonly loosened = new Set<number>();
+  readonly loosened: Set<number>;
 
-  /** @param locate where a directory is now; undefined = nowhere */
-  constructor(root: Handle, staging: Handle, locate: (slot: number) => Promise<Entry | undefined>) {
+  /**
+   * @param locate where a directory is now; undefined = nowhere
+   * @param loosened gets the directories (and by openFile the files) whose permissions were widened for their owner
+   */
+  constructor(
+    root: Handle,
+    staging: Handle,
+    locate: (slot: number) => Promise<Entry | undefined>,
+    loosened: Set<number> = new Set(),
+  ) {
     this.#root = root;
     this.#staging = staging;
     this.#locate = locate;
+    this.loosened = loosened;
   }
 
-  /** The handle is good until `work` ends. @throws ENOENT, ENOTDIR when the way is not there */
-  async with<T>(slot: number, work: (directory: Handle) => Promise<T>): Promise<T> {
-    if (slot === 0) return work(this.#root);
+  /**
+   * The handle is good until `work` ends. `write`: entries are made or removed in it.
+   * @throws ENOENT, ENOTDIR when the way is not there
+   */
+  async with<T>(slot: number, purpose: 'read' | 'write', work: (directory: Handle) => Promise<T>): Promise<T> {
     if (slot === stagingSlot) return work(this.#staging);
+    const needs = purpose === 'write' ? 0o700 : 0o500;
+    if (slot === 0) {
+      await this.#loosen(0, this.#root, needs);
+      return work(this.#root);
+    }
     const held = this.#open.get(slot);
     if (held) held.users++;
     const used = held ?? (await this.#openDown(slot));
     try {
-      return await work(await used.handle);
+      const handle = await used.handle;
+      await this.#loosen(slot, handle, needs);
+      return await work(handle);
     } finally {
       used.users--;
       this.#evict();
@@ -171,7 +188,7 @@ export class Directories {
     }
     for (const { slot: next, entry } of way.reverse()) {
       if (this.#open.has(next)) continue;
-      const handle = this.with(entry.parent, (parent) => this.#openOne(next, parent, entry.name));
+      const handle = this.with(entry.parent, 'read', (parent) => this.#openOne(next, parent, entry.name));
       this.#open.set(next, { handle, users: 0 });
       handle.catch(() => this.#open.delete(next));
       await handle;
@@ -183,15 +200,15 @@ export class Directories {
   }
 
   async #openOne(slot: number, parent: Handle, name: Buffer): Promise<Handle> {
-    const handle = await openPermitted(parent, name, directoryFlags, 0o700, () => this.loosened.add(slot));
-    if (!isPrivileged()) {
-      const { mode } = await handle.stat();
-      if ((mode & 0o700) !== 0o700) {
-        this.loosened.add(slot);
-        await handle.chmod((mode & 0o7777) | 0o700);
-      }
-    }
-    return handle;
+    return openPermitted(parent, name, directoryFlags, 0o700, () => this.loosened.add(slot));
+  }
+
+  async #loosen(slot: number, handle: Handle, needs: number): Promise<void> {
+    if (isPrivileged()) return;
+    const { mode } = await handle.stat();
+    if ((mode & needs) === needs) return;
+    this.loosened.add(slot);
+    await handle.chmod((mode & 0o7777) | 0o700);
   }
 
   #evict(): void {

@@ -37,7 +37,7 @@ export async function verifyTree(
     signal.throwIfAborted();
     const buffer = buffers.pop() ?? Buffer.alloc(readBytes);
     try {
-      if (!(await isRight(index, directories, node))) found.bad.push({ object: 0, granule: node.slot });
+      if (!(await isRight(index, directories, loosened, node))) found.bad.push({ object: 0, granule: node.slot });
       if (node.type === nodeTypes.file) await verifyContent(index, directories, loosened, node, buffer, found, signal);
     } finally {
       buffers.push(buffer);
@@ -48,16 +48,21 @@ export async function verifyTree(
 }
 
 /** All but content. */
-async function isRight(index: TreeIndex, directories: Directories, node: Node): Promise<boolean> {
+async function isRight(
+  index: TreeIndex,
+  directories: Directories,
+  loosened: Set<number>,
+  node: Node,
+): Promise<boolean> {
   const isWithheld = index.isWithheld(node.slot);
   const names = node.names.length > 0 ? node.names : [{ parent: 0, name: Buffer.from('.') }];
   let inode: bigint | undefined;
   try {
     for (const { parent, name } of names) {
-      const isSame = await directories.with(parent, async (directory) => {
+      const isSame = await directories.with(parent, 'read', async (directory) => {
         const stat = await lstatEntry(directory, name);
         inode ??= stat?.ino;
-        return stat?.ino === inode && (await hasState(directory, name, node, isWithheld));
+        return stat?.ino === inode && (await hasState(directory, name, node, isWithheld || loosened.has(node.slot)));
       });
       if (!isSame) return false;
     }
@@ -69,7 +74,7 @@ async function isRight(index: TreeIndex, directories: Directories, node: Node): 
 }
 
 async function hasForeign(index: TreeIndex, directories: Directories, slot: number): Promise<boolean> {
-  return directories.with(slot, async (directory) => {
+  return directories.with(slot, 'read', async (directory) => {
     for await (const name of entryNames(directory)) if (index.slotOf(slot, name) === undefined) return true;
     return false;
   });
@@ -89,7 +94,7 @@ async function verifyContent(
   if (!name || sizeBytes === 0) return;
   let file: Handle | undefined;
   try {
-    file = await directories.with(name.parent, (directory) =>
+    file = await directories.with(name.parent, 'read', (directory) =>
       openFile(directory, name.name, constants.O_RDONLY, () => loosened.add(slot)),
     );
   } catch (error) {

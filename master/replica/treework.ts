@@ -46,6 +46,8 @@ export interface Work {
   slotOf(parent: number, name: Buffer): number | undefined;
   /** Puts the content of a new file to `n<slot>` if it is not there yet. */
   content?: (node: Node) => Promise<void>;
+  /** Gets what was given more permissions for its owner; `attach` gives them back. */
+  loosened: Set<number>;
   withhold(slot: number, isWithheld: boolean): void;
   /** Called before every step; throwing stops the work there. */
   step(): void;
@@ -71,7 +73,7 @@ function keptNames(change: TreeChange): Name[] {
 // ---- phase 1
 
 export async function detach(work: Work): Promise<void> {
-  const directories = new Directories(work.root, work.staging, (slot) => locateBefore(work, slot));
+  const directories = new Directories(work.root, work.staging, (slot) => locateBefore(work, slot), work.loosened);
   try {
     // One after the other: a way must not move while another looks for it.
     for (const change of work.changes())
@@ -135,7 +137,7 @@ async function clearNames(work: Work, directories: Directories, change: TreeChan
   }
   if (!damaged || !isDirectory(after) || isReplaced(change)) return;
   await ifThere(() =>
-    directories.with(slot, async (directory) => {
+    directories.with(slot, 'write', async (directory) => {
       for await (const name of entryNames(directory)) {
         if (work.slotOf(slot, name) !== undefined) continue;
         work.step();
@@ -147,7 +149,7 @@ async function clearNames(work: Work, directories: Directories, change: TreeChan
 
 async function clear(work: Work, directories: Directories, { parent, name }: Entry): Promise<void> {
   await ifThere(() =>
-    directories.with(parent, async (directory) => {
+    directories.with(parent, 'write', async (directory) => {
       work.step();
       await removeEntry(directory, name, work.staging);
     }),
@@ -157,8 +159,8 @@ async function clear(work: Work, directories: Directories, { parent, name }: Ent
 /** What is not there, the second phase misses if it is needed. */
 async function move(work: Work, directories: Directories, from: Entry, to: Entry): Promise<void> {
   await ifThere(() =>
-    directories.with(from.parent, (source) =>
-      directories.with(to.parent, async (target) => {
+    directories.with(from.parent, 'write', (source) =>
+      directories.with(to.parent, 'write', async (target) => {
         const stat = await lstatEntry(source, from.name);
         if (!stat) return;
         work.step();
@@ -181,7 +183,7 @@ async function ifThere(work: () => Promise<void>): Promise<void> {
 
 export async function attach(work: Work): Promise<void> {
   const locate = async (slot: number): Promise<Entry | undefined> => work.node(slot)?.names[0];
-  const directories = new Directories(work.root, work.staging, locate);
+  const directories = new Directories(work.root, work.staging, locate, work.loosened);
   try {
     const ready = new Set([0]);
     for (const { after } of work.changes())
@@ -193,15 +195,35 @@ export async function attach(work: Work): Promise<void> {
       if (after && !isDirectory(after)) await setOne(work, directories, after);
     });
     // Their entries are all in place now: these times stay.
-    await each(touchedDirectories(work, directories), atOnce, (node) => setOne(work, directories, node));
+    await each(touchedDirectories(work), atOnce, (node) => setOne(work, directories, node));
+    await restore(directories, work);
   } finally {
     await directories.close();
   }
 }
 
+/** Gives back the permissions that were widened for this process, the deepest first: the way to them must stay open. */
+export async function restore(directories: Directories, tree: Pick<Work, 'root' | 'node'>): Promise<void> {
+  const depths = new Map<number, number>();
+  for (const slot of directories.loosened) {
+    let depth = 0;
+    for (let up = tree.node(slot)?.names[0]; up; up = tree.node(up.parent)?.names[0]) depth++;
+    depths.set(slot, depth);
+  }
+  for (const [slot] of [...depths].sort(([, a], [, b]) => b - a)) {
+    const node = tree.node(slot);
+    const name = node?.names[0];
+    if (node && !name) await setState(tree.root, Buffer.from('.'), node);
+    if (!node || !name) continue;
+    await ifThere(() =>
+      directories.with(name.parent, 'read', async (parent) => void (await setState(parent, name.name, node))),
+    );
+  }
+}
+
 /** All changed ones, and those whose entries changed. */
-function* touchedDirectories(work: Work, directories: Directories): Generator<Node> {
-  const others = new Set(directories.loosened);
+function* touchedDirectories(work: Work): Generator<Node> {
+  const others = new Set<number>();
   for (const { before, after } of work.changes()) {
     if (after && isDirectory(after)) yield after;
     for (const { parent } of [...(before?.names ?? []), ...(after?.names ?? [])]) others.add(parent);
@@ -222,7 +244,7 @@ async function attachDown(work: Work, directories: Directories, node: Node, read
     const name = next.names[0];
     if (change && name) {
       await wayTo(next, () =>
-        directories.with(name.parent, (parent) => attachDirectory(work, parent, change, name.name)),
+        directories.with(name.parent, 'write', (parent) => attachDirectory(work, parent, change, name.name)),
       );
     }
     ready.add(next.slot);
@@ -251,11 +273,13 @@ async function attachObject(work: Work, directories: Directories, change: TreeCh
   const first = kept[0] ?? after.names[0];
   if (!first) return;
   await wayTo(after, () =>
-    directories.with(first.parent, async (directory) => {
+    directories.with(first.parent, 'write', async (directory) => {
       if (!(await placeObject(work, directory, first.name, change, after))) return;
       for (const other of after.names) {
         if (other === first || compareNames(other, first) === 0) continue;
-        await directories.with(other.parent, (second) => link(work, directory, first.name, second, other.name));
+        await directories.with(other.parent, 'write', (second) =>
+          link(work, directory, first.name, second, other.name),
+        );
       }
     }),
   );
@@ -310,7 +334,7 @@ async function setOne(work: Work, directories: Directories, node: Node): Promise
   const withheld =
     name === undefined
       ? await setState(work.root, Buffer.from('.'), node)
-      : await wayTo(node, () => directories.with(name.parent, (parent) => setState(parent, name.name, node)));
+      : await wayTo(node, () => directories.with(name.parent, 'read', (parent) => setState(parent, name.name, node)));
   work.withhold(node.slot, withheld);
 }
 

@@ -49,7 +49,7 @@ export class TreeModel {
     return {
       ...goneNode(slot),
       type,
-      mode: type === nodeTypes.symlink ? 0o777 : (random(2) ? 0o755 : 0o644 + random(8)) | (random(9) ? 0 : 0o1000),
+      mode: type === nodeTypes.symlink ? 0o777 : this.#someMode(type) | (random(9) ? 0 : 0o1000),
       uid: this.#privileged ? random(3) * 1000 : (process.getuid?.() ?? 0),
       gid: this.#privileged ? random(3) * 1000 : (process.getgid?.() ?? 0),
       mtimeSeconds: random(2_000_000_000) - 1000,
@@ -59,6 +59,13 @@ export class TreeModel {
       deviceMinor: isDevice ? 3 + random(5) : 0,
       xattrs: type === nodeTypes.file && !random(3) ? [{ name: bytes('user.k'), value: bytes(`v${random(9)}`) }] : [],
     };
+  }
+
+  #someMode(type: number): number {
+    if (this.#privileged) return this.#random(2) ? 0o755 : 0o640 + this.#random(8);
+    // What a test without privilege can still read, but not write.
+    const modes = type === nodeTypes.directory ? [0o755, 0o555, 0o700] : [0o644, 0o444];
+    return modes[this.#random(modes.length)] as number;
   }
 
   #pick(type?: number): Node | undefined {
