@@ -123,7 +123,7 @@ async function session(
       facts,
       sequence: welcome.headSequence,
       initialized: welcome.initialized,
-      whole: attached.whole,
+      whole: attached.whole || welcome.incomplete,
       resyncing,
       last: undefined,
       refused: false,

@@ -1,7 +1,7 @@
 /**
  * Send side of one Mirror call: pieces become offers and data, replies move the window, commits are awaited.
  *
- * Guarantees: at most windowBytes of content are offered or sent and not yet taken by the replica; a piece is released as
+ * Guarantees: at most windowBytes of content are sent and not yet taken by the replica, and maxOfferedBytes held for an answer; a piece is released as
  * soon as its bytes are copied or not wanted; `commit` goes out only after every piece before it (I1).
  * Failure: the first fault of the call ends every wait with it; nothing is retried here, the loop opens a new session.
  */
@@ -9,6 +9,7 @@ import assert from 'node:assert/strict';
 import { granuleBytes, hashBytes, zeroHash } from '../proto/granule.ts';
 import { asReplicationError, ReplicationError } from '../proto/errors.ts';
 import { nodeHash } from '../proto/node.ts';
+import { Lock } from '../proto/lock.ts';
 import { packPayload, type CompressionChoice } from '../proto/payload.ts';
 import type { Pace } from '../proto/pace.ts';
 import { bell, type Stream } from '../proto/stream.ts';
@@ -29,8 +30,10 @@ import type { ContentPiece, NodesPiece, Piece, ZeroPiece } from './source.ts';
 
 export type MirrorCall = Stream<MirrorRequest, MirrorReply>;
 
-/** Offered or sent and not yet taken. */
+/** Sent and not yet taken. */
 export const windowBytes = 32 << 20;
+/** Read and held until the replica says whether it wants it: this much of the agent's buffers one replication may hold. */
+const maxOfferedBytes = 8 << 20;
 /** Runs of one message: many small files fill a message by number before they do by size. */
 const maxRuns = 256;
 
@@ -68,8 +71,11 @@ export class Sender {
   /** Message number and bytes of what is sent and not yet received. */
   readonly #underWay: { number: number; bytes: number }[] = [];
   #underWayBytes = 0;
-  readonly #offered: { number: number; piece: Piece; bytes: number }[] = [];
+  readonly #offered: { number: number; piece: ContentPiece | NodesPiece; bytes: number }[] = [];
   #offeredBytes = 0;
+  /** Answers the offers while the next pieces are read: what is held for them must not wait for more to be read. */
+  #answering: Promise<void> | undefined;
+  readonly #out = new Lock();
   #outbox: Outbox | undefined;
   #manifest: { nodes: Node[]; end: boolean } | undefined;
   #verify: { progress: (done: number, total: number) => void; ready: { badGranules: number } | undefined } | undefined;
@@ -153,6 +159,10 @@ export class Sender {
         await between();
       }
       await this.settle();
+    } catch (error) {
+      // What is still offered must not be answered from buffers that are given back here.
+      this.#fail(asReplicationError(error));
+      throw error;
     } finally {
       for (const { piece } of this.#offered.splice(0)) release(piece);
       this.#offeredBytes = 0;
@@ -162,23 +172,18 @@ export class Sender {
   async #one(piece: Piece): Promise<void> {
     if (piece.kind === 'zeros') {
       if (piece.expectSame) await this.#countZeroMismatch(piece);
-      await this.#put({
-        object: piece.object,
-        first: piece.first,
-        count: piece.count,
-        zero: true,
-        tailBytes: piece.tailBytes,
-      });
+      const { object, first, count, tailBytes } = piece;
+      await this.#out.run(() => this.#put({ object, first, count, zero: true, tailBytes }));
     } else if (piece.offer) {
       await this.#offer(piece);
     } else if (piece.kind === 'content') {
       try {
-        await this.#content(piece, () => true);
+        await this.#out.run(() => this.#content(piece, () => true));
       } finally {
         piece.release();
       }
     } else {
-      await this.#nodes(piece.nodes);
+      await this.#out.run(() => this.#nodes(piece.nodes));
     }
   }
 
@@ -187,9 +192,22 @@ export class Sender {
     this.#offered.push({ number: this.#number + 1, piece, bytes });
     this.#offeredBytes += bytes;
     const [first, hashes] = piece.kind === 'content' ? [piece.first, piece.hashes] : nodeHashes(piece);
-    await this.#message({ offer: { object: piece.kind === 'content' ? piece.object : 0, first, hashes } });
-    while (this.#offeredBytes > windowBytes) await this.#answerOldest();
-    while (this.#wants.size > 0) await this.#answerOldest();
+    const sent = this.#message({ offer: { object: piece.kind === 'content' ? piece.object : 0, first, hashes } });
+    this.#answering ??= this.#answerOffers();
+    await sent;
+    await this.#until(() => this.#offeredBytes <= maxOfferedBytes);
+  }
+
+  /** Runs beside the reading of pieces; its failure is the session's. */
+  async #answerOffers(): Promise<void> {
+    try {
+      while (this.#offered.length > 0) await this.#answerOldest();
+    } catch (error) {
+      this.#fail(asReplicationError(error));
+    } finally {
+      this.#answering = undefined;
+      this.#bell.ring();
+    }
   }
 
   /** Sends what is wanted of the oldest offer. */
@@ -201,6 +219,7 @@ export class Sender {
     this.#wants.delete(oldest.number);
     this.#offered.shift();
     this.#offeredBytes -= oldest.bytes;
+    this.#bell.ring();
     const { piece } = oldest;
     const wanted = (index: number) => ((bitmap[index >> 3] ?? 0) & (1 << (index & 7))) !== 0;
     if (piece.kind === 'content') {
@@ -210,20 +229,19 @@ export class Sender {
         for (let i = 0; i < count; i++) if (wanted(i)) lacking++;
         if (piece.expectSame) this.mismatched += lacking;
         this.sameBytes += Math.max(0, piece.bytes.length - lacking * granuleBytes);
-        if (lacking > 0) await this.#content(piece, wanted);
+        if (lacking > 0) await this.#out.run(() => this.#content(piece, wanted));
       } finally {
         piece.release();
       }
-    } else if (piece.kind === 'nodes') {
+    } else {
       const lacking = piece.nodes.filter((_node, index) => wanted(index));
       if (piece.expectSame) this.mismatched += lacking.length;
-      if (lacking.length > 0) await this.#nodes(lacking);
+      if (lacking.length > 0) await this.#out.run(() => this.#nodes(lacking));
     }
   }
 
   /** The zeros that the replica should already have are asked for only to count what was wrong. */
   async #countZeroMismatch(piece: ZeroPiece): Promise<void> {
-    await this.settle();
     for (let at = 0; at < piece.count; at += maxOfferGranules) {
       const count = Math.min(maxOfferGranules, piece.count - at);
       await this.#message({
@@ -295,8 +313,8 @@ export class Sender {
 
   /** Every piece so far is sent. */
   async settle(): Promise<void> {
-    while (this.#offered.length > 0) await this.#answerOldest();
-    await this.#flush();
+    await this.#until(() => this.#answering === undefined);
+    await this.#out.run(() => this.#flush());
   }
 
   /** Settles, then commits; durable at the replica when it returns. */

@@ -392,6 +392,7 @@ export function mirrors(options: MirrorsOptions): Mirrors {
         );
       }
       mirror.lastAttemptMs = clock.nowMs();
+      mirror.closing.signal.addEventListener('abort', () => stream.cancel(), { once: true });
       await serveSession(
         replica,
         agent,

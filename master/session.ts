@@ -63,9 +63,18 @@ export async function serveSession(
     force: hello.force,
   });
   try {
-    const { sequence, initialized, sizeBytes, digest, sourceId, blank } = replica.head;
+    const { sequence, initialized, sizeBytes, digest, sourceId, blank, unknown } = replica.head;
     await stream.send({
-      welcome: { protocol: hello.protocol, headSequence: sequence, initialized, sizeBytes, digest, sourceId, blank },
+      welcome: {
+        protocol: hello.protocol,
+        headSequence: sequence,
+        initialized,
+        sizeBytes,
+        digest,
+        sourceId,
+        blank,
+        incomplete: unknown > 0,
+      },
     });
     let owed = { messages: 0, bytes: 0, number: 1 };
     for await (const message of stream.receive) {

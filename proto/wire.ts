@@ -231,6 +231,7 @@ export interface MirrorWelcome {
   digest: Buffer;
   sourceId: string;
   blank: boolean;
+  incomplete: boolean;
 }
 export interface MirrorReply {
   welcome?: MirrorWelcome;

@@ -65,7 +65,7 @@ export class Replica {
   readonly #baseWork = new Lock();
   /** Bytes written to journal and base since it was opened. */
   writtenBytes = 0;
-  /** Points that copies in the making start from or end at. */
+  /** What copies in the making still need: first the point that the base may not pass, then where their redo begins. */
   readonly #pins = new Set<{ sequence: number }>();
   #snapshots: Map<string, Base>;
 
@@ -329,7 +329,7 @@ export class Replica {
         await redo(this.#base, this.#journal, target, signal, (bytes) => (this.writtenBytes += bytes));
       }
       this.#points = this.#points.filter((point) => point.sequence >= this.#base.index.sequence);
-      await this.#journal.trim(this.#base.index.sequence);
+      await this.#journal.trim(Math.min(this.#base.index.sequence, ...[...this.#pins].map((pin) => pin.sequence)));
       return { short };
     });
   }
@@ -359,6 +359,8 @@ export class Replica {
       copy = await this.#cloneBefore(point, contentPath, indexPath, signal, (done, total) =>
         progress('copying', done, total),
       );
+      // From here on the copy needs the journal, not the base any more.
+      pin.sequence = copy.index.sequence;
       const redoTotal = this.#journal.bytes;
       let redone = 0;
       await redo(copy, this.#journal, point.sequence, signal, (bytes) =>
@@ -475,6 +477,7 @@ export class Replica {
       const { readBytes, from } = await this.#baseWork.run(async () => {
         const result = await this.#base.verify(signal, (done, total) => progress(done, total + journalBytes));
         result.bad.forEach(({ object, granule }) => note(object, granule));
+        pin.sequence = this.#base.index.sequence;
         return { readBytes: result.readBytes, from: this.#base.index.sequence };
       });
       let journalRead = 0;
