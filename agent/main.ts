@@ -142,7 +142,7 @@ async function run(signal: AbortSignal): Promise<void> {
         protectedPaths: [dataDir, kubelet, import.meta.dirname],
       }),
     });
-    log.info({ name: options.name, master: options.master }, 'started');
+    log.info({ node: options.name, master: options.master }, 'started');
     try {
       await Promise.all([line.run(signal), identity.run(signal), mirrors.run(signal)]);
     } finally {

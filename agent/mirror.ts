@@ -269,6 +269,7 @@ async function sync(run: Session, step: Extract<Step, { kind: 'sync' }>, assignm
   } finally {
     await cut.release();
   }
+  progress.sent(sender.sentBytes);
   run.initialized = true;
   run.refused = false;
   progress.count('cutsMade');

@@ -1,8 +1,8 @@
 /**
  * The one error type for the world's faults (a full disk, a cut line, a hostile message). Bugs of ours are `assert`s.
  *
- * Callers branch on `retry` and `code`, never on the text. Every code is listed here with what it means; a test fails
- * when a code is thrown that this list does not have.
+ * Callers branch on `retry` and `code`, never on the text. Every code is listed here with what it means; the type
+ * refuses others.
  */
 
 /** never: a person must change something. backoff: the same again later. resync: ask the durable side where it stands. */

@@ -1,0 +1,134 @@
+import t from 'tap';
+import { statusOf, type StatusFacts } from '../../../master/status.ts';
+import type { ReplicationStatus } from '../../../master/resources.ts';
+import type { Report } from '../../../proto/wire.ts';
+
+const nowMs = Date.parse('2026-01-02T03:04:05.678Z');
+const blank: ReplicationStatus = {
+  state: 'PREPARING',
+  phase: 'Pending',
+  role: 'Secondary',
+  captureMethod: null,
+  fencingGeneration: '1',
+  progress: null,
+  recoveryPoint: null,
+  lastSyncTime: null,
+  lagSeconds: null,
+  lagBytes: null,
+  lastSyncDuration: null,
+  lastSyncBytes: null,
+  lastAttemptTime: null,
+  lastVerifiedTime: null,
+  lastDrilledTime: null,
+  nextSyncTime: null,
+  latestImage: null,
+  observedGeneration: 0,
+  conditions: [],
+};
+const report = {
+  phase: 'Mirroring',
+  captureMethod: 'scan',
+  troubles: [],
+  dirtyBytes: 0,
+  unchangedSinceUs: 0,
+} as unknown as Report;
+const facts: StatusFacts = {
+  spec: {
+    source: { agent: 'node-a', path: '/srv/x', volumeMode: 'Block', include: [], exclude: [] },
+    target: { storageClass: 'local' },
+    trigger: { continuous: true },
+    rpoSeconds: 30,
+    consistency: null,
+    maxFreezeMs: 500,
+    journalSeconds: 3600,
+    compression: 'auto',
+    bandwidthBytesPerSecond: 0,
+    readBytesPerSecond: 0,
+    paused: false,
+  },
+  generation: 2,
+  fencingGeneration: '1',
+  nowMs,
+  agentConnected: true,
+  report,
+  newestPoint: undefined,
+  newestPointView: undefined,
+  masterTroubles: [],
+  lastSync: undefined,
+  lastAttemptMs: undefined,
+  lastVerified: undefined,
+  lastDrilledMs: undefined,
+  nextSyncMs: undefined,
+  latestImage: null,
+  journalShort: false,
+};
+const newestPoint = {
+  sequence: 7,
+  sourceUs: (nowMs - 2000) * 1000,
+  committedUs: (nowMs - 1000) * 1000,
+  consistency: 'filesystem',
+  digest: Buffer.alloc(16),
+};
+const stop = { reason: 'SourceGone', message: 'bring it back', stops: true };
+
+function conditionOf(status: ReplicationStatus, type: string) {
+  return status.conditions.find((condition) => condition.type === type);
+}
+
+t.test('state follows from whether there is a point and whether mirroring stands still', (t) => {
+  const state = (change: Partial<StatusFacts>) => statusOf({ ...facts, ...change }, blank).state;
+  t.equal(state({}), 'PREPARING');
+  t.equal(state({ report: { ...report, troubles: [stop] } }), 'FAILED');
+  t.equal(state({ newestPoint }), 'NORMAL');
+  t.equal(state({ newestPoint, report: { ...report, troubles: [stop] } }), 'ERROR');
+  t.equal(
+    state({ newestPoint, report: { ...report, troubles: [{ ...stop, stops: false }] } }),
+    'NORMAL',
+    'a hint is no stop',
+  );
+  t.equal(state({ newestPoint, agentConnected: false }), 'ERROR');
+  t.end();
+});
+
+t.test('every state says why and what to do', (t) => {
+  const gone = statusOf({ ...facts, newestPoint, agentConnected: false }, blank);
+  t.equal(gone.phase, 'Disconnected');
+  t.match(conditionOf(gone, 'Degraded'), { status: 'True', reason: 'AgentGone', message: /start it/ });
+  const short = statusOf({ ...facts, newestPoint, journalShort: true }, blank);
+  t.match(conditionOf(short, 'Degraded'), { reason: 'JournalShort', message: /3600/ });
+  const full = statusOf(
+    { ...facts, newestPoint, masterTroubles: [{ reason: 'SpaceLow', message: 'no space', stops: true }] },
+    blank,
+  );
+  t.match(conditionOf(full, 'Degraded'), { reason: 'SpaceLow' });
+  t.equal(statusOf({ ...facts, spec: { ...facts.spec, paused: true } }, blank).phase, 'Paused');
+  t.end();
+});
+
+t.test('the age is that of the cut, and moves on only by a proof that nothing changed', (t) => {
+  t.equal(statusOf({ ...facts, newestPoint }, blank).lagSeconds, 2);
+  const proven = { ...report, unchangedSinceUs: (nowMs - 500) * 1000 };
+  t.equal(statusOf({ ...facts, newestPoint, report: proven }, blank).lagSeconds, 0.5);
+  t.equal(
+    statusOf({ ...facts, report: proven }, blank).lastSyncTime,
+    null,
+    'without a point there is nothing to be old',
+  );
+  const stale = { ...report, unchangedSinceUs: (nowMs - 9000) * 1000 };
+  t.equal(
+    statusOf({ ...facts, newestPoint, report: stale }, blank).lagSeconds,
+    2,
+    'an old proof does not make it older',
+  );
+  t.end();
+});
+
+t.test('a condition keeps the time of its last change, and the same facts give the same status', (t) => {
+  const before = statusOf(facts, blank);
+  const later = statusOf({ ...facts, nowMs: nowMs + 5000 }, before);
+  t.same(later.conditions, before.conditions);
+  const changed = statusOf({ ...facts, nowMs: nowMs + 9000, newestPoint }, later);
+  t.equal(conditionOf(changed, 'Completed')?.lastTransitionTime, new Date(nowMs + 9000).toISOString());
+  t.equal(conditionOf(changed, 'Degraded')?.lastTransitionTime, conditionOf(before, 'Degraded')?.lastTransitionTime);
+  t.end();
+});
