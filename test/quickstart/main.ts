@@ -90,12 +90,16 @@ async function bringUp(data: string, source: Source, running: Running[], stop: A
   running.push(start(join(root, 'master/replicator-master'), masterFlags, join(data, 'master.log'), onFailure));
   const { http, grpc } = await endpoints(master, stop.signal);
   result.http = http;
+  const client = connect(http, readFileSync(join(master, 'admin.token'), 'utf8').trim());
+  // What earlier runs with this data mirrored goes on being mirrored.
+  const { items } = await client.list<Replication>('/replications');
+  const sources = new Set([source.path, ...items.map(({ spec }) => spec.source.path)]);
   const agentFlags = [
-    ...['--name', nodeName, '--master', grpc, '--data', join(data, 'agent'), '--allow', source.path],
+    ...['--name', nodeName, '--master', grpc, '--data', join(data, 'agent')],
+    ...[...sources].flatMap((path) => ['--allow', path]),
     ...['--join-token-file', join(master, 'join.token'), '--ca-file', join(master, 'ca.pem')],
   ];
   running.push(start(join(root, 'agent/replicator-agent'), agentFlags, join(data, 'agent.log'), onFailure));
-  const client = connect(http, readFileSync(join(master, 'admin.token'), 'utf8').trim());
   await agentActive(client, nodeName, stop.signal);
   return client;
 }

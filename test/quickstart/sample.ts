@@ -58,8 +58,8 @@ async function fill(directory: string): Promise<void> {
   await symlink('/nowhere/at/all', join(media, 'dangling'));
   const sparse = await open(join(media, 'sparse.img'), 'w');
   try {
-    await sparse.truncate(2 ** 30);
-    await sparse.write(randomBytes(4096), 0, 4096, 500 * 2 ** 20);
+    await sparse.truncate(64 * 2 ** 20);
+    await sparse.write(randomBytes(4096), 0, 4096, 50 * 2 ** 20);
   } finally {
     await sparse.close();
   }
