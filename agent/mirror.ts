@@ -61,7 +61,9 @@ export async function mirror(deps: MirrorDependencies, signal: AbortSignal): Pro
       failures++;
       tellTrouble(deps, state, error);
       const waitMs = Math.min(backoff.mostMs, backoff.firstMs * 2 ** Math.min(failures, 10));
-      await waitOrChange(deps, waitMs * (0.5 + (deps.random.bytes(1)[0] ?? 0) / 512), signal);
+      // Aborted meanwhile: the loop's condition sees it, and nobody waits for a rejection.
+      const rested = waitOrChange(deps, waitMs * (0.5 + (deps.random.bytes(1)[0] ?? 0) / 512), signal);
+      await rested.catch(() => undefined);
     }
   }
 }
