@@ -368,5 +368,4 @@ async function waitOrChange(deps: MirrorDependencies, ms: number, signal: AbortS
   } finally {
     woken.abort();
   }
-  signal.throwIfAborted();
 }

@@ -16,8 +16,13 @@ const zeroGranule = Buffer.alloc(granuleBytes);
 
 /** 16 bytes; also for what is no granule (nodes, pages). Never the zero hash by way of zeros: see granuleHash. */
 export function hash(...parts: Uint8Array[]): Buffer {
-  if (parts.length === 1 && parts[0] !== undefined) return blake3(parts[0]).subarray(0, hashBytes);
+  if (parts.length === 1 && parts[0] !== undefined) return blake3(asBuffer(parts[0])).subarray(0, hashBytes);
   return blake3(Buffer.concat(parts)).subarray(0, hashBytes);
+}
+
+/** A view, no copy: what the native library takes. */
+function asBuffer(bytes: Uint8Array): Buffer {
+  return Buffer.isBuffer(bytes) ? bytes : Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
 }
 
 /** Of one granule's bytes (1 .. granuleBytes of them). */

@@ -117,7 +117,8 @@ export function route<B extends TSchema, Q extends TSchema>(app: FastifyInstance
         idempotencyKey: header(request, 'idempotency-key'),
         reply,
       });
-      if (answer === reply) return reply;
+      // A watch answers by itself, for as long as it lasts.
+      if (answer === reply || reply.sent) return reply;
       const { kind, metadata } = answer as { kind?: string; metadata?: { name?: string; resourceVersion?: string } };
       if (kind !== undefined && metadata?.name !== undefined) {
         request.about = `${kind}/${metadata.name}`;
