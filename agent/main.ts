@@ -12,7 +12,7 @@ import { optional, parseArguments, programVersion, repeated, required, withDefau
 import { systemClock, systemRandom } from '../proto/system.ts';
 import { alignedPool } from '../proto/libc.ts';
 import { asReplicationError } from '../proto/errors.ts';
-import { parseChoice, parseHostPort, parseName, parseText, formatHostPort } from '../proto/value.ts';
+import { parseChoice, parseFolder, parseHostPort, parseName, parseText, formatHostPort } from '../proto/value.ts';
 import { pino } from 'pino';
 import { assignments } from './assignments.ts';
 import { BufferPool, chunkBytes } from './blockscan.ts';
@@ -30,7 +30,7 @@ const { options } = parseArguments(
     flags: {
       name: required('NODE', 'name of this node', parseName),
       master: required('HOST:PORT', 'the master to dial', (text) => formatHostPort(parseHostPort(text))),
-      data: required('DIR', 'where the agent keeps its identity and state', parseText),
+      data: required('DIR', 'where the agent keeps its identity and state', parseFolder),
       'join-token-file': optional('FILE', 'one-time token of the master, needed to join', parseText),
       'ca-file': optional('FILE', "the master's ca.pem, needed to join", parseText),
       role: withDefault(

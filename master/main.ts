@@ -22,7 +22,7 @@ import {
 import { writeDurably } from '../proto/durable.ts';
 import { asReplicationError, messageOf } from '../proto/errors.ts';
 import { systemClock, systemEffects, systemRandom } from '../proto/system.ts';
-import { formatHostPort, isLoopback, parseChoice, parseHostPort, parseText } from '../proto/value.ts';
+import { formatHostPort, isLoopback, parseChoice, parseFolder, parseHostPort, parseText } from '../proto/value.ts';
 import { startApi } from './api/server.ts';
 import { openAuthority } from './authority.ts';
 import { readConfiguration } from './configuration.ts';
@@ -46,7 +46,7 @@ const { options: typed } = parseArguments(
     name: 'replicator-master',
     summary: 'Keeps replicas of volumes, takes snapshots, recovers, and serves the control API.',
     flags: {
-      data: required('DIR', 'where everything is kept', parseText),
+      data: required('DIR', 'where everything is kept', parseFolder),
       config: optional('FILE', 'configuration, see replicator-config.yaml; flags come first', parseText),
       http: optional(
         'HOST:PORT',

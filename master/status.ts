@@ -63,12 +63,7 @@ export function statusOf(facts: StatusFacts, previous: ReplicationStatus): Repli
     recoveryPoint: facts.newestPointView ?? null,
     lastSyncTime: timeText(lastSyncMs),
     lagSeconds: lastSyncMs === undefined ? null : Math.max(0, nowMs - lastSyncMs) / 1000,
-    lagBytes:
-      report && report.dirtyBytes > 0
-        ? report.dirtyBytes
-        : newestPoint && lastSyncMs !== undefined
-          ? previous.lagBytes
-          : null,
+    lagBytes: report && report.dirtyBytes > 0 ? report.dirtyBytes : null,
     lastSyncDuration: facts.lastSync ? `${facts.lastSync.durationSeconds.toFixed(1)}s` : previous.lastSyncDuration,
     lastSyncBytes: facts.lastSync?.bytes ?? previous.lastSyncBytes,
     lastAttemptTime: timeText(facts.lastAttemptMs) ?? previous.lastAttemptTime,
@@ -90,7 +85,9 @@ function stateOf(initialized: boolean, stopped: Trouble | undefined): Replicatio
 function phaseOf({ spec, report, agentConnected, newestPoint }: StatusFacts): Phase {
   if (spec.paused) return 'Paused';
   if (!agentConnected) return newestPoint ? 'Disconnected' : 'Pending';
-  return report && phases.has(report.phase) ? (report.phase as Phase) : 'Pending';
+  if (!report || !phases.has(report.phase)) return 'Pending';
+  // The point is known here before the agent's next report.
+  return newestPoint && report.phase === 'InitialSync' ? 'Mirroring' : (report.phase as Phase);
 }
 
 /** The cut of the newest point, moved on where capture has proved that nothing changed since. */

@@ -77,3 +77,9 @@ export function parseChoice<const T extends string>(...choices: T[]): (text: str
     return found;
   };
 }
+
+/** A folder to keep data in; absent ones are made. The kernel's own filesystems keep nothing (and making one there can hang). */
+export function parseFolder(text: string): string {
+  if (/^\/(proc|sys|dev)(\/|$)/.test(text)) throw new Error('is in a filesystem of the kernel, which keeps no data');
+  return parseText(text);
+}

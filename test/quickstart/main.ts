@@ -9,7 +9,7 @@ import { chmodSync, mkdirSync, readFileSync, realpathSync, rmSync } from 'node:f
 import { join, resolve } from 'node:path';
 import { optional, parseArguments, printUsageError, toggle, UsageError } from '../../proto/cli.ts';
 import { messageOf } from '../../proto/errors.ts';
-import { parseText } from '../../proto/value.ts';
+import { parseFolder } from '../../proto/value.ts';
 import { ApiProblem, connect, explainProblem, follow, type Client } from '../../master/cli/client.ts';
 import { liveLine, painter, span } from '../../master/cli/format.ts';
 import { replicationLine } from '../../master/cli/progress.ts';
@@ -34,7 +34,7 @@ const { options, operands } = parseArguments(
     maxOperands: 1,
     flags: {
       once: toggle('end after the drill: exit status 0 when the copy is verified, else 1 and the reason'),
-      data: optional('DIR', 'where everything is kept (default: cdm-data in the project)', parseText),
+      data: optional('DIR', 'where everything is kept (default: cdm-data in the project)', parseFolder),
     },
     notes: 'Without PATH a sample volume is made, and written to meanwhile.',
   },
