@@ -15,7 +15,7 @@ import { constants, promises as fs } from 'node:fs';
 import { ReplicationError, systemErrorCode } from '../../proto/errors.ts';
 import { syncfs } from '../../proto/libc.ts';
 import { runBytes, unpack } from '../../proto/payload.ts';
-import { diskFile, systemDisk } from '../../proto/system.ts';
+import { systemDisk } from '../../proto/system.ts';
 import { granuleBytes } from '../../proto/granule.ts';
 import type { Data, Node } from '../../proto/wire.ts';
 import type { Base, Progress } from './base.ts';
@@ -104,11 +104,8 @@ export class TreeBase implements Base {
       const position = run.first * granuleBytes;
       const length = runBytes(run);
       this.#step();
-      await this.#openFiles().write(run.object, async (handle) => {
-        const file = diskFile(handle);
-        if (run.zero) await file.zero(position, length);
-        else await file.write([raw.subarray(at, at + length)], position);
-      });
+      const bytes = run.zero ? undefined : raw.subarray(at, at + length);
+      await this.#openFiles().write(run.object, bytes, position, length);
       if (!run.zero) at += length;
     }
   }
@@ -285,7 +282,8 @@ export class TreeBase implements Base {
     const source = this.#directories();
     const copyContent = async (parent: number, name: Buffer, slot: number): Promise<void> => {
       await source.with(parent, 'read', async (directory) => {
-        await using file = await openFile(directory, name, constants.O_RDONLY, () => source.loosened.add(slot));
+        const opened = await openFile(directory, name, constants.O_RDONLY, () => source.loosened.add(slot));
+        await using file = opened.file;
         const from = `/proc/self/fd/${file.fd}`;
         let own = 0;
         await systemDisk.clone(from, `${stagingPath}/${stagedContent(slot).toString()}`, signal, (bytes) => {

@@ -7,9 +7,10 @@
  */
 import { constants, promises as fs } from 'node:fs';
 import { ReplicationError } from '../../proto/errors.ts';
+import { diskFile } from '../../proto/system.ts';
 import { nodeTypes, type Node } from '../../proto/wire.ts';
 import type { TreeIndex } from './treeindex.ts';
-import { at, Directories, isMissing, lstatEntry, openFile, type Handle } from './treepath.ts';
+import { at, Directories, isMissing, lstatEntry, openFile, type Handle, type OpenFile } from './treepath.ts';
 import { stagedContent } from './treework.ts';
 
 const openAtOnce = 64;
@@ -20,8 +21,8 @@ export class TreeFiles {
   readonly #directories: Directories;
   /** Open files, the one used last at the end. */
   readonly #open = new Map<number, Handle>();
-  /** Slots whose size on the disk need not be the committed one. */
-  readonly #touched = new Set<number>();
+  /** Sizes on the disk of the files that were written. */
+  readonly #sizes = new Map<number, number>();
 
   constructor(index: TreeIndex, root: Handle, staging: Handle) {
     this.#index = index;
@@ -29,21 +30,32 @@ export class TreeFiles {
     this.#directories = new Directories(root, staging, async (slot) => index.committedNode(slot)?.names[0]);
   }
 
-  async write(slot: number, work: (file: Handle) => Promise<void>): Promise<void> {
-    this.#touched.add(slot);
+  /** Bytes, or undefined for a hole, which does not make the file longer. */
+  async write(slot: number, bytes: Buffer | undefined, position: number, length: number): Promise<void> {
+    const file = diskFile(await this.#file(slot));
+    if (!bytes) return file.zero(position, length);
+    await file.write([bytes], position);
+    this.#sizes.set(slot, Math.max(this.#sizes.get(slot) ?? 0, position + length));
+  }
+
+  async #file(slot: number): Promise<Handle> {
     let file = this.#open.get(slot);
+    if (!file) {
+      const opened = await this.#openFile(slot);
+      file = opened.file;
+      this.#sizes.set(slot, opened.sizeBytes);
+    }
     this.#open.delete(slot);
-    file ??= await this.#openFile(slot);
     this.#open.set(slot, file);
     for (const [other, handle] of this.#open) {
       if (this.#open.size <= openAtOnce) break;
       this.#open.delete(other);
       await handle.close();
     }
-    await work(file);
+    return file;
   }
 
-  async #openFile(slot: number): Promise<Handle> {
+  async #openFile(slot: number): Promise<OpenFile> {
     const inTree = this.#inTree(slot);
     if (inTree && !(await lstatEntry(this.#staging, stagedContent(slot)))) {
       for (const { parent, name } of inTree.names) {
@@ -61,7 +73,7 @@ export class TreeFiles {
     return openFile(this.#staging, stagedContent(slot), constants.O_RDWR | constants.O_CREAT, () => undefined);
   }
 
-  #openIn(parent: number, name: Buffer): Promise<Handle> {
+  #openIn(parent: number, name: Buffer): Promise<OpenFile> {
     return this.#directories.with(parent, 'read', (directory) =>
       // Its permissions are set again when the epoch is settled, as its time is.
       openFile(directory, name, constants.O_RDWR, () => undefined),
@@ -79,15 +91,17 @@ export class TreeFiles {
     if (sizeBytes === undefined) {
       await this.#open.get(slot)?.close();
       this.#open.delete(slot);
-      this.#touched.add(slot);
+      // Whatever comes next is to be looked at, not taken for what was committed.
+      this.#sizes.set(slot, NaN);
       await fs.rm(at(this.#staging, stagedContent(slot)), { force: true });
       return;
     }
-    const isSame = this.#inTree(slot)?.sizeBytes === sizeBytes && !this.#index.wasDamaged(slot);
-    if (isSame && !this.#touched.has(slot)) return;
-    await this.write(slot, async (file) => {
-      if ((await file.stat()).size !== sizeBytes) await file.truncate(sizeBytes);
-    });
+    const isDamaged = this.#index.wasDamaged(slot);
+    const present = this.#sizes.get(slot) ?? (isDamaged ? undefined : this.#inTree(slot)?.sizeBytes);
+    if (present === sizeBytes) return;
+    const file = await this.#file(slot);
+    await file.truncate(sizeBytes);
+    this.#sizes.set(slot, sizeBytes);
   }
 
   async close(): Promise<void> {

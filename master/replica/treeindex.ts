@@ -379,7 +379,9 @@ export class TreeIndex implements VolumeIndex {
   /** Every staged node lies in a directory that leads to the root. */
   #checkParents(): void {
     const good = new Set([0]);
+    const hasRoot = isDirectory(this.node(0));
     for (const node of this.#staged()) {
+      if (node.names.length > 0 && !hasRoot) refuse('there is no root directory, slot 0');
       for (const { parent } of node.names) {
         const climbed = new Set<number>([node.slot]);
         for (let at = parent; !good.has(at);) {
@@ -393,7 +395,6 @@ export class TreeIndex implements VolumeIndex {
         climbed.delete(node.slot);
         for (const slot of climbed) good.add(slot);
       }
-      if (node.names.length > 0 && !isDirectory(this.node(0))) refuse('there is no root directory, slot 0');
     }
   }
 

@@ -38,6 +38,11 @@ export function isMissing(error: unknown): boolean {
   return ['ENOENT', 'ENOTDIR', 'ELOOP'].includes(systemErrorCode(error) ?? '');
 }
 
+export interface OpenFile {
+  file: Handle;
+  sizeBytes: number;
+}
+
 /**
  * A regular file. Never follows a link and never waits for the other end of a fifo. `onLoosened`: see openPermitted.
  * @throws ENOENT also when there is something else
@@ -47,10 +52,11 @@ export async function openFile(
   name: Buffer,
   flags: number,
   onLoosened: () => void,
-): Promise<Handle> {
+): Promise<OpenFile> {
   const safe = flags | constants.O_NOFOLLOW | constants.O_NONBLOCK;
   const file = await openPermitted(directory, name, safe, 0o600, onLoosened);
-  if ((await file.stat()).isFile()) return file;
+  const stat = await file.stat();
+  if (stat.isFile()) return { file, sizeBytes: stat.size };
   await file.close();
   throw missing('a regular file');
 }

@@ -94,9 +94,10 @@ async function verifyContent(
   if (!name || sizeBytes === 0) return;
   let file: Handle | undefined;
   try {
-    file = await directories.with(name.parent, 'read', (directory) =>
+    const opened = await directories.with(name.parent, 'read', (directory) =>
       openFile(directory, name.name, constants.O_RDONLY, () => loosened.add(slot)),
     );
+    file = opened.file;
   } catch (error) {
     if (!isMissing(error)) throw error;
   }

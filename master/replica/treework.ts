@@ -315,7 +315,7 @@ async function placeObject(
   if (stat) await removeEntry(directory, name, work.staging);
   if (after.type !== nodeTypes.file) return !(await makeNode(directory, name, after));
   const flags = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL;
-  const file = await openFile(directory, name, flags, () => undefined);
+  const { file } = await openFile(directory, name, flags, () => undefined);
   await file.truncate(after.sizeBytes).finally(() => file.close());
   return true;
 }
