@@ -11,6 +11,7 @@
  *   - A file's content, known to the replica from this epoch or before it, adds up to its content root.
  * No content can be assumed in a slot that was gone or no regular file at the commit before: it starts as zeros.
  */
+import { ReplicationError } from './errors.ts';
 import { hash, zeroHash } from './granule.ts';
 import { nodeTypes, type Name, type Node, type Xattr } from './wire.ts';
 
@@ -46,6 +47,23 @@ export function canonicalNode(node: Node): Node {
     names: isSorted(node.names, compareNames) ? node.names : [...node.names].sort(compareNames),
     contentRoot: isFile ? node.contentRoot : empty,
   };
+}
+
+/** The canonical node, if it is one that a tree can hold. @throws BadMessage */
+export function checkedNode(node: Node): Node {
+  const bad = (field: string, what: string): never => {
+    throw new ReplicationError('BadMessage', `Node.${field} of slot ${node.slot} ${what}`);
+  };
+  if (node.slot >= maxSlots) bad('slot', 'is out of range');
+  if (node.sizeBytes > maxFileBytes) bad('size_bytes', 'is out of range');
+  const state = canonicalNode(node);
+  if (repeats(state.names, compareNames)) bad('names', 'holds a name twice');
+  if (repeats(state.xattrs, compareXattrs)) bad('xattrs', 'holds an attribute twice');
+  return state;
+}
+
+function repeats<T>(sorted: T[], compare: (a: T, b: T) => number): boolean {
+  return sorted.some((item, at) => at > 0 && compare(sorted[at - 1] as T, item) === 0);
 }
 
 /** The state of a slot in which there is nothing. */

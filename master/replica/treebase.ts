@@ -24,14 +24,13 @@ import { copyIndex, removeIndex } from './indexdatabase.ts';
 import type { JournalRecord } from './journal.ts';
 import { TreeFiles } from './treefiles.ts';
 import { TreeIndex } from './treeindex.ts';
+import { workPhases } from './treelog.ts';
 import { Directories, entryNames, isPrivileged, openFile, removeEntry, stagingSlot, type Handle } from './treepath.ts';
 import { verifyTree } from './treeverify.ts';
 import { attach, detach, restore, stagedContent, type Work } from './treework.ts';
 
 const directoryFlags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
 const maxUnnoted = 10_000;
-/** Phases of the index's work. */
-const phases = { done: 0, detach: 1, attach: 2 } as const;
 
 export class TreeBase implements Base {
   readonly index: TreeIndex;
@@ -84,7 +83,7 @@ export class TreeBase implements Base {
 
   /** Nodes of which something is kept in the index only. */
   get withheld(): number {
-    return this.index.withheld;
+    return this.index.work.withheld;
   }
 
   async write(record: Exclude<JournalRecord, { commit: unknown }>): Promise<void> {
@@ -133,7 +132,7 @@ export class TreeBase implements Base {
   async endEpoch(): Promise<void> {
     if (!this.index.isPending) return;
     this.index.endEpoch();
-    for (const { slot, sizeBytes } of this.index.ended()) {
+    for (const { slot, sizeBytes } of this.index.work.ended()) {
       this.#step();
       await this.#openFiles().end(slot, sizeBytes);
     }
@@ -152,15 +151,15 @@ export class TreeBase implements Base {
   /** Does the work that the newest commit left in the index. */
   async #finish(): Promise<void> {
     const { index } = this;
-    if (index.workPhase === phases.done) return;
-    const [isAny] = index.changes();
+    if (index.work.phase === workPhases.done) return;
+    const [isAny] = index.work.changes();
     if (isAny) {
       const work = this.#work();
-      if (index.workPhase === phases.detach) {
+      if (index.work.phase === workPhases.detach) {
         await detach(work);
         await syncfs(this.#root.fd);
         this.#step();
-        index.setWorkPhase(phases.attach);
+        index.work.phase = workPhases.attach;
       }
       await attach(work);
       this.#noteWithheld();
@@ -168,12 +167,12 @@ export class TreeBase implements Base {
       await syncfs(this.#root.fd);
       this.#step();
     }
-    index.setWorkPhase(phases.done);
+    index.work.phase = workPhases.done;
     await this.#clean();
   }
 
   #noteWithheld(): void {
-    this.index.setWithheld(this.#withheld);
+    this.index.work.setWithheld(this.#withheld);
     this.#withheld.clear();
   }
 
@@ -182,8 +181,8 @@ export class TreeBase implements Base {
     return {
       root: this.#root,
       staging: this.#staging,
-      changes: () => index.changes(),
-      change: (slot) => index.change(slot),
+      changes: () => index.work.changes(),
+      change: (slot) => index.work.change(slot),
       node: (slot) => index.node(slot),
       slotOf: (parent, name) => index.slotOf(parent, name),
       loosened: this.#loosened,

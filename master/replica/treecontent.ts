@@ -5,11 +5,12 @@
  */
 import type { DatabaseSync, StatementSync } from 'node:sqlite';
 import { Blake3Hasher } from '@napi-rs/blake-hash';
-import { hashBytes, isZeroHash } from '../../proto/granule.ts';
+import { contentRoot, hashBytes, isZeroHash } from '../../proto/granule.ts';
 import { asBuffer, countUnknown, eachPart, markDifferent, pageHashes } from './hashpages.ts';
 
 const pageBytes = pageHashes * hashBytes;
 const zeroPage = Buffer.alloc(pageBytes);
+const none = Buffer.alloc(0);
 
 export class TreeContent {
   readonly #select: StatementSync;
@@ -80,10 +81,14 @@ export class TreeContent {
   #zeroPart(slot: number, from: number, to: number): void {
     if (from >= to) return;
     const number = Math.floor(from / pageHashes);
-    const old = this.#page(slot, number);
-    if (old === zeroPage) return;
     const inPage = from % pageHashes;
-    this.#store(slot, number, Buffer.from(old).fill(0, inPage * hashBytes, (inPage + to - from) * hashBytes));
+    const old = this.#stored(slot, number);
+    if (old.length <= inPage * hashBytes) return;
+    this.#store(
+      slot,
+      number,
+      Buffer.concat([old], pageBytes).fill(0, inPage * hashBytes, (inPage + to - from) * hashBytes),
+    );
   }
 
   /** The file has that many granules: nothing is left of those beyond. */
@@ -99,6 +104,10 @@ export class TreeContent {
 
   /** contentRoot of the first `count` granules, and how many of them are unknown. */
   root(slot: number, count: number): { root: Buffer; unknown: number } {
+    if (count <= pageHashes) {
+      const hashes = Buffer.concat([this.#stored(slot, 0)], count * hashBytes);
+      return { root: contentRoot(hashes), unknown: countUnknown(hashes) };
+    }
     const hasher = new Blake3Hasher();
     let unknown = 0;
     let next = 0;
@@ -127,8 +136,14 @@ export class TreeContent {
   }
 
   #page(slot: number, number: number): Buffer {
+    const stored = this.#stored(slot, number);
+    return stored.length === 0 ? zeroPage : padded(stored);
+  }
+
+  /** Up to the last hash that is not zero. */
+  #stored(slot: number, number: number): Buffer {
     const row = this.#select.get(slot, number);
-    return row ? padded(asBuffer(row['hashes'] as Uint8Array)) : zeroPage;
+    return row ? asBuffer(row['hashes'] as Uint8Array) : none;
   }
 
   #store(slot: number, number: number, page: Buffer): void {

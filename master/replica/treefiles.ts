@@ -83,7 +83,7 @@ export class TreeFiles {
   /** The committed file that the slot's content goes into; undefined = into the staging folder. */
   #inTree(slot: number): Node | undefined {
     const node = this.#index.committedNode(slot);
-    return node?.type === nodeTypes.file && !this.#index.isFresh(slot) ? node : undefined;
+    return node?.type === nodeTypes.file && !this.#index.work.isFresh(slot) ? node : undefined;
   }
 
   /** The epoch leaves a file of that size in the slot; undefined = none. */

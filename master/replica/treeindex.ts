@@ -11,16 +11,18 @@
  * For a base it also keeps the work: what the commit changes, so that the tree can be brought there after a crash
  * (treebase.ts).
  */
-import type { DatabaseSync, SQLInputValue, StatementSync } from 'node:sqlite';
+import type { DatabaseSync } from 'node:sqlite';
 import assert from 'node:assert/strict';
 import { ReplicationError } from '../../proto/errors.ts';
 import { granuleCount, hashBytes, unknownHash, zeroHash } from '../../proto/granule.ts';
-import { canonicalNode, compareNames, maxFileBytes, maxSlots, nodeHash } from '../../proto/node.ts';
-import { decode, encode, nodeTypes, type Data, type Name, type Node, type Nodes } from '../../proto/wire.ts';
+import { checkedNode, compareNames, maxFileBytes, maxSlots, nodeHash } from '../../proto/node.ts';
+import { encode, nodeTypes, type Data, type Name, type Node, type Nodes } from '../../proto/wire.ts';
 import type { CommitRecord } from './frame.ts';
 import { asBuffer, HashPages } from './hashpages.ts';
 import { openIndexDatabase, readPosition, transaction, writePosition } from './indexdatabase.ts';
+import { Rows } from './rows.ts';
 import { TreeContent } from './treecontent.ts';
+import { toNode, TreeLog } from './treelog.ts';
 import type { VolumeIndex } from './volumeindex.ts';
 
 const isDirectory = (node: Node | undefined): boolean => node?.type === nodeTypes.directory;
@@ -37,34 +39,19 @@ const tables = `
   CREATE TABLE IF NOT EXISTS name (parent INTEGER NOT NULL, name BLOB NOT NULL, slot INTEGER NOT NULL,
     PRIMARY KEY (parent, name)) STRICT, WITHOUT ROWID;
   CREATE TABLE IF NOT EXISTS unknown (slot INTEGER PRIMARY KEY, why INTEGER NOT NULL) STRICT;
-  CREATE TABLE IF NOT EXISTS work (slot INTEGER PRIMARY KEY, before BLOB, fresh INTEGER NOT NULL, damaged INTEGER NOT NULL) STRICT;
-  CREATE TABLE IF NOT EXISTS phase (only INTEGER PRIMARY KEY CHECK (only = 1), number INTEGER NOT NULL) STRICT;
-  CREATE TABLE IF NOT EXISTS withheld (slot INTEGER PRIMARY KEY) STRICT;
   CREATE TEMP TABLE staged (slot INTEGER PRIMARY KEY, state BLOB NOT NULL, hash BLOB NOT NULL) STRICT;
   CREATE TEMP TABLE touched (slot INTEGER PRIMARY KEY) STRICT;
   CREATE TEMP TABLE lost (slot INTEGER PRIMARY KEY) STRICT;
-  CREATE TEMP TABLE ended (slot INTEGER PRIMARY KEY, size INTEGER) STRICT;
-  CREATE TEMP TABLE change (slot INTEGER PRIMARY KEY, before BLOB, fresh INTEGER NOT NULL, damaged INTEGER NOT NULL) STRICT;
 `;
-
-/** What a commit does to one slot. */
-export interface TreeChange {
-  slot: number;
-  /** As the tree had it; undefined = absent. */
-  before: Node | undefined;
-  after: Node | undefined;
-  /** Not the same object as before, even if it looks like it. */
-  fresh: boolean;
-  /** What the tree had there may be missing or wrong. */
-  damaged: boolean;
-}
 
 export class TreeIndex implements VolumeIndex {
   readonly database: DatabaseSync;
   readonly content: TreeContent;
   readonly #keepsWork: boolean;
   readonly #hashes: HashPages;
-  readonly #statements = new Map<string, StatementSync>();
+  readonly #rows: Rows;
+  /** For a base: what commits change on the tree. */
+  readonly work: TreeLog;
   /** An epoch is open: the transaction runs. */
   #open = false;
   /** Something was staged since the last end of an epoch. */
@@ -86,6 +73,8 @@ export class TreeIndex implements VolumeIndex {
     this.database.exec(tables);
     // The tree is changed after the index has said how: that must not be taken back by a power cut.
     if (this.#keepsWork) this.database.exec('PRAGMA synchronous = FULL');
+    this.#rows = new Rows(this.database);
+    this.work = new TreeLog(this.database, this.#rows, (slot) => this.node(slot));
     this.content = new TreeContent(this.database);
     this.newest = readPosition(this.database);
     this.#hashes = new HashPages(this.database, this.sizeBytes);
@@ -124,7 +113,7 @@ export class TreeIndex implements VolumeIndex {
     if (object !== 0) return this.content.want(object, first, hashes);
     const bitmap = this.#hashes.want(first, hashes);
     if (!this.#pending) return bitmap;
-    const rows = this.#all(
+    const rows = this.#rows.all(
       'SELECT slot, hash FROM staged WHERE slot >= ? AND slot < ?',
       first,
       first + hashes.length / hashBytes,
@@ -148,22 +137,15 @@ export class TreeIndex implements VolumeIndex {
     for (const { object, first, count, zero } of data.runs) {
       if (zero) this.content.zero(object, first, count);
       else this.content.put(object, first, data.hashes.subarray(hashAt, (hashAt += count * hashBytes)));
-      this.#run('INSERT OR IGNORE INTO touched (slot) VALUES (?)', object);
+      this.#rows.run('INSERT OR IGNORE INTO touched (slot) VALUES (?)', object);
     }
   }
 
   stageNodes(nodes: Nodes): void {
-    const canonical = nodes.nodes.map((node) => {
-      if (node.slot >= maxSlots) bad('Node.slot', 'is out of range');
-      if (node.sizeBytes > maxFileBytes) bad('Node.size_bytes', 'is out of range');
-      const state = canonicalNode(node);
-      if (repeats(state.names, (a, b) => compareNames(a, b) === 0)) bad('Node.names', 'holds a name twice');
-      if (repeats(state.xattrs, (a, b) => a.name.equals(b.name))) bad('Node.xattrs', 'holds an attribute twice');
-      return state;
-    });
+    const canonical = nodes.nodes.map(checkedNode);
     this.#begin();
     for (const node of canonical) {
-      this.#run(
+      this.#rows.run(
         'INSERT OR REPLACE INTO staged (slot, state, hash) VALUES (?, ?, ?)',
         node.slot,
         encode('Node', node),
@@ -247,17 +229,13 @@ export class TreeIndex implements VolumeIndex {
 
   /** All by slot, as the open epoch left them at its newest end. */
   *nodes(): Generator<Node> {
-    for (let after = -1; ;) {
-      const rows = this.#all('SELECT slot, state FROM node WHERE slot > ? ORDER BY slot LIMIT ?', after, batchRows);
-      for (const row of rows) yield toNode(row['state']) as Node;
-      const last = rows.at(-1);
-      if (!last) return;
-      after = Number(last['slot']);
+    for (const row of this.#rows.bySlot('SELECT slot, state FROM node WHERE slot > ? ORDER BY slot LIMIT ?')) {
+      yield toNode(row['state']) as Node;
     }
   }
 
   node(slot: number): Node | undefined {
-    return toNode(this.#get('SELECT state FROM node WHERE slot = ?', slot)?.['state']);
+    return toNode(this.#rows.get('SELECT state FROM node WHERE slot = ?', slot)?.['state']);
   }
 
   isUnknown(slot: number): boolean {
@@ -266,19 +244,19 @@ export class TreeIndex implements VolumeIndex {
 
   /** Bytes of all files. */
   get contentBytes(): number {
-    return Number(this.#get('SELECT TOTAL(size) AS sum FROM node')?.['sum'] ?? 0);
+    return Number(this.#rows.get('SELECT TOTAL(size) AS sum FROM node')?.['sum'] ?? 0);
   }
 
   /** Who has this name. */
   slotOf(parent: number, name: Buffer): number | undefined {
-    const row = this.#get('SELECT slot FROM name WHERE parent = ? AND name = ?', parent, name);
+    const row = this.#rows.get('SELECT slot FROM name WHERE parent = ? AND name = ?', parent, name);
     return row && Number(row['slot']);
   }
 
   /** Entries of a directory, sorted bytewise. */
   *children(slot: number): Generator<{ name: Buffer; slot: number }> {
     for (let after: Buffer = Buffer.alloc(0); ;) {
-      const rows = this.#all(
+      const rows = this.#rows.all(
         'SELECT name, slot FROM name WHERE parent = ? AND name > ? ORDER BY name LIMIT ?',
         slot,
         after,
@@ -333,9 +311,9 @@ export class TreeIndex implements VolumeIndex {
       const before = this.node(node.slot);
       if (before?.sizeBytes === node.sizeBytes && before.contentRoot.equals(node.contentRoot))
         sameContent.add(node.slot);
-      this.#noteChange(node.slot, before);
+      this.work.note(node.slot, before, this.isUnknown(node.slot));
       for (const { parent, name } of before?.names ?? []) {
-        this.#run('DELETE FROM name WHERE parent = ? AND name = ?', parent, name);
+        this.#rows.run('DELETE FROM name WHERE parent = ? AND name = ?', parent, name);
       }
       this.#putNode(node.slot, node);
       if (isDirectory(before) && !isDirectory(node)) noDirectories.push(node.slot);
@@ -343,7 +321,7 @@ export class TreeIndex implements VolumeIndex {
     for (const node of this.#staged()) {
       for (const name of node.names) {
         this.#takeName(name, noDirectories);
-        this.#run('INSERT INTO name (parent, name, slot) VALUES (?, ?, ?)', name.parent, name.name, node.slot);
+        this.#rows.run('INSERT INTO name (parent, name, slot) VALUES (?, ?, ?)', name.parent, name.name, node.slot);
       }
     }
     for (let slot = noDirectories.pop(); slot !== undefined; slot = noDirectories.pop()) {
@@ -366,11 +344,11 @@ export class TreeIndex implements VolumeIndex {
         `slot ${slot} has the name ${show(name.name)} in slot ${name.parent}, which another one has or which is no directory`,
       );
     }
-    this.#run('DELETE FROM name WHERE parent = ? AND name = ?', name.parent, name.name);
+    this.#rows.run('DELETE FROM name WHERE parent = ? AND name = ?', name.parent, name.name);
     const node = this.node(slot);
     assert(node, 'a name leads to a node');
-    this.#noteChange(slot, node);
-    this.#run('INSERT OR IGNORE INTO lost (slot) VALUES (?)', slot);
+    this.work.note(slot, node, this.isUnknown(slot));
+    this.#rows.run('INSERT OR IGNORE INTO lost (slot) VALUES (?)', slot);
     const names = node.names.filter((other) => compareNames(other, name) !== 0);
     this.#putNode(slot, names.length > 0 ? { ...node, names } : undefined);
     if (names.length === 0 && isDirectory(node)) noDirectories.push(slot);
@@ -402,9 +380,9 @@ export class TreeIndex implements VolumeIndex {
   #endSlot(slot: number, sameContent: Set<number>): void {
     const node = this.node(slot);
     const isStaged = this.#isStaged(slot);
-    const wasTouched = this.#get('SELECT 1 FROM touched WHERE slot = ?', slot) !== undefined;
-    const wasLost = this.#get('SELECT 1 FROM lost WHERE slot = ?', slot) !== undefined;
-    if (!isStaged && !wasLost) this.#noteChange(slot, node);
+    const wasTouched = this.#rows.get('SELECT 1 FROM touched WHERE slot = ?', slot) !== undefined;
+    const wasLost = this.#rows.get('SELECT 1 FROM lost WHERE slot = ?', slot) !== undefined;
+    if (!isStaged && !wasLost) this.work.note(slot, node, this.isUnknown(slot));
     if (isStaged) this.#removeUnknown(slot, unknowns.node);
     if (node && isFile(node)) {
       const settled = sameContent.has(slot) && !wasTouched && !this.isUnknown(slot);
@@ -418,10 +396,7 @@ export class TreeIndex implements VolumeIndex {
     }
     if (!node) this.#removeUnknown(slot, unknowns.node);
     if (isStaged || wasLost) {
-      const kept = isFile(node) ? node?.sizeBytes : undefined;
-      this.#run('INSERT INTO ended (slot, size) VALUES (?, ?)', slot, kept ?? null);
-      const before = toNode(this.#get('SELECT before FROM change WHERE slot = ?', slot)?.['before']);
-      if (!node || before?.type !== node.type) this.#run('UPDATE change SET fresh = 1 WHERE slot = ?', slot);
+      this.work.end(slot, node);
     }
     this.#stageHash(slot, node);
   }
@@ -445,70 +420,11 @@ export class TreeIndex implements VolumeIndex {
   }
 
   #checkSize(sizeBytes: number): void {
-    const highest = this.#get('SELECT MAX(slot) AS slot FROM node')?.['slot'];
+    const highest = this.#rows.get('SELECT MAX(slot) AS slot FROM node')?.['slot'];
     if (sizeBytes > maxSlots) refuse(`Commit.size_bytes says ${sizeBytes} slots, more than ${maxSlots}`);
     if (typeof highest === 'number' && highest >= sizeBytes) {
       refuse(`Commit.size_bytes says ${sizeBytes} slots, but slot ${highest} is in use`);
     }
-  }
-
-  // ---- what a base needs
-
-  /** Slots of the newest ended epoch: the size of the file in it, undefined when there is none. */
-  *ended(): Generator<{ slot: number; sizeBytes: number | undefined }> {
-    for (const row of this.#batches('SELECT slot, size FROM ended WHERE slot > ? ORDER BY slot LIMIT ?')) {
-      yield { slot: Number(row['slot']), sizeBytes: row['size'] === null ? undefined : Number(row['size']) };
-    }
-  }
-
-  /** Since the newest commit, epochs that have ended: what slot's object became another one. */
-  isFresh(slot: number): boolean {
-    return this.#get('SELECT 1 FROM change WHERE slot = ? AND fresh = 1', slot) !== undefined;
-  }
-
-  /** As the newest commit left it, whatever the epochs after it say. */
-  committedNode(slot: number): Node | undefined {
-    const row = this.#get('SELECT before FROM change WHERE slot = ?', slot);
-    return row ? toNode(row['before']) : this.node(slot);
-  }
-
-  /** It was unknown at the newest commit, or is. */
-  wasDamaged(slot: number): boolean {
-    const row = this.#get('SELECT damaged FROM change WHERE slot = ?', slot);
-    return row?.['damaged'] === 1 || this.isUnknown(slot);
-  }
-
-  /** 0 = the tree is at the newest commit; else how far its work is. */
-  get workPhase(): number {
-    return Number(this.#get('SELECT number FROM phase')?.['number'] ?? 0);
-  }
-
-  setWorkPhase(number: number): void {
-    if (number === 0) this.database.exec('BEGIN; DELETE FROM work; DELETE FROM phase; COMMIT');
-    else this.#run('INSERT OR REPLACE INTO phase (only, number) VALUES (1, ?)', number);
-  }
-
-  /** What the newest commit changes, by slot. */
-  *changes(): Generator<TreeChange> {
-    for (const row of this.#batches('SELECT * FROM work WHERE slot > ? ORDER BY slot LIMIT ?')) {
-      yield this.#toChange(row);
-    }
-  }
-
-  change(slot: number): TreeChange | undefined {
-    const row = this.#get('SELECT * FROM work WHERE slot = ?', slot);
-    return row && this.#toChange(row);
-  }
-
-  #toChange(row: Record<string, unknown>): TreeChange {
-    const slot = Number(row['slot']);
-    return {
-      slot,
-      before: toNode(row['before']),
-      after: this.node(slot),
-      fresh: row['fresh'] === 1,
-      damaged: row['damaged'] === 1,
-    };
   }
 
   /** Content was staged for the slot in which there is no file (yet). */
@@ -516,20 +432,15 @@ export class TreeIndex implements VolumeIndex {
     return this.#why(slot) !== 0 && !isFile(this.node(slot));
   }
 
-  setWithheld(slots: Iterable<[number, boolean]>): void {
-    transaction(this.database, () => {
-      for (const [slot, withheld] of slots) {
-        this.#run(withheld ? 'INSERT OR IGNORE INTO withheld VALUES (?)' : 'DELETE FROM withheld WHERE slot = ?', slot);
-      }
-    });
+  /** As the newest commit left it, whatever the epochs after it say. */
+  committedNode(slot: number): Node | undefined {
+    const noted = this.work.noted(slot);
+    return noted ? noted.before : this.node(slot);
   }
 
-  isWithheld(slot: number): boolean {
-    return this.#get('SELECT 1 FROM withheld WHERE slot = ?', slot) !== undefined;
-  }
-
-  get withheld(): number {
-    return Number(this.#get('SELECT COUNT(*) AS count FROM withheld')?.['count']);
+  /** It was unknown at the newest commit, or is. */
+  wasDamaged(slot: number): boolean {
+    return this.work.noted(slot)?.damaged === true || this.isUnknown(slot);
   }
 
   // ---- rows
@@ -554,23 +465,13 @@ export class TreeIndex implements VolumeIndex {
   }
 
   #isStaged(slot: number): boolean {
-    return this.#get('SELECT 1 FROM staged WHERE slot = ?', slot) !== undefined;
-  }
-
-  /** The first note since the last commit counts. */
-  #noteChange(slot: number, before: Node | undefined): void {
-    this.#run(
-      'INSERT OR IGNORE INTO change (slot, before, fresh, damaged) VALUES (?, ?, 0, ?)',
-      slot,
-      before ? encode('Node', before) : null,
-      this.isUnknown(slot) ? 1 : 0,
-    );
+    return this.#rows.get('SELECT 1 FROM staged WHERE slot = ?', slot) !== undefined;
   }
 
   #putNode(slot: number, node: Node | undefined): void {
-    if (!node || node.type === nodeTypes.gone) this.#run('DELETE FROM node WHERE slot = ?', slot);
+    if (!node || node.type === nodeTypes.gone) this.#rows.run('DELETE FROM node WHERE slot = ?', slot);
     else
-      this.#run(
+      this.#rows.run(
         'INSERT OR REPLACE INTO node (slot, state, size) VALUES (?, ?, ?)',
         slot,
         encode('Node', node),
@@ -579,59 +480,22 @@ export class TreeIndex implements VolumeIndex {
   }
 
   #why(slot: number): number {
-    return Number(this.#get('SELECT why FROM unknown WHERE slot = ?', slot)?.['why'] ?? 0);
+    return Number(this.#rows.get('SELECT why FROM unknown WHERE slot = ?', slot)?.['why'] ?? 0);
   }
 
   #addUnknown(slot: number, why: number): void {
-    this.#run('INSERT OR REPLACE INTO unknown (slot, why) VALUES (?, ?)', slot, this.#why(slot) | why);
+    this.#rows.run('INSERT OR REPLACE INTO unknown (slot, why) VALUES (?, ?)', slot, this.#why(slot) | why);
   }
 
   #removeUnknown(slot: number, why: number): void {
     const left = this.#why(slot) & ~why;
-    if (left === 0) this.#run('DELETE FROM unknown WHERE slot = ?', slot);
-    else this.#run('UPDATE unknown SET why = ? WHERE slot = ?', left, slot);
+    if (left === 0) this.#rows.run('DELETE FROM unknown WHERE slot = ?', slot);
+    else this.#rows.run('UPDATE unknown SET why = ? WHERE slot = ?', left, slot);
   }
 
   #countUnknown(): number {
-    return Number(this.#get('SELECT COUNT(*) AS count FROM unknown')?.['count']);
+    return this.#rows.count('unknown');
   }
-
-  /** Rows of a query on `slot > ? ... LIMIT ?`, never holding a statement open while the caller works. */
-  *#batches(sql: string): Generator<Record<string, unknown>> {
-    for (let after = -1; ;) {
-      const rows = this.#all(sql, after, batchRows);
-      yield* rows;
-      const last = rows.at(-1);
-      if (!last) return;
-      after = Number(last['slot']);
-    }
-  }
-
-  #get(sql: string, ...values: SQLInputValue[]): Record<string, unknown> | undefined {
-    return this.#prepare(sql).get(...values);
-  }
-
-  #all(sql: string, ...values: SQLInputValue[]): Record<string, unknown>[] {
-    return this.#prepare(sql).all(...values);
-  }
-
-  #run(sql: string, ...values: SQLInputValue[]): void {
-    this.#prepare(sql).run(...values);
-  }
-
-  #prepare(sql: string): StatementSync {
-    let statement = this.#statements.get(sql);
-    if (!statement) this.#statements.set(sql, (statement = this.database.prepare(sql)));
-    return statement;
-  }
-}
-
-function toNode(state: unknown): Node | undefined {
-  return state === undefined || state === null ? undefined : decode('Node', asBuffer(state as Uint8Array));
-}
-
-function repeats<T>(sorted: T[], same: (a: T, b: T) => boolean): boolean {
-  return sorted.some((item, at) => at > 0 && same(sorted[at - 1] as T, item));
 }
 
 function bad(field: string, what: string): never {

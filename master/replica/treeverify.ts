@@ -54,7 +54,7 @@ async function isRight(
   loosened: Set<number>,
   node: Node,
 ): Promise<boolean> {
-  const isWithheld = index.isWithheld(node.slot);
+  const isWithheld = index.work.isWithheld(node.slot);
   const names = node.names.length > 0 ? node.names : [{ parent: 0, name: Buffer.from('.') }];
   let inode: bigint | undefined;
   try {

@@ -16,7 +16,7 @@ import { constants, promises as fs } from 'node:fs';
 import { ReplicationError, systemErrorCode } from '../../proto/errors.ts';
 import { compareNames } from '../../proto/node.ts';
 import { nodeTypes, type Name, type Node } from '../../proto/wire.ts';
-import type { TreeChange } from './treeindex.ts';
+import type { TreeChange } from './treelog.ts';
 import { isDevice, isSameObject, makeNode, setState, typeOf } from './treenode.ts';
 import {
   at,

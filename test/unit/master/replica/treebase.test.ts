@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { removeTree, TreeBase } from '../../../../master/replica/treebase.ts';
 import { lgetxattr, llistxattr } from '../../../../proto/libc.ts';
+import { contentRoot } from '../../../../proto/granule.ts';
 import { goneNode } from '../../../../proto/node.ts';
 import { nodeTypes, type Node } from '../../../../proto/wire.ts';
 import { bytes, commitOf, randomOf, TreeModel, type Epoch } from './treemodel.ts';
@@ -414,3 +415,52 @@ t.test('POSIX ACLs, capabilities and setuid', { skip: isRoot ? false : 'needs ro
   t.equal(base.withheld, 0);
   await base.close();
 });
+
+t.test(
+  'without privilege: what the kernel refuses is withheld and no damage',
+  { skip: isRoot ? false : 'needs root' },
+  async (t) => {
+    const { tree, index } = place();
+    await fs.chmod(folder, 0o711);
+    await fs.chown(join(tree, '..'), 65534, 65534);
+    process.setegid?.(65534);
+    process.seteuid?.(65534);
+    try {
+      const base = await TreeBase.open(tree, index);
+      const state = { uid: 65534, gid: 65534, mode: 0o555 };
+      const program = {
+        ...goneNode(2),
+        ...state,
+        type: nodeTypes.file,
+        uid: 0,
+        mode: 0o4755,
+        contentRoot: contentRoot(bytes('')),
+      };
+      const device = { ...goneNode(3), type: nodeTypes.block, deviceMajor: 7, mode: 0o600 };
+      const nodes = [
+        { ...rootNode, ...state },
+        { ...directory(1, 0, bytes('d')), ...state },
+        { ...program, names: [{ parent: 1, name: bytes('program') }] },
+        { ...device, names: [{ parent: 1, name: bytes('device') }] },
+      ];
+      await apply(base, { data: [], nodes }, 4);
+      t.equal(base.withheld, 2);
+      t.strictSame((await base.verify(never, quiet)).bad, []);
+      t.equal((await fs.stat(`${tree}/d/program`)).mode & 0o7777, 0o755, 'no setuid for the wrong owner');
+      t.strictSame(await fs.readdir(`${tree}/d`), ['program']);
+      const copy = await base.cloneTo(`${tree}-copy`, `${index}-copy`, never, quiet);
+      t.strictSame((await copy.verify(never, quiet)).bad, []);
+      t.equal((await fs.stat(`${tree}-copy/d`)).mode & 0o777, 0o555);
+      await copy.close();
+      await apply(base, { data: [], nodes: [{ ...directory(1, 0, bytes('moved')), ...state }, goneNode(2)] }, 4);
+      t.strictSame((await base.verify(never, quiet)).bad, []);
+      t.strictSame(await fs.readdir(`${tree}/moved`), []);
+      await removeTree(`${tree}-copy`);
+      t.ok(await isAbsent(`${tree}-copy`));
+      await base.close();
+    } finally {
+      process.seteuid?.(0);
+      process.setegid?.(0);
+    }
+  },
+);
