@@ -78,7 +78,7 @@ export class TreeIndex implements VolumeIndex {
     this.content = new TreeContent(this.database);
     this.newest = readPosition(this.database);
     this.#hashes = new HashPages(this.database, this.sizeBytes);
-    this.unknown = this.#countUnknown();
+    this.unknown = this.#rows.count('unknown');
   }
 
   get sequence(): number {
@@ -129,8 +129,9 @@ export class TreeIndex implements VolumeIndex {
 
   stageData(data: Data): void {
     for (const { object, first, count } of data.runs) {
-      if (object < 1 || object >= maxSlots) bad('Run.object', 'is no slot of a file');
-      if (first + count > granuleCount(maxFileBytes)) bad('Run.first', 'is beyond the largest file');
+      const isSlot = object >= 1 && object < maxSlots;
+      if (isSlot && first + count <= granuleCount(maxFileBytes)) continue;
+      throw new ReplicationError('BadMessage', `Run.object ${object}, Run.first ${first}: no file has that`);
     }
     this.#begin();
     let hashAt = 0;
@@ -162,7 +163,7 @@ export class TreeIndex implements VolumeIndex {
 
   stagedUnknown(): number {
     this.endEpoch();
-    return this.#countUnknown();
+    return this.#rows.count('unknown');
   }
 
   commit(commit: CommitRecord): void {
@@ -182,7 +183,7 @@ export class TreeIndex implements VolumeIndex {
     this.#closed();
     this.#marks = [];
     this.newest = commit;
-    this.unknown = this.#countUnknown();
+    this.unknown = this.#rows.count('unknown');
   }
 
   discard(): void {
@@ -205,7 +206,7 @@ export class TreeIndex implements VolumeIndex {
     this.#addUnknown(slot, object === 0 ? unknowns.node : unknowns.content);
     if (this.#open) this.#stageHash(slot, node);
     else this.#hashes.set(slot, unknownHash);
-    if (!this.#open) this.unknown = this.#countUnknown();
+    if (!this.#open) this.unknown = this.#rows.count('unknown');
   }
 
   /** All in one transaction. No epoch may be open. */
@@ -492,14 +493,6 @@ export class TreeIndex implements VolumeIndex {
     if (left === 0) this.#rows.run('DELETE FROM unknown WHERE slot = ?', slot);
     else this.#rows.run('UPDATE unknown SET why = ? WHERE slot = ?', left, slot);
   }
-
-  #countUnknown(): number {
-    return this.#rows.count('unknown');
-  }
-}
-
-function bad(field: string, what: string): never {
-  throw new ReplicationError('BadMessage', `${field} ${what}`);
 }
 
 function refuse(message: string): never {
