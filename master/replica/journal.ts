@@ -20,8 +20,6 @@ import { decodeFrameMeta, encodeFrameMeta, type CommitRecord } from './frame.ts'
 
 const headerBytes = 40;
 const magic = 0x314d4443;
-/** A segment is closed at the first commit beyond this size, so that old ones can be dropped whole. */
-const segmentBytes = 64 << 20;
 
 export type JournalRecord = { data: Data } | { nodes: Nodes } | { commit: CommitRecord };
 
@@ -36,14 +34,20 @@ interface Segment {
 export class Journal {
   readonly #disk: Disk;
   readonly #folder: string;
+  /** A segment is closed at the first commit beyond this size, so that old ones can be dropped whole. */
+  readonly #segmentBytes: number;
   #segments: Segment[] = [];
   #file: DiskFile | undefined;
   /** End of the newest commit in the open segment; what is behind it belongs to the open epoch. */
   #committedBytes = 0;
 
-  private constructor(disk: Disk, folder: string) {
+  /** Something in the middle cannot be read any more: what is behind it is lost, and opening anew finds where it ends. */
+  damaged = false;
+
+  private constructor(disk: Disk, folder: string, segmentBytes: number) {
     this.#disk = disk;
     this.#folder = folder;
+    this.#segmentBytes = segmentBytes;
   }
 
   /**
@@ -53,9 +57,10 @@ export class Journal {
   static async open(
     disk: Disk,
     folder: string,
+    segmentBytes: number,
     onEpoch: (records: JournalRecord[], commit: CommitRecord) => void,
   ): Promise<Journal> {
-    const journal = new Journal(disk, folder);
+    const journal = new Journal(disk, folder, segmentBytes);
     await disk.mkdir(folder);
     const names = (await disk.list(folder)).filter((name) => /^\d{16}\.log$/.test(name));
     let next: number | undefined;
@@ -176,6 +181,7 @@ export class Journal {
         await file.close();
       }
     }
+    this.damaged = true;
     throw new ReplicationError('ReplicaDamaged', `the journal is damaged after epoch ${reached}`);
   }
 
@@ -197,7 +203,7 @@ export class Journal {
   async #segmentFor(sequence: number): Promise<Segment> {
     const open = this.#segments.at(-1);
     const atCommit = open !== undefined && open.bytes === this.#committedBytes;
-    if (open && !(atCommit && open.bytes >= segmentBytes)) return open;
+    if (open && !(atCommit && open.bytes >= this.#segmentBytes)) return open;
     const path = `${this.#folder}/${String(sequence).padStart(16, '0')}.log`;
     const file = await this.#disk.open(path, 'write');
     await file.truncate(0);

@@ -30,6 +30,7 @@ export async function openHead(
   disk: Disk,
   place: Place,
   mode: VolumeMode,
+  segmentBytes: number,
   onDoubt: (why: string) => void,
 ): Promise<Opened> {
   const basePlace = inside(place, 'base');
@@ -41,14 +42,14 @@ export async function openHead(
   const journalFolder = `${place.folder}/journal`;
 
   let head = openIndex(mode, headPath);
-  let first = await replay(disk, journalFolder, head, base);
+  let first = await replay(disk, journalFolder, segmentBytes, head, base);
   if (first.wrong === undefined)
     return { head, base, journal: first.journal, points: pointsOf(base, first.commits), snapshots };
 
   onDoubt(`the head's index was built anew from base and journal: ${first.wrong}`);
   head = await copyOfBase(head, base, mode, headPath);
   await first.journal.close();
-  first = await replay(disk, journalFolder, head, base);
+  first = await replay(disk, journalFolder, segmentBytes, head, base);
   if (first.wrong === undefined)
     return { head, base, journal: first.journal, points: pointsOf(base, first.commits), snapshots };
 
@@ -56,19 +57,20 @@ export async function openHead(
   head = await copyOfBase(head, base, mode, headPath);
   await first.journal.close();
   await disk.remove(journalFolder);
-  const journal = await Journal.open(disk, journalFolder, () => undefined);
+  const journal = await Journal.open(disk, journalFolder, segmentBytes, () => undefined);
   return { head, base, journal, points: pointsOf(base, []), snapshots };
 }
 
 async function replay(
   disk: Disk,
   folder: string,
+  segmentBytes: number,
   head: VolumeIndex,
   base: Base,
 ): Promise<{ journal: Journal; commits: CommitRecord[]; wrong: string | undefined }> {
   const commits: CommitRecord[] = [];
   let wrong: string | undefined;
-  const journal = await Journal.open(disk, folder, (records, commit) => {
+  const journal = await Journal.open(disk, folder, segmentBytes, (records, commit) => {
     if (commit.sequence > base.index.sequence) commits.push(commit);
     if (wrong !== undefined || commit.sequence <= head.sequence) return;
     wrong = replayEpoch(head, records, commit);

@@ -35,8 +35,14 @@ export interface ReplicaLimits {
   maxJournalBytes: number;
   /** Bytes since the last commit; a sender that goes on is refused. */
   maxEpochBytes: number;
+  /** The journal is given back to the disk in pieces of about this. */
+  segmentBytes: number;
 }
-export const defaultLimits: ReplicaLimits = { maxJournalBytes: 64 * 2 ** 30, maxEpochBytes: 512 << 20 };
+export const defaultLimits: ReplicaLimits = {
+  maxJournalBytes: 64 * 2 ** 30,
+  maxEpochBytes: 512 << 20,
+  segmentBytes: 64 << 20,
+};
 
 export interface ReplicaHead {
   sequence: number;
@@ -99,12 +105,12 @@ export class Replica {
     limits?: ReplicaLimits;
     onDoubt?: (why: string) => void;
   }): Promise<Replica> {
-    const { effects, place, mode } = options;
+    const { effects, place, mode, limits = defaultLimits, onDoubt = () => undefined } = options;
     await effects.disk.mkdir(place.folder);
     await mkdir(place.indexFolder, { recursive: true });
     const note = await readNote(effects.disk, place.folder, mode);
-    const opened = await openHead(effects.disk, place, mode, options.onDoubt ?? (() => undefined));
-    return new Replica(effects, place, mode, options.limits ?? defaultLimits, opened, note);
+    const opened = await openHead(effects.disk, place, mode, limits.segmentBytes, onDoubt);
+    return new Replica(effects, place, mode, limits, opened, note);
   }
 
   get head(): ReplicaHead {
@@ -120,8 +126,18 @@ export class Replica {
     };
   }
 
+  /** A session is attached. */
+  get hasWriter(): boolean {
+    return this.#session !== undefined;
+  }
+
   get generation(): string {
     return this.#note.generation;
+  }
+
+  /** Closing it and opening it again brings it to where it still is whole. */
+  get damaged(): boolean {
+    return this.#journal.damaged;
   }
 
   get journalBytes(): number {

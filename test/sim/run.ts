@@ -1,0 +1,164 @@
+/**
+ * One seed from its start to its end: a time of faults, a time without in which everything must heal by itself, and then
+ * every recovery point and snapshot compared with what the source was.
+ */
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import type { Point } from '../../master/replica/horizon.ts';
+import { Faults, staleWriter } from './faults.ts';
+import { pointsText, replicaFolder, World } from './world.ts';
+
+/** Of virtual time: mirroring must be well again this long after the last fault. */
+const healMs = 180_000;
+
+export interface Outcome {
+  seed: number;
+  violations: string[];
+  counts: Record<string, number>;
+  virtualSeconds: number;
+}
+
+export async function runSeed(seed: number, trace: (line: string) => void = () => undefined): Promise<Outcome> {
+  const indexRoot = mkdtempSync(`${existsSync('/dev/shm') ? '/dev/shm' : tmpdir()}/replica-sim-`);
+  const world = new World({ seed, indexRoot, trace });
+  const unhandled = (reason: unknown): void =>
+    world.checks.violated('every failure is heard', reason instanceof Error ? (reason.stack ?? '') : String(reason));
+  process.on('unhandledRejection', unhandled);
+  try {
+    await scenario(world);
+    await world.end();
+    await new Promise((resolve) => setImmediate(resolve));
+  } catch (error) {
+    world.checks.violated(
+      'no assertion fails',
+      error instanceof Error ? (error.stack ?? error.message) : String(error),
+    );
+  } finally {
+    process.off('unhandledRejection', unhandled);
+    rmSync(indexRoot, { recursive: true, force: true });
+  }
+  return {
+    seed,
+    violations: world.checks.violations,
+    counts: {
+      ...world.counts,
+      ...world.checks.counts,
+      ...world.network.counts,
+      ...world.disk.counts,
+      ...world.indexes.counts,
+      ...world.faults,
+    },
+    virtualSeconds: world.clock.nowMs / 1000,
+  };
+}
+
+async function scenario(world: World): Promise<void> {
+  const { clock, dice, device } = world;
+  world.trace(
+    `volume of ${device.volume.sizeBytes} bytes, ${JSON.stringify(device.abilities)}, ` +
+      `${JSON.stringify(world.limits)}, journal of ${world.journalSeconds} s`,
+  );
+  await world.prepare();
+  world.startMaster();
+  world.startAgent();
+  const untilMs = dice.between(30_000, 120_000);
+  const faults = new Faults(world);
+  faults.begin();
+  await clock.runUntil(() => false, untilMs);
+  await faults.heal();
+  await converge(world);
+  await verifyAll(world);
+}
+
+/** Bounded: whatever was broken, a point with the source's present content comes by itself. */
+async function converge(world: World): Promise<void> {
+  const { clock, checks, device } = world;
+  world.trace('healed; the workload stops');
+  device.stop();
+  // Anything written up to here must be in a point that is newer than it.
+  const stoppedMs = clock.nowMs;
+  const equal = (): boolean => {
+    const replica = world.master?.replica;
+    const point = replica?.newestPoint;
+    return (
+      point !== undefined &&
+      world.assignment.resyncRequest === 0 &&
+      point.digest.equals(world.presentDigest()) &&
+      replica?.head.unknown === 0
+    );
+  };
+  if (!(await clock.runUntil(equal, stoppedMs + healMs))) {
+    const { report, master } = world;
+    checks.violated(
+      'mirroring heals by itself',
+      `no point of the present content after ${healMs / 1000} s: phase ${report?.phase}, ` +
+        `${JSON.stringify(report?.troubles)}, points ${master?.replica ? pointsText(master.replica) : 'none'}`,
+    );
+    return;
+  }
+  world.trace('converged');
+  if (checks.rotten) await repair(world);
+}
+
+/** What rotted is found and fetched again: afterwards a verify finds nothing. */
+async function repair(world: World): Promise<void> {
+  const { clock, checks } = world;
+  for (let round = 0; ; round++) {
+    world.scrubbedBad = undefined;
+    world.assign({ verifyRequest: 1 + round });
+    if (!(await clock.runUntil(() => world.assignment.verifyRequest === 0, clock.nowMs + healMs))) {
+      checks.violated('verify ends', JSON.stringify(world.report?.troubles));
+      return;
+    }
+    world.trace(`verify found ${String(world.scrubbedBad)} bad`);
+    if (world.scrubbedBad === 0) return;
+    if (round > 1) {
+      checks.violated('verify repairs', `${String(world.scrubbedBad)} pieces are bad after ${round} repairs`);
+      return;
+    }
+  }
+}
+
+async function verifyAll(world: World): Promise<void> {
+  const { checks, clock } = world;
+  const replica = world.master?.replica;
+  const newest = replica?.newestPoint;
+  if (!replica || !newest) return;
+  await within(world, 'recovering every point', async () => {
+    for (const point of [...replica.points]) {
+      const isNewest = point === newest;
+      const rotten = checks.rotten;
+      if (isNewest) checks.rotten = false;
+      await checks.recover(replica, point, { mustWork: replica.points.includes(point), isStill: () => true });
+      checks.rotten = rotten;
+    }
+    for (const [name, point] of world.snapshots) await checkSnapshot(world, name, point);
+  });
+  await staleWriter(world);
+  const final = world.disk.paths().filter((path) => path.startsWith('/recoveries/'));
+  if (final.length > 0 && world.counts.masterStarts === 1) checks.violated('nothing is left behind', final.join(' '));
+  if (world.device.openViews > 1) checks.violated('views are released', `${world.device.openViews} are open`);
+  await clock.runUntil(() => false, clock.nowMs + 1);
+}
+
+async function checkSnapshot(world: World, name: string, expected: Point): Promise<void> {
+  const { checks } = world;
+  const replica = world.master?.replica;
+  if (!replica) return;
+  const point = replica.snapshotPoint(name);
+  if (!point?.digest.equals(expected.digest)) {
+    if (!checks.rotten) checks.violated('a snapshot survives', `${name} of point ${expected.sequence}`);
+    return;
+  }
+  checks.compare(expected, world.disk.peek(`${replicaFolder}/snapshots/${name}/image.raw`));
+  await checks.recover(replica, point, { mustWork: true, isStill: () => true });
+}
+
+/** Runs it to its end in virtual time. */
+async function within(world: World, what: string, work: () => Promise<void>): Promise<void> {
+  let ended = false;
+  const working = work().finally(() => (ended = true));
+  if (!(await world.clock.runUntil(() => ended, world.clock.nowMs + 600_000)))
+    world.checks.violated('everything ends', what);
+  else await working;
+}
