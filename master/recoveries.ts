@@ -16,6 +16,7 @@ import type { Metrics } from './metrics.ts';
 import type { Mirrors } from './mirrors.ts';
 import type { Point } from './replica/horizon.ts';
 import type { Replica } from './replica/replica.ts';
+import { removeTreeBase } from './replica/treebase.ts';
 import type { Recovery, RecoveryStatus, RecoveryTask, Replication, VolumeMode } from './resources.ts';
 import { snapshotKey, type Store } from './store.ts';
 
@@ -228,7 +229,9 @@ async function mustBeFree(path: string, mode: VolumeMode): Promise<void> {
 
 /** Only what a recovery of ours made: `path` stands in its status. */
 async function removeCopy(path: string): Promise<void> {
-  await fs.rm(path, { recursive: true, force: true });
+  const isTree = (await fs.lstat(path).catch(() => undefined))?.isDirectory() === true;
+  if (isTree) await removeTreeBase(path);
+  else await fs.rm(path, { force: true });
 }
 
 async function finishCancel(options: RecoveriesOptions, recovery: Recovery): Promise<void> {

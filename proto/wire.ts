@@ -16,6 +16,8 @@ export const protocolOldest = 1;
 export const maxDataBytes = 1 << 20;
 /** Hashes of one Offer at most: 4096 granules, 256 MiB of volume. */
 export const maxOfferGranules = 4096;
+/** 64 TiB: the level of a replica's index that is in memory takes a millionth of it. */
+export const maxVolumeBytes = 2 ** 46;
 /** A gRPC message of either direction is never larger. */
 export const maxMessageBytes = 4 << 20;
 
@@ -316,6 +318,7 @@ const checks: { [K in keyof Messages]?: (message: Messages[K]) => void } = {
     if (message.offer) checkOffer(message.offer);
     if (message.data) checkData(message.data);
     if (message.nodes) message.nodes.nodes.forEach(checkNode);
+    if ((message.commit?.sizeBytes ?? 0) > maxVolumeBytes) bad('Commit.size_bytes', `is more than ${maxVolumeBytes}`);
     if (message.hello) text('MirrorHello.source_id', message.hello.sourceId, 1024);
   },
   MirrorReply(message) {

@@ -11,6 +11,11 @@ export interface ReplicaNote {
   volumeMode: VolumeMode;
   /** Newest generation that may write. */
   generation: string;
+  /**
+   * The base is on its way to this epoch: until it stands there its bytes may be ahead of its index, and no copy may be
+   * made of it. Written before the first byte is.
+   */
+  applying?: number;
   /** When a point was drilled, by sequence, microseconds since the epoch. */
   drilled: Record<number, number>;
 }

@@ -28,6 +28,7 @@ import { openHead } from './open.ts';
 import type { Journal } from './journal.ts';
 import { contentName, inside, openBase, type Place } from './place.ts';
 import { readNote, writeNote, type ReplicaNote } from './note.ts';
+import { removeTreeBase } from './treebase.ts';
 import type { VolumeIndex } from './volumeindex.ts';
 
 export interface ReplicaLimits {
@@ -69,6 +70,8 @@ export class Replica {
   readonly #writing = new Lock();
   /** Everything that reads or writes the base's bytes. */
   readonly #baseWork = new Lock();
+  /** Where the base is going, as note.applying, also before the first point. */
+  #applying = 0;
   /** Bytes written to journal and base since it was opened. */
   writtenBytes = 0;
   /** What copies in the making still need: first the point that the base may not pass, then where their redo begins. */
@@ -95,6 +98,7 @@ export class Replica {
       snapshots: this.#snapshots,
     } = opened);
     this.#note = note;
+    this.#dropPointsBelow(note.applying ?? 0);
   }
 
   /** Opens, or makes a blank one. `onDoubt` hears why an index was built anew. */
@@ -110,7 +114,9 @@ export class Replica {
     await mkdir(place.indexFolder, { recursive: true });
     const note = await readNote(effects.disk, place.folder, mode);
     const opened = await openHead(effects.disk, place, mode, limits.segmentBytes, onDoubt);
-    return new Replica(effects, place, mode, limits, opened, note);
+    const replica = new Replica(effects, place, mode, limits, opened, note);
+    await replica.#settleHalfApplied(onDoubt);
+    return replica;
   }
 
   get head(): ReplicaHead {
@@ -341,13 +347,54 @@ export class Replica {
         pinned: [...this.#pins].map((pin) => pin.sequence).sort((a, b) => a - b)[0],
       });
       const target = sequence ?? this.#head.sequence;
-      if (target > this.#base.index.sequence) {
-        await redo(this.#base, this.#journal, target, signal, (bytes) => (this.writtenBytes += bytes));
-      }
-      this.#points = this.#points.filter((point) => point.sequence >= this.#base.index.sequence);
+      if (target > this.#base.index.sequence) await this.#beginApply(target);
+      await this.#finishApply(signal);
+      this.#dropPointsBelow(this.#base.index.sequence);
       await this.#journal.trim(Math.min(this.#base.index.sequence, ...[...this.#pins].map((pin) => pin.sequence)));
       return { short };
     });
+  }
+
+  /** Only points are copied: before the first one there is nothing that a half-applied base could spoil. */
+  async #beginApply(target: number): Promise<void> {
+    if (this.#points.length > 0) {
+      this.#note = { ...this.#note, applying: target };
+      await writeNote(this.#effects.disk, this.#place.folder, this.#note);
+    }
+    this.#dropPointsBelow(target);
+    this.#applying = target;
+  }
+
+  /** The base stands where it was going: bytes and index are of one commit. */
+  async #finishApply(signal: AbortSignal): Promise<void> {
+    const target = Math.max(this.#applying, this.#note.applying ?? 0);
+    if (target <= this.#base.index.sequence) return;
+    await redo(this.#base, this.#journal, target, signal, (bytes) => (this.writtenBytes += bytes));
+  }
+
+  /**
+   * The base was on its way and the journal that would bring it there is lost: its bytes are read, and what is not as the
+   * index says must come from the source again.
+   */
+  async #settleHalfApplied(onDoubt: (why: string) => void): Promise<void> {
+    const { applying, ...note } = this.#note;
+    if (applying === undefined || applying <= this.#head.sequence) return;
+    const { bad } = await this.#base.verify(new AbortController().signal, () => undefined);
+    for (const { object, granule } of bad) {
+      this.#base.index.markUnknown(object, granule);
+      this.#head.markUnknown(object, granule);
+    }
+    if (bad.length > 0) this.#points = [];
+    else this.#points = this.#base.index.newest?.point === true ? [this.#base.index.newest] : [];
+    onDoubt(
+      `the base was read whole, as the journal was lost while it was applied: ${bad.length} pieces are fetched again`,
+    );
+    this.#note = note;
+    await writeNote(this.#effects.disk, this.#place.folder, note);
+  }
+
+  #dropPointsBelow(sequence: number): void {
+    this.#points = this.#points.filter((point) => point.sequence >= sequence);
   }
 
   /**
@@ -403,7 +450,7 @@ export class Replica {
       await copy?.close();
       copy = undefined;
       if (!(error instanceof ReplicationError && error.code === 'TargetRefused'))
-        await this.#effects.disk.remove(contentPath);
+        await this.#removeContent(contentPath);
       if (options.keepIndexAt !== undefined) await removeIndex(indexPath);
       throw asReplicationError(error, 'TargetFailed');
     } finally {
@@ -411,6 +458,11 @@ export class Replica {
       await copy?.close();
       if (options.keepIndexAt === undefined) await removeIndex(indexPath);
     }
+  }
+
+  async #removeContent(contentPath: string): Promise<void> {
+    if (this.#mode === 'Block') return this.#effects.disk.remove(contentPath);
+    return removeTreeBase(contentPath);
   }
 
   async #cloneBefore(
@@ -427,6 +479,7 @@ export class Replica {
     };
     // Work on the base goes on while we wait for our turn, so the choice is made when it is ours.
     return this.#baseWork.run(async () => {
+      await this.#finishApply(signal);
       const from = [this.#base, ...this.#snapshots.values()]
         .filter(fits)
         .sort((a, b) => b.index.sequence - a.index.sequence)[0];
@@ -469,6 +522,7 @@ export class Replica {
       this.#snapshots.delete(name);
       await base?.close();
       const { folder, indexFolder } = inside(inside(this.#place, 'snapshots'), name);
+      await this.#removeContent(`${folder}/${contentName(this.#mode)}`);
       await this.#effects.disk.remove(folder);
       await rm(indexFolder, { recursive: true, force: true });
     });
@@ -491,6 +545,7 @@ export class Replica {
       const note = (object: number, granule: number) => bad.set(`${object}/${granule}`, { object, granule });
       const journalBytes = this.#journal.bytes;
       const { readBytes, from } = await this.#baseWork.run(async () => {
+        await this.#finishApply(signal);
         const result = await this.#base.verify(signal, (done, total) => progress(done, total + journalBytes));
         result.bad.forEach(({ object, granule }) => note(object, granule));
         pin.sequence = this.#base.index.sequence;

@@ -350,6 +350,12 @@ async function refuseUnlessEmpty(contentPath: string): Promise<boolean> {
   return (await fs.stat(contentPath).catch(() => undefined)) !== undefined;
 }
 
+/** A base at this path as a whole: the tree, and what a broken-off settle left beside it. */
+export async function removeTreeBase(contentPath: string): Promise<void> {
+  await removeTree(contentPath);
+  await removeTree(stagingPathOf(contentPath));
+}
+
 /** However deep, and whatever permissions it has. With `keep` only what is in it; no error when absent. */
 export async function removeTree(path: string, keep = false): Promise<void> {
   const spare = await fs.mkdtemp(`${stagingPathOf(path)}-`);
