@@ -217,11 +217,14 @@ function needsNewSession(opened: Assignment, now: Assignment): boolean {
 async function checkFacts(run: Session): Promise<void> {
   const facts = await run.source.facts();
   if (facts.sourceId !== run.facts.sourceId)
-    throw new ReplicationError('SourceChanged', 'the source was replaced by another volume');
+    throw new ReplicationError(
+      'SourceChanged',
+      'the source was replaced by another volume. Bring the old one back, or run resync with force to mirror this one',
+    );
   if (run.assignment.volumeMode === 'Block' && facts.sizeBytes < run.facts.sizeBytes) {
     throw new ReplicationError(
       'SourceShrunk',
-      `the source shrank from ${run.facts.sizeBytes} to ${facts.sizeBytes} bytes`,
+      `the source shrank from ${run.facts.sizeBytes} to ${facts.sizeBytes} bytes. Grow it again, or run resync with force to cut the replica`,
     );
   }
   run.facts = facts;
@@ -331,6 +334,8 @@ async function commit(
 ): Promise<void> {
   const sequence = run.sequence + 1;
   await run.sender.settle();
+  // It may have been replaced or cut short while it was read.
+  await checkFacts(run);
   await run.source.prepare(sequence);
   await run.sender.commit({
     verified: false,
