@@ -10,6 +10,8 @@ import { closeSync, openSync, readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 
 const root = resolve(import.meta.dirname, '../..');
+/** What a test that was killed itself leaves behind dies with it. */
+const tied = spawnSync('setpriv', ['--pdeathsig', 'KILL', 'true'], { stdio: 'ignore' }).status === 0;
 const launchers = { 'replicator-master': 'master/replicator-master', 'replicator-agent': 'agent/replicator-agent' };
 export type ProgramName = keyof typeof launchers;
 
@@ -43,7 +45,8 @@ export function program(name: ProgramName, argv: () => string[], logPath: string
   return {
     start() {
       const log = openSync(logPath, 'a');
-      child = spawn(launcherOf(name), argv(), { stdio: ['ignore', log, log] });
+      const command = [...(tied ? ['setpriv', '--pdeathsig', 'KILL'] : []), launcherOf(name), ...argv()];
+      child = spawn(command[0] ?? '', command.slice(1), { stdio: ['ignore', log, log] });
       closeSync(log);
     },
     async kill() {

@@ -6,11 +6,11 @@ export interface Proxy {
   address: string;
   /** From the agent to the master, since the start, TLS included. */
   readonly sentBytes: number;
-  /** Resets every line; with `refuse` new ones too, until `heal`. */
+  /** Closes every line; with `refuse` new ones too, until `heal`. */
   cut(refuse: boolean): void;
   /** Lines stay up, nothing passes, not even a close; new ones are taken and as silent. */
   silence(): void;
-  /** New lines pass again; those that were silent are reset. */
+  /** New lines pass again; those that were silent are closed. */
   heal(): void;
   close(): Promise<void>;
 }
@@ -20,8 +20,9 @@ export async function startProxy(target: string): Promise<Proxy> {
   const lines = new Set<Socket>();
   let mode: 'pass' | 'refuse' | 'silent' = 'pass';
   let sentBytes = 0;
-  const reset = () => {
-    for (const socket of lines) socket.resetAndDestroy();
+  const closeAll = () => {
+    // Not resetAndDestroy: on a paused socket it leaves a handle that keeps Node from ever exiting.
+    for (const socket of lines) socket.destroy();
     lines.clear();
   };
   const keep = (socket: Socket) => {
@@ -31,7 +32,7 @@ export async function startProxy(target: string): Promise<Proxy> {
   };
   const server = createServer({ allowHalfOpen: true }, (up) => {
     keep(up);
-    if (mode === 'refuse') return void up.resetAndDestroy();
+    if (mode === 'refuse') return void up.destroy();
     if (mode === 'silent') return;
     const down = connect({ host, port: Number(port) });
     keep(down);
@@ -49,7 +50,7 @@ export async function startProxy(target: string): Promise<Proxy> {
     },
     cut(refuse) {
       mode = refuse ? 'refuse' : 'pass';
-      reset();
+      closeAll();
     },
     silence() {
       mode = 'silent';
@@ -60,11 +61,11 @@ export async function startProxy(target: string): Promise<Proxy> {
     },
     heal() {
       mode = 'pass';
-      reset();
+      closeAll();
     },
     async close() {
       mode = 'refuse';
-      reset();
+      closeAll();
       server.close();
       await once(server, 'close');
     },

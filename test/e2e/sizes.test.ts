@@ -35,7 +35,9 @@ t.test('a sparse image of 1 TiB takes seconds', async (t) => {
   const copiedMs = performance.now() - startMs;
   const { path, recovery } = await world.copyOf('sparse');
   const drilledMs = performance.now() - startMs - copiedMs;
-  t.comment(`first copy ${Math.round(copiedMs)} ms, drill ${Math.round(drilledMs)} ms, RTO ${recovery.status.rtoSeconds} s`);
+  t.comment(
+    `first copy ${Math.round(copiedMs)} ms, drill ${Math.round(drilledMs)} ms, RTO ${recovery.status.rtoSeconds} s`,
+  );
   t.ok(copiedMs < 20_000, 'first copy');
   t.ok(drilledMs < 20_000, 'drill, verified');
   const { size: copied, blocks } = statSync(path);

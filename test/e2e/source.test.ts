@@ -46,10 +46,9 @@ t.test('a source that goes wrong stops with a reason and harms no copy', async (
     truncateSync(source, 1 << 20);
     const { status } = await world.degraded('source', 'SourceShrunk');
     t.equal(status.state, 'ERROR');
-    t.match(await messageOf(), /resync with force|shrank/);
+    t.match(await messageOf(), /resync with force/);
     t.ok(await keptStill(), 'the loss is not mirrored');
     copyKeeping(kept, aside);
-    writeFileSync(source, '');
     run('dd', `if=${aside}`, `of=${source}`, 'bs=1M', 'conv=notrunc', 'status=none');
     await world.normal('source', Date.now());
     t.ok(await keptStill());

@@ -121,11 +121,14 @@ export async function openWorld(t: Test, options: WorldOptions = {}): Promise<Wo
   const client = connect(`http://${listen.http}`, token);
 
   async function state(): Promise<string> {
-    const statuses = await client.list<Replication>('/replications').then(
-      ({ items }) => items.map(({ metadata, status }) => `${metadata.name}: ${JSON.stringify(status)}`).join('\n'),
-      String,
-    );
-    return `${statuses}\n-- master\n${master.logEnd()}\n-- agent\n${agent.running ? agent.logEnd() : 'not running'}`;
+    const statuses = await client
+      .list<Replication>('/replications')
+      .then(
+        ({ items }) => items.map(({ metadata, status }) => `${metadata.name}: ${JSON.stringify(status)}`).join('\n'),
+        String,
+      );
+    const logs = [master, agent].map(({ running, logEnd }) => `${running ? '' : 'not running\n'}${logEnd()}`);
+    return `${statuses}\n-- master: ${logs[0]}\n-- agent: ${logs[1]}`;
   }
 
   async function until<T>(what: string, probe: () => Promise<T | undefined | false>, seconds = 30): Promise<T> {
