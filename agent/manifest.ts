@@ -38,16 +38,27 @@ export interface Row extends Key, Signature {
   epoch: number;
   /** 1: must be read. 2: its names changed too, or what the replica has of it is not known. */
   dirty: 0 | 1 | 2;
-  /** Content root and hash of the node as sent last; undefined = never sent. */
+  /**
+   * Content root, size and hash of the node as sent last: what the replica has, or will with the open epoch. Undefined =
+   * never sent, or not known.
+   */
   root: Buffer | undefined;
+  sentBytes: number;
   hash: Buffer | undefined;
 }
 
 /** The key of a slot that came from the replica and was not yet seen in the source. */
 const adoptedIno = 0n;
+/** moved: its names changed or the replica's state is not known; renamed: the first of these; new: never sent. */
+const dirtyKinds = {
+  moved: 'dirty = 2',
+  renamed: 'dirty = 2 AND hash IS NOT NULL',
+  new: 'dirty = 1 AND hash IS NULL',
+  all: 'dirty > 0',
+};
 /** A slot that was never sent has no place to move from. */
 const moved = 'CASE WHEN hash IS NULL AND dirty = 1 THEN 1 ELSE 2 END';
-const columns = 'i.slot, i.type, i.ino, i.birth, i.size, i.mtime, i.ctime, i.epoch, i.dirty, i.root, i.hash';
+const columns = 'i.slot, i.type, i.ino, i.birth, i.size, i.mtime, i.ctime, i.epoch, i.dirty, i.root, i.sent, i.hash';
 
 export class Manifest {
   readonly #database: DatabaseSync;
@@ -70,7 +81,7 @@ export class Manifest {
         digest BLOB, whole TEXT);
       INSERT OR IGNORE INTO state VALUES (0, 0, 0, x'', '');
       CREATE TABLE IF NOT EXISTS inode (slot INTEGER PRIMARY KEY, type INTEGER, ino INTEGER, birth INTEGER, size INTEGER,
-        mtime INTEGER, ctime INTEGER, epoch INTEGER, dirty INTEGER, root BLOB, hash BLOB);
+        mtime INTEGER, ctime INTEGER, epoch INTEGER, dirty INTEGER, root BLOB, sent INTEGER, hash BLOB);
       CREATE INDEX IF NOT EXISTS inode_key ON inode (ino, birth);
       CREATE INDEX IF NOT EXISTS inode_dirty ON inode (type, slot) WHERE dirty > 0;
       CREATE INDEX IF NOT EXISTS inode_dirty_slot ON inode (slot) WHERE dirty > 0;
@@ -131,12 +142,13 @@ export class Manifest {
     if (node.type === nodeTypes.gone) return;
     const { slot, type } = node;
     this.#run(
-      'INSERT INTO inode VALUES (?, ?, ?, 0, ?, 0, -1, 0, 1, ?, ?)',
+      'INSERT INTO inode VALUES (?, ?, ?, 0, ?, 0, -1, 0, 1, ?, ?, ?)',
       slot,
       type,
       adoptedIno,
       node.sizeBytes,
       type === nodeTypes.file ? node.contentRoot : null,
+      node.sizeBytes,
       nodeHash(node),
     );
     for (const { parent, name } of node.names)
@@ -212,7 +224,7 @@ export class Manifest {
   /** A new slot for an inode that was not seen before, or the given one. Dirty. */
   insert(key: Key, sizeBytes: bigint, slot = this.#freeSlot()): number {
     this.#run(
-      'INSERT INTO inode VALUES (?, ?, ?, ?, ?, 0, -1, ?, 1, NULL, NULL)',
+      'INSERT INTO inode VALUES (?, ?, ?, ?, ?, 0, -1, ?, 1, NULL, 0, NULL)',
       slot,
       key.type,
       signed(key.ino),
@@ -361,11 +373,10 @@ export class Manifest {
     return this.#all(sql, after, limit).map((one) => rowOf(one) as Row);
   }
 
-  /** Dirty rows of one type; of directories those that moved (or of which the replica's state is not known), or are new. */
-  dirtyOf(type: number, which: 'moved' | 'new' | 'all', after: number, limit: number): Row[] {
-    const condition = { moved: 'dirty = 2', new: 'dirty = 1 AND hash IS NULL', all: 'dirty > 0' }[which];
+  /** Dirty rows of one type and kind after a slot, in order. */
+  dirtyOf(type: number, which: keyof typeof dirtyKinds, after: number, limit: number): Row[] {
     const sql = `SELECT ${columns} FROM inode i INDEXED BY inode_dirty
-      WHERE dirty > 0 AND ${condition} AND type = ? AND slot > ? ORDER BY slot LIMIT ?`;
+      WHERE dirty > 0 AND ${dirtyKinds[which]} AND type = ? AND slot > ? ORDER BY slot LIMIT ?`;
     return this.#all(sql, type, after, limit).map((one) => rowOf(one) as Row);
   }
 
@@ -395,22 +406,28 @@ export class Manifest {
   ): void {
     const { signature, root, hash, sent, dirty } = state;
     this.#run(
-      'UPDATE inode SET size = ?, mtime = ?, ctime = ?, epoch = ?, dirty = ?, root = ?, hash = ? WHERE slot = ?',
+      'UPDATE inode SET size = ?, mtime = ?, ctime = ?, epoch = ?, dirty = ?, root = ?, sent = ?, hash = ? WHERE slot = ?',
       signature.sizeBytes,
       signed(signature.mtimeNs),
       signed(signature.ctimeNs),
       sent ? this.#acked + 1 : row.epoch,
       dirty ? 1 : 0,
       root ?? null,
+      signature.sizeBytes,
       hash,
       row.slot,
     );
     if (this.#dirtyBytes !== undefined && !dirty) this.#dirtyBytes -= Number(row.sizeBytes);
   }
 
-  /** Highest slot in use + 1. */
+  /** The row's node goes out with its new names and the content it had; the rest of it is still to be read. */
+  renamed(slot: number, hash: Buffer): void {
+    this.#run('UPDATE inode SET epoch = ?, dirty = 1, hash = ? WHERE slot = ?', this.#acked + 1, hash, slot);
+  }
+
+  /** Highest slot in use + 1; slots whose end was not sent yet are in use. */
   get slots(): number {
-    const top = this.#get('SELECT slot FROM inode WHERE type <> 0 ORDER BY slot DESC LIMIT 1')?.['slot'];
+    const top = this.#get('SELECT slot FROM inode WHERE type <> 0 OR dirty > 0 ORDER BY slot DESC LIMIT 1')?.['slot'];
     return top === undefined || top === null ? 0 : Number(top) + 1;
   }
 
@@ -506,6 +523,7 @@ function rowOf(found: Record<string, unknown> | undefined): Row | undefined {
     epoch: Number(found['epoch']),
     dirty: Number(found['dirty']) as Row['dirty'],
     root: bufferOf(found['root']),
+    sentBytes: Number(found['sent']),
     hash: bufferOf(found['hash']),
   };
 }

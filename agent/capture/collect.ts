@@ -9,6 +9,7 @@
  * One moment: size, mtime and ctime the same before and after the read, the ctime older than the kernel's clock tick, and no page
  * dirty since before it (a write by mmap moves the ctime only when the page was clean), so pages are flushed first.
  */
+import assert from 'node:assert/strict';
 import fs, { type BigIntStats } from 'node:fs';
 import { promisify } from 'node:util';
 import type { Clock } from '../../proto/effects.ts';
@@ -29,7 +30,15 @@ export const tickMs = 20;
 /** Files up to this size are read at once and ahead, larger ones as a stream. */
 const smallBytes = 4 * granuleBytes;
 const batchRows = 32;
-const batchDirectories = 250;
+const batchNodes = 250;
+const movable = [
+  nodeTypes.symlink,
+  nodeTypes.fifo,
+  nodeTypes.character,
+  nodeTypes.block,
+  nodeTypes.socket,
+  nodeTypes.file,
+];
 const maxPieceNodes = 500;
 const maxPieceBytes = 512 << 10;
 const maxTries = 4;
@@ -78,19 +87,24 @@ interface Outgoing {
   signature: Signature;
   root: Buffer | undefined;
   isTorn: boolean;
+  namesOnly?: boolean;
 }
 
 export async function* collect(options: Collecting): AsyncGenerator<Piece, Collected> {
   const { manifest } = options;
   const result: Collected = { vanished: false, torn: undefined };
   let finished = false;
-  const directories = (which: 'moved' | 'new') => (after: number) =>
-    manifest.dirtyOf(nodeTypes.directory, which, after, batchDirectories);
+  const ofType = (type: number, which: 'moved' | 'renamed' | 'new') => (after: number) =>
+    manifest.dirtyOf(type, which, after, batchNodes);
+  const { directory } = nodeTypes;
   try {
     options.moving(true);
-    yield* inOrder(options, result, directories('moved'));
+    yield* inOrder(options, result, ofType(directory, 'moved'));
+    for (const type of movable) {
+      yield* inOrder(options, result, ofType(type, 'renamed'), true);
+    }
     options.moving(false);
-    yield* inOrder(options, result, directories('new'));
+    yield* inOrder(options, result, ofType(directory, 'new'));
     yield* inOrder(options, result, (after) => manifest.dirty(after, batchRows));
     yield* gone(options);
     finished = true;
@@ -105,6 +119,7 @@ async function* inOrder(
   options: Collecting,
   result: Collected,
   select: (after: number) => Row[],
+  namesOnly = false,
 ): AsyncGenerator<Piece> {
   const { manifest, signal } = options;
   let after = -1;
@@ -114,7 +129,7 @@ async function* inOrder(
     if (!last) return undefined;
     after = last.slot;
     const present = rows.filter((row) => row.type !== nodeTypes.gone);
-    const reading = settled(withParents(manifest, present).map((row) => read(options, row)));
+    const reading = settled(withParents(manifest, present).map((row) => read(options, row, namesOnly)));
     reading.catch(() => undefined); // heard of when it is awaited
     return reading;
   };
@@ -126,7 +141,8 @@ async function* inOrder(
     while (ahead) {
       left = await ahead;
       ahead = next();
-      for (let one = left.shift(); left.length > 0 || one; one = left.shift()) {
+      while (left.length > 0) {
+        const one = left.shift();
         signal.throwIfAborted();
         if (!one) {
           result.vanished = true;
@@ -134,7 +150,12 @@ async function* inOrder(
         }
         let out: Outgoing;
         try {
-          out = one.row.type === nodeTypes.file ? yield* sendContent(options, one) : plain(options, one);
+          if (one.row.type !== nodeTypes.file) out = plain(options, one);
+          else if (namesOnly) {
+            // Changed too: its content decides, and is offered.
+            if (!isOnlyRenamed(one)) continue;
+            out = renamed(options, one);
+          } else out = yield* sendContent(options, one);
         } finally {
           if (one.inode.fd !== undefined) await close(one.inode.fd);
         }
@@ -181,7 +202,7 @@ function withParents(manifest: Manifest, rows: Row[]): Row[] {
 }
 
 /** Undefined when the inode is not where it was. */
-async function read(options: Collecting, row: Row): Promise<Read | undefined> {
+async function read(options: Collecting, row: Row, namesOnly: boolean): Promise<Read | undefined> {
   const { tree, manifest, clock, signal } = options;
   signal.throwIfAborted();
   const inode = await openInode(tree, manifest, row);
@@ -190,7 +211,7 @@ async function read(options: Collecting, row: Row): Promise<Read | undefined> {
   const { fd } = inode;
   if (fd === undefined) return one;
   try {
-    if (row.type === nodeTypes.directory) inode.xattrs = await readXattrs(fd);
+    if (row.type === nodeTypes.directory || namesOnly) inode.xattrs = await readXattrs(fd);
     else if (inode.stat.size <= smallBytes) await readSmall(options, one, fd);
     return one;
   } catch (error) {
@@ -245,6 +266,19 @@ function plain(options: Collecting, one: Read): Outgoing {
   return outgoing(options, one, nodeOf(one.row.slot, one.stat, one.inode), undefined);
 }
 
+/** As far as can be told without reading it. */
+function isOnlyRenamed({ row, stat }: Read): boolean {
+  return Number(stat.size) === row.sentBytes && stat.mtimeNs === row.mtimeNs;
+}
+
+/** With the content that it had: what it has now comes later. */
+function renamed(options: Collecting, one: Read): Outgoing {
+  const { row } = one;
+  assert(row.root, 'it was sent before');
+  const node = { ...nodeOf(row.slot, one.stat, one.inode), sizeBytes: row.sentBytes, contentRoot: row.root };
+  return { ...outgoing(options, { ...one, isTorn: false }, node, row.root), isTorn: false, namesOnly: true };
+}
+
 function outgoing(options: Collecting, one: Read, node: Node, root: Buffer | undefined): Outgoing {
   const { how } = options;
   const { row, stat, readMs } = one;
@@ -261,12 +295,11 @@ async function* sendContent(options: Collecting, one: Read): AsyncGenerator<Piec
   const { row, bytes } = one;
   const fd = one.inode.fd as number;
   if (bytes === undefined) return yield* sendLarge(options, one, fd);
-  const { manifest, counters, whole } = options;
+  const { counters, whole } = options;
   const hashes = granuleHashes(bytes);
   const root = contentRoot(hashes);
   options.progress(bytes.length);
-  if (!whole && row.dirty === 1 && isAcked(manifest, row) && row.root?.equals(root))
-    counters.skippedSameBytes += bytes.length;
+  if (!whole && row.dirty === 1 && row.root?.equals(root)) counters.skippedSameBytes += bytes.length;
   else
     for (const piece of piecesOf(row.slot, 0, bytes, hashes, asking(options, row, one.stat)))
       yield counted(counters, piece);
@@ -309,7 +342,7 @@ function isAcked(manifest: Manifest, row: Row): boolean {
 function asking(options: Collecting, row: Row, stat: BigIntStats): Asking {
   const { whole, blank, manifest } = options;
   const isNew = row.hash === undefined;
-  const offer = !(blank && isNew) && (whole || stat.size > granuleBytes || (row.dirty === 2 && !isNew));
+  const offer = !(blank && isNew) && (whole || stat.size > granuleBytes || row.dirty === 2);
   return { offer, expectSame: whole && isAcked(manifest, row) && isUntouched(row, stat) };
 }
 
@@ -322,14 +355,19 @@ function isUntouched(row: Row, stat: BigIntStats): boolean {
 function* sendNodes(options: Collecting, outgoing: Outgoing[]): Generator<Piece> {
   const { manifest, whole } = options;
   const sending: { node: Node; expectSame: boolean }[] = [];
-  for (const { row, node, signature, root, isTorn } of outgoing) {
+  for (const { row, node, signature, root, isTorn, namesOnly } of outgoing) {
     node.names = manifest.names(row.slot);
     if (row.slot > 0 && node.names.length === 0) continue; // its name went to another one
     const hash = nodeHash(node);
-    const isKnown = isAcked(manifest, row) && row.dirty === 1 && row.hash?.equals(hash) === true;
+    const isKnown = row.dirty === 1 && row.hash?.equals(hash) === true;
     const sent = whole || !isKnown;
-    if (sent) sending.push({ node, expectSame: whole && isKnown && row.ctimeNs === signature.ctimeNs });
-    manifest.written(row, { signature, root, hash, sent, dirty: isTorn });
+    if (sent)
+      sending.push({
+        node,
+        expectSame: whole && isKnown && isAcked(manifest, row) && row.ctimeNs === signature.ctimeNs,
+      });
+    if (namesOnly) manifest.renamed(row.slot, hash);
+    else manifest.written(row, { signature, root, hash, sent, dirty: isTorn });
   }
   if (whole) yield* offered(manifest, sending);
   else if (sending.length > 0) {

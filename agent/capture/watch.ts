@@ -67,7 +67,8 @@ export async function watchTree(path: string): Promise<Hints> {
       return taken;
     },
     async close() {
-      await subscription?.unsubscribe();
+      // It fails when a watched directory is gone; then there is nothing to take back.
+      await subscription?.unsubscribe().catch(() => undefined);
       subscription = undefined;
       failure ??= 'closed';
     },

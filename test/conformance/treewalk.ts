@@ -1,0 +1,95 @@
+/** What is in a tree, by an independent look: one line per name with everything that a file is, to be compared. */
+import { createHash } from 'node:crypto';
+import fs from 'node:fs';
+import { lgetxattr, llistxattr } from '../../proto/libc.ts';
+import { nodeTypes, type Node } from '../../proto/wire.ts';
+import type { ModelReplica } from './modelreplica.ts';
+
+export type Lines = Map<string, string>;
+
+export async function walkSource(root: string): Promise<Lines> {
+  const lines: Lines = new Map();
+  const links = new Map<bigint, string[]>();
+  const found: { path: string; stat: fs.BigIntStats }[] = [];
+  const look = (path: string): void => {
+    const full = Buffer.concat([Buffer.from(root), Buffer.from(path, 'latin1')]);
+    const stat = fs.lstatSync(full, { bigint: true });
+    found.push({ path, stat });
+    links.set(stat.ino, [...(links.get(stat.ino) ?? []), path]);
+    if (!stat.isDirectory()) return;
+    for (const name of fs.readdirSync(full, { encoding: 'buffer' })) look(`${path}/${name.toString('latin1')}`);
+  };
+  look('');
+  for (const { path, stat } of found) {
+    const full = Buffer.concat([Buffer.from(root), Buffer.from(path, 'latin1')]);
+    const xattrs: string[] = [];
+    for (const name of await llistxattr(full))
+      xattrs.push(`${name.toString()}=${(await lgetxattr(full, name))?.toString('hex')}`);
+    const content = stat.isFile() ? fs.readFileSync(full) : undefined;
+    lines.set(
+      path,
+      line(Number(stat.mode >> 12n), Number(stat.mode & 0o7777n), stat.uid, stat.gid, stat.mtimeNs, content, xattrs, {
+        target: stat.isSymbolicLink() ? fs.readlinkSync(full, { encoding: 'buffer' }).toString('latin1') : '',
+        device: stat.isCharacterDevice() || stat.isBlockDevice() ? `${stat.rdev >> 8n}:${stat.rdev & 0xffn}` : '',
+        links: (links.get(stat.ino) ?? []).sort().join('|'),
+      }),
+    );
+  }
+  return lines;
+}
+
+export function walkReplica(replica: ModelReplica): Lines {
+  const lines: Lines = new Map();
+  for (const [slot, node] of replica.nodes) {
+    const paths = replica.paths(slot);
+    const isDevice = node.type === nodeTypes.character || node.type === nodeTypes.block;
+    const text = line(
+      node.type,
+      node.mode,
+      BigInt(node.uid),
+      BigInt(node.gid),
+      BigInt(node.mtimeSeconds) * 1_000_000_000n + BigInt(node.mtimeNanoseconds),
+      node.type === nodeTypes.file ? replica.bytes(slot, node.sizeBytes) : undefined,
+      node.xattrs.map(({ name, value }) => `${name.toString()}=${value.toString('hex')}`),
+      {
+        target: node.target.toString('latin1'),
+        device: isDevice ? `${node.deviceMajor}:${node.deviceMinor}` : '',
+        links: paths.join('|'),
+      },
+    );
+    for (const path of paths) lines.set(path, text);
+  }
+  return lines;
+}
+
+function line(
+  type: Node['type'],
+  mode: number,
+  uid: bigint,
+  gid: bigint,
+  mtimeNs: bigint,
+  content: Buffer | undefined,
+  xattrs: string[],
+  rest: Record<string, string>,
+): string {
+  const digest = content ? `${content.length}:${createHash('sha1').update(content).digest('hex')}` : '';
+  return JSON.stringify({
+    type,
+    mode: mode.toString(8),
+    uid: `${uid}`,
+    gid: `${gid}`,
+    mtimeNs: `${mtimeNs}`,
+    digest,
+    xattrs,
+    ...rest,
+  });
+}
+
+/** The first few lines that differ. */
+export function differences(source: Lines, replica: Lines): string[] {
+  const found: string[] = [];
+  for (const [path, text] of source)
+    if (replica.get(path) !== text) found.push(`${path}: ${text} is ${replica.get(path)}`);
+  for (const path of replica.keys()) if (!source.has(path)) found.push(`${path}: only in the replica`);
+  return found.slice(0, 5);
+}

@@ -1,0 +1,260 @@
+import { spawn } from 'node:child_process';
+import fs from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
+import { TreeSource, type TreeSourceOptions } from '../../../agent/treesource.ts';
+import { systemClock } from '../../../proto/system.ts';
+import { attach, captureConformance, sync, type Captured } from '../../conformance/capture.ts';
+import { ModelReplica } from '../../conformance/modelreplica.ts';
+import { mmapWrite, TreeMutator } from '../../conformance/treemutator.ts';
+import { differences, walkReplica, walkSource } from '../../conformance/treewalk.ts';
+
+t.setTimeout(240_000);
+
+interface Place extends Captured {
+  root: string;
+  open(options?: Partial<TreeSourceOptions>): TreeSource;
+}
+
+function makePlace(): Place {
+  const folder = fs.mkdtempSync(join(fs.realpathSync(tmpdir()), 'treesource-'));
+  const root = join(folder, 'tree');
+  fs.mkdirSync(root);
+  let lives = 0;
+  const dataDir = (): string => join(folder, `data${lives}`);
+  return {
+    mode: 'Filesystem',
+    root,
+    open: (options) =>
+      new TreeSource({
+        path: root,
+        dataDir: dataDir(),
+        clock: systemClock,
+        include: [],
+        exclude: [],
+        consistency: null,
+        maxFreezeMs: 500,
+        cutIntervalSeconds: 60,
+        readBytesPerSecond: 0,
+        force: true,
+        guard: undefined,
+        protectedPaths: [],
+        ...options,
+      }),
+    async crash(source) {
+      // What is in the files now is what a killed process leaves; the next life begins with a copy of it.
+      const left = dataDir();
+      lives++;
+      fs.cpSync(left, dataDir(), { recursive: true });
+      await source.close();
+    },
+    forget() {
+      fs.rmSync(dataDir(), { recursive: true, force: true });
+    },
+    async remove() {
+      fs.rmSync(folder, { recursive: true, force: true });
+    },
+  };
+}
+
+async function differing(root: string, replica: ModelReplica): Promise<string[]> {
+  return differences(await walkSource(root), walkReplica(replica));
+}
+
+void captureConformance(
+  t,
+  'tree',
+  async () => makePlace(),
+  (captured, seed) => {
+    const { root } = captured as Place;
+    const mutator = new TreeMutator(root, seed);
+    return { change: () => mutator.change(25), differences: (replica) => differing(root, replica) };
+  },
+  [1, 2],
+);
+
+async function mirrored(t: Test, fill: (root: string) => void, options: Partial<TreeSourceOptions> = {}) {
+  const place = makePlace();
+  fill(place.root);
+  const replica = new ModelReplica('Filesystem');
+  const source = place.open(options);
+  t.teardown(async () => {
+    await source.close().catch(() => undefined);
+    await place.remove();
+  });
+  await attach(source, replica);
+  t.equal(await sync(source, replica), undefined);
+  t.strictSame(await differing(place.root, replica), []);
+  const again = async (): Promise<void> => {
+    t.equal(await sync(source, replica), undefined);
+    t.strictSame(await differing(place.root, replica), []);
+  };
+  return { root: place.root, replica, source, again, place };
+}
+
+t.test('moving a file or a tree sends no content and one node each', async (t) => {
+  const { root, replica, again } = await mirrored(t, (root) => {
+    fs.mkdirSync(`${root}/a/b`, { recursive: true });
+    for (let at = 0; at < 300; at++) fs.writeFileSync(`${root}/a/b/f${at}`, `content ${at}`);
+    fs.writeFileSync(`${root}/large`, Buffer.alloc(3_000_000, 'x'));
+  });
+  const { sentBytes, sentNodes } = replica;
+  fs.renameSync(`${root}/a/b`, `${root}/moved`);
+  fs.renameSync(`${root}/large`, `${root}/moved/larger`);
+  await again();
+  t.equal(replica.sentBytes, sentBytes);
+  t.ok(replica.sentNodes - sentNodes <= 4, 'the directory moved, the two it left and came to, the file');
+});
+
+t.test('of a large file only what changed crosses, and holes stay holes', async (t) => {
+  const { root, replica, again } = await mirrored(t, (root) => {
+    fs.writeFileSync(`${root}/large`, Buffer.alloc(10 << 20, 'x'));
+    fs.writeFileSync(`${root}/sparse`, '');
+    fs.truncateSync(`${root}/sparse`, 200 << 20);
+  });
+  const { sentBytes } = replica;
+  const fd = fs.openSync(`${root}/large`, 'r+');
+  fs.writeSync(fd, 'y', 5 << 20);
+  fs.closeSync(fd);
+  await again();
+  t.equal(replica.sentBytes - sentBytes, 65536);
+  const [slot] = [...replica.nodes].find(([, node]) => node.sizeBytes === 200 << 20) ?? [-1];
+  t.equal(replica.content.get(slot)?.size ?? 0, 0);
+});
+
+t.test('paths longer than the kernel takes, and links that lead outside, are mirrored as they are', async (t) => {
+  const { root, again } = await mirrored(t, (root) => {
+    const home = process.cwd();
+    process.chdir(root);
+    for (let depth = 0; depth < 30; depth++) {
+      fs.mkdirSync('d'.repeat(250));
+      process.chdir('d'.repeat(250));
+    }
+    fs.writeFileSync('deep', 'down');
+    process.chdir(home);
+    fs.symlinkSync('/etc', `${root}/etc`);
+    fs.symlinkSync('.', `${root}/loop`);
+  }).catch((error: unknown) => {
+    // The independent walk uses whole paths, which end at 4096 bytes.
+    if ((error as NodeJS.ErrnoException).code !== 'ENAMETOOLONG') throw error;
+    return { root: '', again: async () => undefined };
+  });
+  await again();
+  t.ok(root === '' || fs.existsSync(root));
+});
+
+t.test(
+  'a write by mmap without a later event is found',
+  { skip: !fs.existsSync('/usr/bin/python3') && 'no python3' },
+  async (t) => {
+    const { root, again } = await mirrored(t, (root) => fs.writeFileSync(`${root}/mapped`, Buffer.alloc(100_000, 'a')));
+    for (let round = 0; round < 5; round++) {
+      mmapWrite(`${root}/mapped`, 70_000 + round, `round ${round}`);
+      await again();
+    }
+  },
+);
+
+t.test('a file that is written all the time is never torn in a point', async (t) => {
+  const place = makePlace();
+  const file = `${place.root}/counter`;
+  const lines = 400;
+  const text = (value: number): string => `${value}`.padStart(999) + '\n';
+  fs.writeFileSync(file, text(0).repeat(lines));
+  // Every write puts one value on all lines, with pauses in which the file stands still.
+  const program = `const fs=require('fs');const fd=fs.openSync(process.argv[1],'r+');let v=0;
+    setInterval(()=>{v++;const b=Buffer.from((String(v).padStart(999)+'\\n').repeat(${lines}));
+    for(let at=0;at<b.length;at+=50000)fs.writeSync(fd,b,at,Math.min(50000,b.length-at),at);},60);`;
+  const writer = spawn(process.execPath, ['-e', program, file], { stdio: 'ignore' });
+  const source = place.open();
+  t.teardown(async () => {
+    writer.kill('SIGKILL');
+    await source.close();
+    await place.remove();
+  });
+  const replica = new ModelReplica('Filesystem');
+  await attach(source, replica);
+  let points = 0;
+  for (let round = 0; round < 40 || (points < 5 && round < 300); round++) {
+    if ((await sync(source, replica)) !== undefined) continue;
+    points++;
+    const [slot, node] = [...replica.nodes].find(([, one]) => one.type === 8) ?? [];
+    if (slot === undefined || !node) throw new Error('no file');
+    const values = new Set(replica.bytes(slot, node.sizeBytes).toString().trimEnd().split('\n'));
+    t.equal(values.size, 1, 'all lines have one value');
+  }
+  t.ok(points >= 5, `${points} points`);
+});
+
+t.test('a root that is empty, gone or another one is no mirror of nothing', async (t) => {
+  const { root, replica, source, place } = await mirrored(
+    t,
+    (root) => {
+      fs.mkdirSync(`${root}/d`);
+      fs.writeFileSync(`${root}/d/f`, 'x');
+    },
+    { force: false },
+  );
+  fs.renameSync(`${root}/d`, `${root}.kept`);
+  await t.rejects(source.facts(), { code: 'SourceEmptied' });
+  await t.rejects(sync(source, replica), { code: 'SourceEmptied' });
+  fs.renameSync(root, `${root}.old`);
+  await t.rejects(source.facts(), { code: 'SourceGone' });
+  await t.rejects(sync(source, replica), { code: 'SourceGone' });
+  fs.mkdirSync(root);
+  fs.writeFileSync(`${root}/other`, '');
+  await t.rejects(sync(source, replica), { code: 'SourceGone' });
+  fs.rmSync(root, { recursive: true });
+  fs.renameSync(`${root}.old`, root);
+  fs.renameSync(`${root}.kept`, `${root}/d`);
+  t.equal(await sync(source, replica), undefined);
+  t.strictSame(await differing(root, replica), []);
+  await source.close();
+  fs.rmSync(`${root}/d`, { recursive: true });
+  const forced = place.open({ force: true });
+  await attach(forced, replica);
+  t.equal(await sync(forced, replica), undefined);
+  t.equal(replica.nodes.size, 1);
+  await forced.close();
+});
+
+t.test('a replica that was set back or replaced is compared, not believed', async (t) => {
+  const { root, replica, source, place } = await mirrored(t, (root) => fs.writeFileSync(`${root}/f`, 'one'));
+  const old = structuredClone({ nodes: replica.nodes, content: replica.content });
+  fs.writeFileSync(`${root}/f`, 'two');
+  fs.writeFileSync(`${root}/g`, 'more');
+  await sync(source, replica);
+  await source.close();
+  const back = new ModelReplica('Filesystem');
+  for (const [slot, node] of old.nodes)
+    back.nodes.set(slot, {
+      ...node,
+      contentRoot: Buffer.from(node.contentRoot),
+      target: Buffer.from(node.target),
+      names: node.names.map((one) => ({ ...one, name: Buffer.from(one.name) })),
+    });
+  for (const [slot, granules] of old.content)
+    back.content.set(slot, new Map([...granules].map(([at, bytes]) => [at, Buffer.from(bytes)])));
+  back.sequence = 1;
+  const next = place.open();
+  const { whole, reason } = await attach(next, back);
+  t.equal(whole, true);
+  t.match(reason, /commit 1/);
+  t.equal(await sync(next, back, { whole }), undefined);
+  t.strictSame(await differing(root, back), []);
+  await next.close();
+});
+
+t.test('hints find a change between scans', async (t) => {
+  const { root, source, replica } = await mirrored(t, (root) => fs.mkdirSync(`${root}/d`), { cutIntervalSeconds: 0 });
+  t.equal(source.captureMethod, 'inotify');
+  for (let round = 0; round < 5; round++) {
+    fs.writeFileSync(`${root}/d/f${round}`, 'x');
+    if (round === 2) fs.renameSync(`${root}/d`, `${root}/e`);
+    if (round === 2) fs.renameSync(`${root}/e`, `${root}/d`);
+    for (let tries = 0; (await differing(root, replica)).length > 0 && tries < 300; tries++)
+      await sync(source, replica);
+    t.strictSame(await differing(root, replica), []);
+  }
+});
