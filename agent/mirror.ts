@@ -269,7 +269,8 @@ async function sync(run: Session, step: Extract<Step, { kind: 'sync' }>, assignm
       consistency: cut.consistency,
       startedUs: await deps.toMasterUs(startedUs, signal),
       sentBytes: sender.sentBytes - sentBefore,
-      ...(verify ? { verified: true, mismatchedGranules: sender.mismatched - mismatchedBefore + bad } : {}),
+      // What the scrub found bad is asked for again, so it is among the mismatched wherever the source had not changed it.
+      ...(verify ? { verified: true, mismatchedGranules: Math.max(bad, sender.mismatched - mismatchedBefore) } : {}),
     });
   } finally {
     await cut.release();
