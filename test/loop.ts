@@ -30,7 +30,7 @@ export async function loopMount(t: Test, type: string, sizeMiB: number, options:
   t.teardown(() => rmSync(directory, { recursive: true, force: true }));
   const image = join(directory, 'image');
   writeFileSync(image, '');
-  truncateSync(image, sizeMiB << 20);
+  truncateSync(image, sizeMiB * 2 ** 20);
   run(`mkfs.${type}`, '-q', ...options, image);
   const device = run('losetup', '--find', '--show', image).trim();
   t.teardown(() => void spawnSync('losetup', ['--detach', device]));
