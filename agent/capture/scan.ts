@@ -113,7 +113,7 @@ async function drain(
           },
           (error: unknown) => {
             failed = true;
-            reject(error);
+            reject(error instanceof Error ? error : new Error(String(error)));
           },
         );
       }

@@ -118,7 +118,7 @@ export class ModelReplica {
 
   #stage(object: number, index: number, bytes: Buffer | undefined): void {
     let staged = this.#stagedContent.get(object);
-    if (!staged) this.#stagedContent.set(object, (staged = new Map()));
+    if (!staged) this.#stagedContent.set(object, (staged = new Map<number, Buffer>()));
     staged.set(index, bytes as Buffer);
   }
 
@@ -149,7 +149,7 @@ export class ModelReplica {
     const staged = this.#stagedContent.get(object);
     if (!staged) return;
     let granules = this.content.get(object);
-    if (!granules) this.content.set(object, (granules = new Map()));
+    if (!granules) this.content.set(object, (granules = new Map<number, Buffer>()));
     for (const [index, bytes] of staged) {
       if (bytes === undefined) granules.delete(index);
       else granules.set(index, bytes);

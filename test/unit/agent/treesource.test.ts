@@ -3,8 +3,10 @@ import fs from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
+import { startGuard } from '../../../agent/guard.ts';
 import { TreeSource, type TreeSourceOptions } from '../../../agent/treesource.ts';
 import { systemClock } from '../../../proto/system.ts';
+import { loopMount, missingForLoop } from '../../loop.ts';
 import { attach, captureConformance, sync, type Captured } from '../../conformance/capture.ts';
 import { ModelReplica } from '../../conformance/modelreplica.ts';
 import { mmapWrite, TreeMutator } from '../../conformance/treemutator.ts';
@@ -62,7 +64,7 @@ async function differing(root: string, replica: ModelReplica): Promise<string[]>
   return differences(await walkSource(root), walkReplica(replica));
 }
 
-void captureConformance(
+await captureConformance(
   t,
   'tree',
   async () => makePlace(),
@@ -258,3 +260,49 @@ t.test('hints find a change between scans', async (t) => {
     t.strictSame(await differing(root, replica), []);
   }
 });
+
+t.test(
+  'a filesystem of its own is frozen: all files are of one instant',
+  { skip: missingForLoop('ext4') },
+  async (t) => {
+    const { mountPoint } = await loopMount(t, 'ext4', 64);
+    const place = makePlace();
+    for (let at = 0; at < 500; at++) fs.writeFileSync(`${mountPoint}/f${at}`, `${at}`);
+    fs.writeFileSync(`${mountPoint}/first`, '0'.padStart(10));
+    fs.writeFileSync(`${mountPoint}/second`, '0'.padStart(10));
+    // One value, always written to the first file before the second.
+    const program = `const fs=require('fs');const [a,b]=['first','second'].map((n)=>fs.openSync(process.argv[1]+'/'+n,'r+'));
+    for(let v=1;;v++){const s=String(v).padStart(10);fs.writeSync(a,s,0);fs.writeSync(b,s,0);
+    if(v%50===0)Atomics.wait(new Int32Array(new SharedArrayBuffer(4)),0,0,1);}`;
+    const guard = startGuard();
+    const source = place.open({ path: mountPoint, guard, consistency: 'filesystem', maxFreezeMs: 3000 });
+    const writer = spawn(process.execPath, ['-e', program, mountPoint], { stdio: 'ignore' });
+    t.teardown(async () => {
+      const exited = new Promise((resolve) => writer.once('exit', resolve));
+      writer.kill('SIGKILL');
+      await exited;
+      await source.close();
+      await guard.stop();
+      await place.remove();
+    });
+    const replica = new ModelReplica('Filesystem');
+    await attach(source, replica);
+    let last = -1;
+    for (let round = 0; round < 8; round++) {
+      t.equal(await sync(source, replica), undefined);
+      const value = (name: string): number => {
+        const [slot] =
+          [...replica.nodes].find(([, node]) => node.names.some((one) => one.name.toString() === name)) ?? [];
+        return slot === undefined ? NaN : Number(replica.bytes(slot, 10).toString());
+      };
+      const [first, second] = [value('first'), value('second')];
+      t.ok(first - second === 0 || first - second === 1, `${first} and ${second}`);
+      t.ok(first > last, 'and it moves on');
+      last = first;
+    }
+    const cut = await source.cut(new AbortController().signal);
+    for await (const piece of cut.pieces(new AbortController().signal)) replica.take(piece);
+    t.equal(cut.consistency, 'filesystem');
+    t.ok(cut.freezeUs > 0 && cut.freezeUs < 3_000_000);
+  },
+);
