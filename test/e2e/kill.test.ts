@@ -61,7 +61,7 @@ t.test(`kill -9 of either side or both under load loses nothing acknowledged (se
 
 t.test('a first copy that is cut off by kill -9 goes on where it was', async (t) => {
   const world = await openWorld(t, { proxied: true });
-  const sizeBytes = (long ? 2048 : 512) << 20;
+  const sizeBytes = (long ? 4096 : 512) * 2 ** 20;
   const source = join(world.sources, 'image');
   writeNoise(source, sizeBytes);
   await world.startAgent();
@@ -84,7 +84,7 @@ t.test('a first copy that is cut off by kill -9 goes on where it was', async (t)
   t.comment(`sent ${ratio.toFixed(3)} times the volume`);
   t.ok(ratio < 1.35, 'only what is missing was sent again');
   const { path, recovery } = await world.copyOf('first');
-  t.comment(`drill of ${sizeBytes >> 20} MiB: RTO ${recovery.status.rtoSeconds} s`);
+  t.comment(`drill of ${sizeBytes / 2 ** 20} MiB: RTO ${recovery.status.rtoSeconds} s`);
   t.ok(sameBytes(source, path), 'the copy is the source');
 });
 
