@@ -98,12 +98,18 @@ export interface ScanOptions {
 export async function* scan(options: ScanOptions): AsyncGenerator<Piece> {
   const chunks = chunksOf(options);
   const ahead: Promise<Chunk | undefined>[] = [];
+  const next = (): Promise<Chunk | undefined> => {
+    const read = chunks.next();
+    // It may fail while nobody waits for it yet; whoever comes to it hears of it.
+    read.catch(() => undefined);
+    return read;
+  };
   try {
-    for (let i = 0; i < readDepth; i++) ahead.push(chunks.next());
+    for (let i = 0; i < readDepth; i++) ahead.push(next());
     for (;;) {
       const chunk = await ahead.shift();
       if (!chunk) return;
-      ahead.push(chunks.next());
+      ahead.push(next());
       yield* piecesOf(chunk, options);
       options.progress(chunk.position + chunk.length);
     }
