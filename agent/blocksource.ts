@@ -64,14 +64,13 @@ export class BlockSource implements Source {
     this.#pace = new Pace(options.clock, options.readBytesPerSecond);
   }
 
-  async facts(): Promise<SourceFacts> {
-    const facts = await this.#options.device.facts();
-    this.#sizeBytes = facts.sizeBytes;
-    return facts;
+  facts(): Promise<SourceFacts> {
+    return this.#options.device.facts();
   }
 
   async attach(welcome: MirrorWelcome): Promise<{ whole: boolean; reason: string }> {
     const { sizeBytes } = await this.facts();
+    this.#sizeBytes = sizeBytes;
     const granules = granuleCount(sizeBytes);
     this.#blank = welcome.blank;
     this.#known = granules <= Known.maxGranules ? new Known(granules, welcome.blank) : undefined;
@@ -86,6 +85,7 @@ export class BlockSource implements Source {
     signal: AbortSignal,
   ): AsyncGenerator<Piece> {
     if (!whole && !this.#blank && !(await this.#needsRound(signal))) return;
+    this.#sizeBytes = (await this.facts()).sizeBytes;
     yield* this.#scan(this.#options.device, this.#sizeBytes, whole, this.#pace, progress, signal);
   }
 
@@ -208,6 +208,7 @@ export class BlockSource implements Source {
     let spooled = 0;
     let refusal: string | undefined;
     try {
+      this.#sizeBytes = (await device.facts()).sizeBytes;
       // Unlimited speed: while frozen, time is what matters.
       for await (const piece of this.#scan(device, this.#sizeBytes, false, unlimited, () => undefined, signal)) {
         spool.push(detached(piece));
