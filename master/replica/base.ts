@@ -53,6 +53,7 @@ export async function redo(
   // Of a redo that was broken off: it is read again.
   base.index.discard();
   let bytes = 0;
+  let { sizeBytes } = base.index;
   for await (const record of journal.read(base.index.sequence, through)) {
     signal.throwIfAborted();
     if (!('commit' in record)) {
@@ -61,11 +62,16 @@ export async function redo(
         bytes += record.data.rawBytes;
         progress?.(record.data.rawBytes);
       }
-    } else if (record.commit.sequence === through || bytes >= settleBytes) {
-      await base.settle(record.commit);
-      bytes = 0;
     } else {
-      await base.endEpoch?.();
+      // A volume that shrinks loses its end there and then: growing again later brings zeros, not what was there before.
+      const shrinks = record.commit.sizeBytes < sizeBytes;
+      ({ sizeBytes } = record.commit);
+      if (record.commit.sequence === through || bytes >= settleBytes || shrinks) {
+        await base.settle(record.commit);
+        bytes = 0;
+      } else {
+        await base.endEpoch?.();
+      }
     }
   }
 }

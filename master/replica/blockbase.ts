@@ -1,6 +1,6 @@
 /** A block volume's bytes: one sparse image file of exactly the source's size, and a BlockIndex. */
 import type { Disk, DiskFile } from '../../proto/effects.ts';
-import { asReplicationError, ReplicationError } from '../../proto/errors.ts';
+import { asReplicationError, ReplicationError, systemErrorCode } from '../../proto/errors.ts';
 import { granuleBytes, granuleCount, granuleHash, hashBytes, isZeroHash } from '../../proto/granule.ts';
 import { runBytes, unpack } from '../../proto/payload.ts';
 import type { Base, Progress } from './base.ts';
@@ -61,9 +61,19 @@ export class BlockBase implements Base {
     if ((await this.#disk.size(contentPath)) !== undefined) {
       throw new ReplicationError('TargetRefused', `${contentPath} exists; name a path that does not`);
     }
-    await this.#disk.clone(this.#imagePath, contentPath, signal, (done) => progress(done, total));
-    await copyIndex(this.index.database, this.indexPath, indexPath);
-    return BlockBase.open(this.#disk, contentPath, indexPath);
+    try {
+      await this.#disk.clone(this.#imagePath, contentPath, signal, (done) => progress(done, total));
+    } catch (error) {
+      if (systemErrorCode(error) !== 'EEXIST') throw error;
+      throw new ReplicationError('TargetRefused', `${contentPath} exists; name a path that does not`, { cause: error });
+    }
+    try {
+      await copyIndex(this.index.database, this.indexPath, indexPath);
+      return await BlockBase.open(this.#disk, contentPath, indexPath);
+    } catch (error) {
+      await this.#disk.remove(contentPath);
+      throw error;
+    }
   }
 
   async sync(): Promise<void> {

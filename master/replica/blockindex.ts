@@ -101,7 +101,8 @@ export class BlockIndex implements VolumeIndex {
 
   markUnknown(object: number, granule: number): void {
     assert.equal(object, 0);
-    this.#pages.set(granule, unknownHash);
+    // What the journal still has of a volume that was larger then is nobody's loss.
+    if (granule < granuleCount(this.sizeBytes)) this.#pages.set(granule, unknownHash);
   }
 
   close(): void {

@@ -2,7 +2,7 @@
  * SQLite as the engine under the indexes. Synchronous NORMAL in WAL mode: a power cut may take back the newest
  * transactions but never half of one, which is all an index needs; the journal brings the rest again.
  */
-import { constants, copyFile, rm } from 'node:fs/promises';
+import { constants, copyFile, open, rm } from 'node:fs/promises';
 import { DatabaseSync } from 'node:sqlite';
 import { decode, encode } from '../../proto/wire.ts';
 import type { CommitRecord } from './frame.ts';
@@ -35,11 +35,18 @@ export function transaction(database: DatabaseSync, work: () => void): void {
   }
 }
 
-/** Copies an index that nobody writes meanwhile; `to` is overwritten. */
-export async function copyIndex(database: DatabaseSync, from: string, to: string): Promise<void> {
+/** What is committed is durable: no power cut takes it back. */
+export function makeDurable(database: DatabaseSync): void {
   database.exec('PRAGMA wal_checkpoint(TRUNCATE)');
+}
+
+/** Copies an index that nobody writes meanwhile; `to` is overwritten. Durable once its directory is synced. */
+export async function copyIndex(database: DatabaseSync, from: string, to: string): Promise<void> {
+  makeDurable(database);
   await removeIndex(to);
   await copyFile(from, to, constants.COPYFILE_FICLONE);
+  await using file = await open(to, 'r+');
+  await file.sync();
 }
 
 /** With SQLite's own files beside it; no error when absent. */

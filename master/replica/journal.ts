@@ -150,12 +150,22 @@ export class Journal {
     this.#committedBytes = segment.bytes;
   }
 
-  /** Forgets the open epoch. */
+  /** Forgets the open epoch, durably: nothing of it may come back between the frames of the next one. */
   async discard(): Promise<void> {
     const open = this.#segments.at(-1);
     if (!open || !this.#file || open.bytes === this.#committedBytes) return;
     await this.#file.truncate(this.#committedBytes);
+    await this.#file.sync();
     open.bytes = this.#committedBytes;
+  }
+
+  /** Starts anew with nothing in it. */
+  async clear(): Promise<void> {
+    await this.close();
+    for (const { path } of this.#segments) await this.#disk.remove(path);
+    await this.#disk.syncDirectory(this.#folder);
+    this.#segments = [];
+    this.#committedBytes = 0;
   }
 
   /** Records of the epochs above `after` up to and with `through`, payloads read. @throws PointGone, ReplicaDamaged */
@@ -185,12 +195,20 @@ export class Journal {
     throw new ReplicationError('ReplicaDamaged', `the journal is damaged after epoch ${reached}`);
   }
 
-  /** Drops whole segments that hold nothing above `sequence`; the newest one stays. */
+  /** Whether `trim` would drop anything. */
+  canTrim(sequence: number): boolean {
+    const [oldest, next] = this.#segments;
+    return oldest !== undefined && next !== undefined && oldest.last <= sequence;
+  }
+
+  /**
+   * Drops whole segments that hold nothing above `sequence`; the newest one stays. Each is gone for good before the next one
+   * goes, so that a crash leaves no gap.
+   */
   async trim(sequence: number): Promise<void> {
-    while (this.#segments.length > 1) {
-      const [oldest] = this.#segments;
-      if (!oldest || oldest.last > sequence) return;
+    for (let [oldest] = this.#segments; oldest && this.canTrim(sequence); [oldest] = this.#segments) {
       await this.#disk.remove(oldest.path);
+      await this.#disk.syncDirectory(this.#folder);
       this.#segments.shift();
     }
   }
@@ -206,8 +224,13 @@ export class Journal {
     if (open && !(atCommit && open.bytes >= this.#segmentBytes)) return open;
     const path = `${this.#folder}/${String(sequence).padStart(16, '0')}.log`;
     const file = await this.#disk.open(path, 'write');
-    await file.truncate(0);
-    await this.#disk.syncDirectory(this.#folder);
+    try {
+      await file.truncate(0);
+      await this.#disk.syncDirectory(this.#folder);
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
     await this.#file?.close();
     this.#file = file;
     this.#committedBytes = 0;

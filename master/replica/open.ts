@@ -34,31 +34,61 @@ export async function openHead(
   onDoubt: (why: string) => void,
 ): Promise<Opened> {
   const basePlace = inside(place, 'base');
+  const journalFolder = `${place.folder}/journal`;
   await disk.mkdir(basePlace.folder);
+  await disk.mkdir(journalFolder);
+  await disk.mkdir(inside(place, 'snapshots').folder);
   await mkdir(basePlace.indexFolder, { recursive: true });
   const base = await openBase(disk, basePlace, mode);
+  // What is acknowledged later must not hang on names that a power cut takes back.
+  if (mode === 'Block') await disk.syncDirectory(basePlace.folder);
+  await disk.syncDirectory(place.folder);
   const snapshots = await openSnapshots(disk, place, mode, onDoubt);
   const headPath = `${place.indexFolder}/head.db`;
-  const journalFolder = `${place.folder}/journal`;
 
-  let head = openIndex(mode, headPath);
+  let head = await openOrCopy(base, mode, headPath, onDoubt);
   let first = await replay(disk, journalFolder, segmentBytes, head, base);
-  if (first.wrong === undefined)
-    return { head, base, journal: first.journal, points: pointsOf(base, first.commits), snapshots };
+  if (first.wrong === undefined) return finished(first, head);
 
   onDoubt(`the head's index was built anew from base and journal: ${first.wrong}`);
-  head = await copyOfBase(head, base, mode, headPath);
+  head.close();
+  head = await copyOfBase(base, mode, headPath);
   await first.journal.close();
   first = await replay(disk, journalFolder, segmentBytes, head, base);
-  if (first.wrong === undefined)
-    return { head, base, journal: first.journal, points: pointsOf(base, first.commits), snapshots };
+  if (first.wrong === undefined) return finished(first, head);
 
   onDoubt(`the journal does not fit the base and was dropped: ${first.wrong}. Everything since is offered again`);
-  head = await copyOfBase(head, base, mode, headPath);
-  await first.journal.close();
-  await disk.remove(journalFolder);
-  const journal = await Journal.open(disk, journalFolder, segmentBytes, () => undefined);
-  return { head, base, journal, points: pointsOf(base, []), snapshots };
+  head.close();
+  head = await copyOfBase(base, mode, headPath);
+  await first.journal.clear();
+  return { head, base, journal: first.journal, points: pointsOf(base, []), snapshots };
+
+  async function finished({ journal, commits }: Replayed, head: VolumeIndex): Promise<Opened> {
+    // A journal that rotted away below the base is of no use, and what comes next would not follow it.
+    if ((journal.lastSequence ?? base.index.sequence) < base.index.sequence) await journal.clear();
+    return { head, base, journal, points: pointsOf(base, commits), snapshots };
+  }
+}
+
+/** The head's index; one that SQLite cannot read is a cache that is lost. */
+async function openOrCopy(
+  base: Base,
+  mode: VolumeMode,
+  headPath: string,
+  onDoubt: (why: string) => void,
+): Promise<VolumeIndex> {
+  try {
+    return openIndex(mode, headPath);
+  } catch (error) {
+    onDoubt(`the head's index cannot be read: ${messageOf(error)}`);
+    return copyOfBase(base, mode, headPath);
+  }
+}
+
+interface Replayed {
+  journal: Journal;
+  commits: CommitRecord[];
+  wrong: string | undefined;
 }
 
 async function replay(
@@ -67,7 +97,7 @@ async function replay(
   segmentBytes: number,
   head: VolumeIndex,
   base: Base,
-): Promise<{ journal: Journal; commits: CommitRecord[]; wrong: string | undefined }> {
+): Promise<Replayed> {
   const commits: CommitRecord[] = [];
   let wrong: string | undefined;
   const journal = await Journal.open(disk, folder, segmentBytes, (records, commit) => {
@@ -108,8 +138,7 @@ function misfit(journal: Journal, head: VolumeIndex, base: Base, last: number): 
   return undefined;
 }
 
-async function copyOfBase(head: VolumeIndex, base: Base, mode: VolumeMode, headPath: string): Promise<VolumeIndex> {
-  head.close();
+async function copyOfBase(base: Base, mode: VolumeMode, headPath: string): Promise<VolumeIndex> {
   await removeIndex(headPath);
   await copyIndex(base.index.database, base.indexPath, headPath);
   return openIndex(mode, headPath);
@@ -128,7 +157,6 @@ async function openSnapshots(
   onDoubt: (why: string) => void,
 ): Promise<Map<string, Base>> {
   const folder = inside(place, 'snapshots');
-  await disk.mkdir(folder.folder);
   await mkdir(folder.indexFolder, { recursive: true });
   const snapshots = new Map<string, Base>();
   for (const name of await disk.list(folder.folder)) {

@@ -13,7 +13,8 @@
  * Layout of the place: replica.json, journal/, base/{image.raw | tree, index.db}, head.db, snapshots/<name>/ as base/.
  */
 import assert from 'node:assert/strict';
-import { mkdir, rename, rm } from 'node:fs/promises';
+import { mkdir, readdir, rename, rm } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import { asReplicationError, ReplicationError } from '../../proto/errors.ts';
 import type { Effects } from '../../proto/effects.ts';
 import { Lock } from '../../proto/lock.ts';
@@ -23,7 +24,7 @@ import type { VolumeMode } from '../resources.ts';
 import { redo, type Base, type Progress } from './base.ts';
 import type { CommitRecord } from './frame.ts';
 import { baseTarget, pointAt, type Point } from './horizon.ts';
-import { removeIndex } from './indexdatabase.ts';
+import { makeDurable, removeIndex } from './indexdatabase.ts';
 import { openHead } from './open.ts';
 import type { Journal } from './journal.ts';
 import { contentName, inside, openBase, type Place } from './place.ts';
@@ -70,6 +71,10 @@ export class Replica {
   readonly #writing = new Lock();
   /** Everything that reads or writes the base's bytes. */
   readonly #baseWork = new Lock();
+  /** Everything that changes the note. */
+  readonly #noting = new Lock();
+  /** Durable in the journal, but the index could not follow (its disk is full): it does before anything else is written. */
+  #behind: CommitRecord | undefined;
   /** Where the base is going, as note.applying, also before the first point. */
   #applying = 0;
   /** Bytes written to journal and base since it was opened. */
@@ -111,7 +116,9 @@ export class Replica {
   }): Promise<Replica> {
     const { effects, place, mode, limits = defaultLimits, onDoubt = () => undefined } = options;
     await effects.disk.mkdir(place.folder);
+    await effects.disk.syncDirectory(dirname(place.folder));
     await mkdir(place.indexFolder, { recursive: true });
+    await removeLeftovers(place.indexFolder);
     const note = await readNote(effects.disk, place.folder, mode);
     const opened = await openHead(effects.disk, place, mode, limits.segmentBytes, onDoubt);
     const replica = new Replica(effects, place, mode, limits, opened, note);
@@ -171,8 +178,16 @@ export class Replica {
     const kept = Object.entries(this.#note.drilled).filter(([key]) =>
       this.#points.some((point) => point.sequence === Number(key)),
     );
-    this.#note = { ...this.#note, drilled: { ...Object.fromEntries(kept), [sequence]: us } };
-    await writeNote(this.#effects.disk, this.#place.folder, this.#note);
+    await this.#setNote({ drilled: { ...Object.fromEntries(kept), [sequence]: us } });
+  }
+
+  /** Durable when it returns, and unchanged when it throws. */
+  async #setNote(change: Partial<ReplicaNote>): Promise<void> {
+    await this.#noting.run(async () => {
+      const note = { ...this.#note, ...change };
+      await writeNote(this.#effects.disk, this.#place.folder, note);
+      this.#note = note;
+    });
   }
 
   /**
@@ -199,10 +214,9 @@ export class Replica {
         );
       }
       this.#checkSource(writer);
-      if (BigInt(writer.generation) > present) {
-        this.#note = { ...this.#note, generation: writer.generation };
-        await writeNote(this.#effects.disk, this.#place.folder, this.#note);
-      }
+      if (BigInt(writer.generation) > present) await this.#setNote({ generation: writer.generation });
+      // Whoever was there must not go on when half of what it sent is forgotten.
+      this.#session = undefined;
       await this.#discard();
       this.#session = { writer: writer.name, generation: writer.generation, sourceId: writer.sourceId };
       return this.#session;
@@ -231,8 +245,7 @@ export class Replica {
   async fence(generation: string): Promise<void> {
     await this.#writing.run(async () => {
       if (BigInt(generation) <= BigInt(this.#note.generation)) return;
-      this.#note = { ...this.#note, generation };
-      await writeNote(this.#effects.disk, this.#place.folder, this.#note);
+      await this.#setNote({ generation });
       this.#session = undefined;
       await this.#discard();
     });
@@ -248,6 +261,7 @@ export class Replica {
   }
 
   async #discard(): Promise<void> {
+    this.#follow();
     this.#head.discard();
     await this.#journal.discard();
   }
@@ -301,11 +315,25 @@ export class Replica {
         generation: session.generation,
       };
       await this.#guarded(() => this.#journal.commit(record));
-      this.#head.commit(record);
-      assert(this.#head.digest.equals(record.digest), 'the index must end at the digest that was made durable');
-      if (record.point) this.#points.push(record);
+      this.#behind = record;
+      this.#follow();
       return record;
     });
+  }
+
+  /** The index goes to the commit that the journal has got. Until it could, nobody writes: the next commit would follow the wrong one. */
+  #follow(): void {
+    const record = this.#behind;
+    if (!record) return;
+    try {
+      this.#head.commit(record);
+    } catch (error) {
+      this.#session = undefined;
+      throw asReplicationError(error, 'TargetFailed');
+    }
+    this.#behind = undefined;
+    assert(this.#head.digest.equals(record.digest), 'the index must end at the digest that was made durable');
+    if (record.point) this.#points.push(record);
   }
 
   /** A failed write leaves the journal at its newest commit, as if the session had ended. */
@@ -350,17 +378,19 @@ export class Replica {
       if (target > this.#base.index.sequence) await this.#beginApply(target);
       await this.#finishApply(signal);
       this.#dropPointsBelow(this.#base.index.sequence);
-      await this.#journal.trim(Math.min(this.#base.index.sequence, ...[...this.#pins].map((pin) => pin.sequence)));
+      const unneeded = Math.min(this.#base.index.sequence, ...[...this.#pins].map((pin) => pin.sequence));
+      if (this.#journal.canTrim(unneeded)) {
+        // The index says that the base has them; a power cut must not take that back once the journal has them no more.
+        makeDurable(this.#base.index.database);
+        await this.#journal.trim(unneeded);
+      }
       return { short };
     });
   }
 
   /** Only points are copied: before the first one there is nothing that a half-applied base could spoil. */
   async #beginApply(target: number): Promise<void> {
-    if (this.#points.length > 0) {
-      this.#note = { ...this.#note, applying: target };
-      await writeNote(this.#effects.disk, this.#place.folder, this.#note);
-    }
+    if (this.#points.length > 0) await this.#setNote({ applying: target });
     this.#dropPointsBelow(target);
     this.#applying = target;
   }
@@ -377,7 +407,7 @@ export class Replica {
    * index says must come from the source again.
    */
   async #settleHalfApplied(onDoubt: (why: string) => void): Promise<void> {
-    const { applying, ...note } = this.#note;
+    const { applying } = this.#note;
     if (applying === undefined || applying <= this.#head.sequence) return;
     const { bad } = await this.#base.verify(new AbortController().signal, () => undefined);
     for (const { object, granule } of bad) {
@@ -389,8 +419,7 @@ export class Replica {
     onDoubt(
       `the base was read whole, as the journal was lost while it was applied: ${bad.length} pieces are fetched again`,
     );
-    this.#note = note;
-    await writeNote(this.#effects.disk, this.#place.folder, note);
+    await this.#setNote({ applying: 0 });
   }
 
   #dropPointsBelow(sequence: number): void {
@@ -447,10 +476,12 @@ export class Replica {
       }
       return { verified: read !== undefined, readBytes: read?.readBytes ?? 0 };
     } catch (error) {
-      await copy?.close();
-      copy = undefined;
-      if (!(error instanceof ReplicationError && error.code === 'TargetRefused'))
+      // What is not our copy was there before.
+      if (copy) {
+        await copy.close();
+        copy = undefined;
         await this.#removeContent(contentPath);
+      }
       if (options.keepIndexAt !== undefined) await removeIndex(indexPath);
       throw asReplicationError(error, 'TargetFailed');
     } finally {
@@ -472,8 +503,8 @@ export class Replica {
     signal: AbortSignal,
     progress: Progress,
   ): Promise<Base> {
-    const journalBase = this.#journal.baseSequence ?? this.#head.sequence;
     const fits = (base: Base) => {
+      const journalBase = this.#journal.baseSequence ?? this.#head.sequence;
       const { sequence } = base.index;
       return sequence === point.sequence || (sequence < point.sequence && sequence >= journalBase);
     };
@@ -556,7 +587,12 @@ export class Replica {
         signal.throwIfAborted();
         if (!('data' in record)) continue;
         journalRead += record.data.payload.length;
-        if (!isRight(record.data)) eachGranule(record.data, note);
+        // What was bad before and is good here is good from here on.
+        const right = isRight(record.data);
+        eachGranule(record.data, (object, granule, zero) => {
+          if (right || zero) bad.delete(`${object}/${granule}`);
+          else note(object, granule);
+        });
         progress(readBytes + journalRead, readBytes + journalBytes);
       }
       await this.#writing.run(async () => {
@@ -570,6 +606,7 @@ export class Replica {
   }
 
   async close(): Promise<void> {
+    this.#session = undefined;
     await this.#writing.run(() =>
       this.#baseWork.run(async () => {
         await this.#journal.close();
@@ -597,6 +634,12 @@ function isRight(data: Data): boolean {
   }
 }
 
-function eachGranule(data: Data, visit: (object: number, granule: number) => void): void {
-  for (const run of data.runs) if (!run.zero) for (let i = 0; i < run.count; i++) visit(run.object, run.first + i);
+function eachGranule(data: Data, visit: (object: number, granule: number, zero: boolean) => void): void {
+  for (const run of data.runs) for (let i = 0; i < run.count; i++) visit(run.object, run.first + i, run.zero);
+}
+
+/** Indexes of copies that a crash cut off. */
+async function removeLeftovers(indexFolder: string): Promise<void> {
+  const names = (await readdir(indexFolder)).filter((name) => name.startsWith('copy-'));
+  for (const name of names) await rm(`${indexFolder}/${name}`, { force: true });
 }
