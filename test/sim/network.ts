@@ -20,17 +20,17 @@ export interface NetworkOptions {
   dice: Dice;
   latencyMs: number;
   /** One call at the master, to its end; what it throws travels back. */
-  serve(stream: MirrorStream, signal: AbortSignal): Promise<void>;
+  serve: (stream: MirrorStream, signal: AbortSignal) => Promise<void>;
   /** Each message as the agent gets it. */
-  onReply(reply: MirrorReply): void;
+  onReply: (reply: MirrorReply) => void;
 }
 
 interface Line {
   silent: boolean;
   ended: boolean;
   /** Each side sees the failure; the default is a broken line. */
-  breakAgent(error?: ReplicationError): void;
-  breakMaster(): void;
+  breakAgent: (error?: ReplicationError) => void;
+  breakMaster: () => void;
 }
 
 export class Network {
@@ -45,7 +45,7 @@ export class Network {
   }
 
   connect(signal: AbortSignal): MirrorCall {
-    const { clock, serve } = this.#options;
+    const { clock } = this.#options;
     const agent = streamPair<MirrorRequest, MirrorReply>();
     const master = streamPair<MirrorRequest, MirrorReply>();
     this.counts.calls++;
@@ -79,7 +79,7 @@ export class Network {
     void this.#carry('MirrorReply', master.client.receive, agent.server, line, this.#options.onReply).catch(() =>
       tell(() => line.breakAgent()),
     );
-    void serve(master.server, ending.signal).then(
+    void this.#options.serve(master.server, ending.signal).then(
       () => tell(() => line.breakAgent()),
       (error: unknown) => tell(() => line.breakAgent(asReplicationError(error))),
     );
@@ -103,7 +103,7 @@ export class Network {
     const { clock } = this.#options;
     const queue: { bytes: Buffer; atMs: number }[] = [];
     const { rung, ring } = bell();
-    let failure: unknown;
+    let failure: ReplicationError | undefined;
     const deliver = async (): Promise<void> => {
       for (;;) {
         const next = queue.shift();
@@ -121,7 +121,7 @@ export class Network {
       }
     };
     const delivering = deliver().catch((error: unknown) => {
-      failure ??= error;
+      failure ??= asReplicationError(error);
       ring();
     });
     try {
@@ -135,7 +135,7 @@ export class Network {
       }
       throw new ReplicationError('Disconnected', 'the other side has ended');
     } catch (error) {
-      failure ??= error;
+      failure ??= asReplicationError(error);
       ring();
       await delivering;
       throw error;

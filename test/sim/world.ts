@@ -92,10 +92,12 @@ export class World {
     const dice = (this.dice = new Dice(seed));
     this.#trace = trace;
     const { clock } = this;
+    const reflink = dice.chance(0.4);
     this.device = new SimDevice(clock, dice.fork('device'), volumeSize(dice), {
       freeze: dice.chance(0.4),
-      reflink: dice.chance(0.4),
-      stamp: dice.chance(0.9),
+      reflink,
+      // One way at least that always works in the end.
+      stamp: !reflink || dice.chance(0.8),
       holes: dice.chance(0.7),
     });
     this.disk = new SimDisk({
