@@ -98,6 +98,13 @@ export class TreeContent {
     this.#deleteFrom.run(slot, page + 1);
   }
 
+  /** Whether something is there beyond that many granules. */
+  reachesBeyond(slot: number, count: number): boolean {
+    const page = Math.floor(count / pageHashes);
+    if (this.#stored(slot, page).length > (count % pageHashes) * hashBytes) return true;
+    return this.#pages.get(slot, page + 1) !== undefined;
+  }
+
   remove(slot: number): void {
     this.#deleteFrom.run(slot, 0);
   }

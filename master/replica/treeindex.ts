@@ -404,6 +404,10 @@ export class TreeIndex implements VolumeIndex {
 
   #checkContent(node: Node, isStaged: boolean): void {
     const { slot, sizeBytes } = node;
+    // A progress commit saves how a file grows before the node that says so has come.
+    if (!isStaged && this.content.reachesBeyond(slot, granuleCount(sizeBytes))) {
+      return this.#addUnknown(slot, unknowns.content);
+    }
     this.content.end(slot, granuleCount(sizeBytes));
     const { root, unknown } = this.content.root(slot, granuleCount(sizeBytes));
     if (root.equals(node.contentRoot)) return this.#removeUnknown(slot, unknowns.content);
