@@ -338,7 +338,7 @@ async function commit(
   // It may have been replaced or cut short while it was read.
   await checkFacts(run);
   await run.source.prepare(sequence);
-  await run.sender.commit({
+  const digest = await run.sender.commit({
     verified: false,
     mismatchedGranules: 0,
     ...facts,
@@ -346,7 +346,7 @@ async function commit(
     sizeBytes: run.source.commitSizeBytes(),
   });
   run.sequence = sequence;
-  await run.source.committed(sequence, facts.point);
+  await run.source.committed(sequence, facts.point, digest);
 }
 
 /** Words of the conditions for what stops mirroring; what is not listed is told under its own code. */

@@ -53,7 +53,8 @@ export function sourceOpener(options: OpeningOptions): (assignment: Assignment) 
     return new TreeSource({
       path,
       dataDir,
-      clock,
+      clock: systemClock,
+      agentUs: () => Math.floor(clock.nowMs() * 1000),
       include: assignment.include,
       exclude: assignment.exclude,
       consistency,

@@ -140,7 +140,14 @@ export class Sender {
 
   #fail(error: ReplicationError): void {
     this.#failure ??= error;
+    this.#giveBack();
     this.#bell.ring();
+  }
+
+  /** At once when the call fails: the reading of the next piece may be waiting for just these buffers. */
+  #giveBack(): void {
+    for (const { piece } of this.#offered.splice(0)) release(piece);
+    this.#offeredBytes = 0;
   }
 
   async #until(done: () => boolean): Promise<void> {
@@ -163,13 +170,14 @@ export class Sender {
       // What is still offered must not be answered from buffers that are given back here.
       this.#fail(asReplicationError(error));
       throw error;
-    } finally {
-      for (const { piece } of this.#offered.splice(0)) release(piece);
-      this.#offeredBytes = 0;
     }
   }
 
   async #one(piece: Piece): Promise<void> {
+    if (this.#failure) {
+      release(piece);
+      throw this.#failure;
+    }
     if (piece.kind === 'zeros') {
       if (piece.expectSame) await this.#countZeroMismatch(piece);
       const { object, first, count, tailBytes } = piece;

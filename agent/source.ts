@@ -123,8 +123,8 @@ export interface Source {
    * have been sent; none is under way.
    */
   prepare(sequence: number): Promise<void>;
-  /** Commit `sequence` is durable at the replica. */
-  committed(sequence: number, point: boolean): Promise<void>;
+  /** Commit `sequence` is durable at the replica, which has this digest now. */
+  committed(sequence: number, point: boolean, digest: Buffer): Promise<void>;
   /** Nothing is read until the next call: descriptors that would keep the volume from being unmounted or detached are closed. */
   idle(): Promise<void>;
   close(): Promise<void>;

@@ -44,7 +44,10 @@ export interface TreeSourceOptions {
   path: string;
   /** Of this replication alone. */
   dataDir: string;
+  /** The wall clock, which the files' times are of. */
   clock: Clock;
+  /** The clock of cuts, microseconds: a steady one, from which the master's is mapped. */
+  agentUs(): number;
   include: readonly string[];
   exclude: readonly string[];
   /** null: the best that works. */
@@ -58,6 +61,12 @@ export interface TreeSourceOptions {
   guard: Guard | undefined;
   /** As `freezable` wants them. */
   protectedPaths: readonly string[];
+}
+
+/** The same instant on both clocks. */
+interface Instant {
+  wallMs: number;
+  agentUs: number;
 }
 
 export class TreeSource implements Source {
@@ -78,8 +87,8 @@ export class TreeSource implements Source {
   #busy = false;
   /** Directories that moved are only partly sent. */
   #moving = false;
-  /** The last completed scan of this session: when it began (wall clock), and what it cost. */
-  #scan: { startedMs: number; startedMonotonicMs: number; costMs: number } | undefined;
+  /** The last completed scan of this session: when it began (clock of cuts), and what it cost. */
+  #scan: { startedUs: number; startedMonotonicMs: number; costMs: number } | undefined;
   /** The next look must be a scan. */
   #scanReason = 'start';
   #wholeDone = false;
@@ -230,18 +239,22 @@ export class TreeSource implements Source {
     };
   }
 
+  #now(): Instant {
+    return { wallMs: this.#options.clock.nowMs(), agentUs: this.#options.agentUs() };
+  }
+
   // ---- looking
 
   /** Everything that changed before `look` began is dirty afterwards, when it scans; answers the newest ctime it met. */
   async #look(tree: Tree, mustScan: boolean, signal: AbortSignal): Promise<bigint> {
-    const startedMs = this.#options.clock.nowMs();
+    const started = this.#now();
     const hints = this.#hints?.take();
     if (!hints && this.#hints?.failure === undefined) this.#scanReason ||= 'too many hints';
     if (mustScan) this.#scanReason ||= 'round';
-    if (this.#isScanDue()) return this.#fullScan(tree, startedMs, signal);
+    if (this.#isScanDue()) return this.#fullScan(tree, started, signal);
     if (!hints || hints.size === 0) return 0n;
     const found = await visit(tree, this.#manifest, this.#resolve(tree, hints), signal);
-    return this.#settle(tree, found, startedMs, signal);
+    return this.#settle(tree, found, started.wallMs, signal);
   }
 
   #isScanDue(): boolean {
@@ -251,14 +264,14 @@ export class TreeSource implements Source {
     return costMs <= scanRatio * Math.max(sinceMs, this.#options.cutIntervalSeconds * 1000);
   }
 
-  async #fullScan(tree: Tree, startedMs: number, signal: AbortSignal, isFrozen = false): Promise<bigint> {
+  async #fullScan(tree: Tree, started: Instant, signal: AbortSignal, isFrozen = false): Promise<bigint> {
     const startedMonotonicMs = this.#options.clock.monotonicMs();
     this.counters.fullScans++;
     this.counters.fullScanReason = this.#scanReason || (isFrozen ? 'freeze' : 'pace');
     const found = await walk(tree, this.#manifest, undefined, signal);
-    const newestNs = isFrozen ? this.#buried(found) : await this.#settle(tree, found, startedMs, signal);
+    const newestNs = isFrozen ? this.#buried(found) : await this.#settle(tree, found, started.wallMs, signal);
     this.#scan = {
-      startedMs,
+      startedUs: started.agentUs,
       startedMonotonicMs,
       costMs: this.#options.clock.monotonicMs() - startedMonotonicMs,
     };
@@ -396,7 +409,7 @@ export class TreeSource implements Source {
     }
     assert(this.#scan);
     made.consistency = 'file';
-    made.agentUs = Math.floor(this.#scan.startedMs * 1000);
+    made.agentUs = this.#scan.startedUs;
   }
 
   /** Why this tree is not frozen; undefined = it can be. */
@@ -419,18 +432,18 @@ export class TreeSource implements Source {
 
   /** All that still differs, read while the filesystem stood still; or why that did not work. */
   async #frozen(made: Made, signal: AbortSignal): Promise<Piece[] | string> {
-    const { guard, maxFreezeMs, clock } = this.#options;
+    const { guard, maxFreezeMs } = this.#options;
     assert(guard);
     await using tree = await this.#open(true);
     const freeze = await guard.freeze(tree.path, maxFreezeMs, signal);
-    const sinceMs = clock.nowMs();
+    const frozen = this.#now();
     const spool: Piece[] = [];
     let problem: string | undefined;
     try {
       const limit = AbortSignal.any([signal, AbortSignal.timeout(Math.max(1, Math.floor(maxFreezeMs * freezeRatio)))]);
-      await this.#fullScan(tree, sinceMs, limit, true);
+      await this.#fullScan(tree, frozen, limit, true);
       let bytes = 0;
-      for await (const piece of collect(this.#collecting(tree, { mode: 'frozen', sinceMs }, limit))) {
+      for await (const piece of collect(this.#collecting(tree, { mode: 'frozen', sinceMs: frozen.wallMs }, limit))) {
         spool.push(piece);
         if (piece.kind === 'content') bytes += piece.bytes.length;
         if (bytes > spoolBytes) throw new Error(`more than ${spoolBytes >> 20} MiB changed meanwhile`);
@@ -448,7 +461,7 @@ export class TreeSource implements Source {
       return problem;
     }
     made.consistency = 'filesystem';
-    made.agentUs = Math.floor(sinceMs * 1000);
+    made.agentUs = frozen.agentUs;
     return spool;
   }
 
@@ -459,7 +472,7 @@ export class TreeSource implements Source {
     return this.#alone(async () => {
       await using tree = await this.#open(true);
       await this.#look(tree, false, new AbortController().signal);
-      return this.#manifest.hasDirty || !this.#scan ? undefined : Math.floor(this.#scan.startedMs * 1000);
+      return this.#manifest.hasDirty || !this.#scan ? undefined : this.#scan.startedUs;
     });
   }
 
@@ -478,7 +491,7 @@ export class TreeSource implements Source {
   }
 
   /** @param digest of the commit, as the replica answered; without it a replica reset to this very number goes unnoticed */
-  async committed(sequence: number, point: boolean, digest: Buffer = Buffer.alloc(0)): Promise<void> {
+  async committed(sequence: number, point: boolean, digest: Buffer): Promise<void> {
     this.#headIsPoint = point;
     if (this.#wholeDone) this.#manifest.wholeReason = '';
     this.#wholeDone = false;

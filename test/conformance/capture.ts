@@ -38,7 +38,7 @@ async function commit(source: Source, replica: ModelReplica, point: boolean): Pr
   const sequence = replica.sequence + 1;
   await source.prepare(sequence);
   replica.commit(sequence, source.commitSizeBytes(), point);
-  await source.committed(sequence, point);
+  await source.committed(sequence, point, replica.welcome().digest);
 }
 
 /** Round, cut, commit. `commitEvery`: progress commits after so many pieces. Answers why there is no point, if so. */
@@ -120,7 +120,7 @@ async function crashing(
   const isCut = (await cut.broken()) === undefined;
   if (at !== 'before prepare') await source.prepare(sequence);
   if (at === 'after commit' || at === 'after ack') replica.commit(sequence, source.commitSizeBytes(), isCut);
-  if (at === 'after ack') await source.committed(sequence, isCut);
+  if (at === 'after ack') await source.committed(sequence, isCut, replica.welcome().digest);
   await captured.crash(source);
 }
 

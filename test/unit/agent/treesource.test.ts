@@ -33,6 +33,7 @@ function makePlace(): Place {
         path: root,
         dataDir: dataDir(),
         clock: systemClock,
+        agentUs: () => Math.floor(systemClock.nowMs() * 1000),
         include: [],
         exclude: [],
         consistency: null,
