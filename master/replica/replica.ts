@@ -552,9 +552,15 @@ export class Replica {
       const base = this.#snapshots.get(name);
       this.#snapshots.delete(name);
       await base?.close();
-      const { folder, indexFolder } = inside(inside(this.#place, 'snapshots'), name);
-      await this.#removeContent(`${folder}/${contentName(this.#mode)}`);
-      await this.#effects.disk.remove(folder);
+      const { disk } = this.#effects;
+      const all = inside(this.#place, 'snapshots');
+      const { folder, indexFolder } = inside(all, name);
+      const going = inside(all, `.${name}`).folder;
+      // In one step, so that no crash leaves half of one under its name; what has no name goes at the next start.
+      if ((await disk.list(all.folder)).includes(name)) await disk.rename(folder, going);
+      await disk.syncDirectory(all.folder);
+      await this.#removeContent(`${going}/${contentName(this.#mode)}`);
+      await disk.remove(going);
       await rm(indexFolder, { recursive: true, force: true });
     });
   }
