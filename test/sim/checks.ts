@@ -147,7 +147,7 @@ export class Checks {
       const expected: ErrorCode[] = gone ? ['PointGone'] : [];
       if (this.rotten && asReplicationError(error).code === 'ReplicaDamaged') this.counts.refusedAsDamaged++;
       this.onFault(error, `recovery of point ${point.sequence}`, expected);
-      if (options.isStill() && world.disk.paths().includes(path))
+      if (options.isStill() && !this.faulty && world.disk.paths().includes(path))
         this.violated('a recovery that failed leaves nothing', path);
       return;
     }

@@ -105,7 +105,7 @@ async function repair(world: World): Promise<void> {
   const { clock, checks } = world;
   for (let round = 0; ; round++) {
     world.scrubbedBad = undefined;
-    world.assign({ verifyRequest: 1 + round });
+    world.assign({ verifyRequest: world.nextRequest() });
     if (!(await clock.runUntil(() => world.assignment.verifyRequest === 0, clock.nowMs + healMs))) {
       checks.violated('verify ends', JSON.stringify(world.report?.troubles));
       return;

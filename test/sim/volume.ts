@@ -56,8 +56,9 @@ export class Volume {
 
   write(first: number, values: Iterable<number>, nowMs: number): void {
     let at = first;
-    for (const value of values) {
+    for (let value of values) {
       if (at >= this.#slots.length) break;
+      value = this.#fitting(at, value);
       this.#print ^= slotPrint(at, this.slot(at)) ^ slotPrint(at, value);
       this.#slots[at++] = value;
     }
@@ -70,18 +71,29 @@ export class Volume {
     slots.set(this.#slots.subarray(0, slots.length));
     const border = Math.min(slots.length, this.#slots.length) - 1;
     if (border >= 0) slots[border] = value;
-    this.#slots = slots;
     this.#sizeBytes = sizeBytes;
-    this.#print = printOf(slots, sizeBytes);
+    this.#setAll(slots);
     this.#note(nowMs);
   }
 
   /** Another volume stands in its place. */
   replace(sourceId: string, slots: Uint32Array, nowMs: number): void {
     this.#sourceId = sourceId;
+    this.#setAll(slots);
+    this.#note(nowMs);
+  }
+
+  #setAll(slots: Uint32Array): void {
+    const last = slots.length - 1;
+    if (last >= 0) slots[last] = this.#fitting(last, slots[last] ?? 0);
     this.#slots = slots;
     this.#print = printOf(slots, this.#sizeBytes);
-    this.#note(nowMs);
+  }
+
+  /** A last slot of less than four bytes holds no more of the number than that. */
+  #fitting(index: number, value: number): number {
+    const length = this.#sizeBytes - index * slotBytes;
+    return length >= 4 ? value : value & (2 ** (8 * length) - 1);
   }
 
   noteFrozen(): void {

@@ -86,7 +86,8 @@ export class World {
   #agent: AbortController | undefined;
   /** Calls of the disk until the master's process crashes within one. */
   #crashIn: { calls: number; power: boolean } | undefined;
-  #leftovers: Promise<unknown>[] = [];
+  /** What has yet to end, by name. */
+  readonly #running = new Set<string>();
 
   constructor({ seed, indexRoot, trace }: WorldOptions) {
     const dice = (this.dice = new Dice(seed));
@@ -197,7 +198,8 @@ export class World {
     const error = this.dice.between(0, 3);
     // Few buffers, as if other volumes held the rest.
     const pool = new BufferPool(Array.from({ length: this.dice.pick([5, 8, 64]) }, () => Buffer.alloc(chunkBytes)));
-    this.#leftovers.push(
+    this.#run(
+      `agent ${this.counts.agentStarts}`,
       mirror(
         {
           clock,
@@ -386,7 +388,15 @@ export class World {
     const { replica } = master;
     // Only so that its files are closed here; it has no disk any more.
     const closed = (replica?.close() ?? Promise.resolve()).catch(() => undefined);
-    this.#leftovers.push(closed.then(() => this.indexes.forget(master.folder)));
+    this.#run(
+      `replica in ${master.folder}`,
+      closed.then(() => this.indexes.forget(master.folder)),
+    );
+  }
+
+  #run(name: string, work: Promise<unknown>): void {
+    this.#running.add(name);
+    void work.finally(() => this.#running.delete(name));
   }
 
   #snapshotsOnDisk(): string[] {
@@ -422,11 +432,9 @@ export class World {
     this.master = undefined;
     master?.stopping.abort(new ReplicationError('Stopped', 'the end'));
     this.network.cut();
-    let ended = false;
-    const closing = Promise.all([...this.#leftovers, master?.replica?.close()]).then(() => (ended = true));
-    if (!(await this.clock.runUntil(() => ended, this.clock.nowMs + 600_000)))
-      this.checks.violated('I0 everything ends', 'something still waits after the end');
-    else await closing;
+    if (master?.replica) this.#run('the last replica', master.replica.close());
+    if (!(await this.clock.runUntil(() => this.#running.size === 0, this.clock.nowMs + 600_000)))
+      this.checks.violated('I0 everything ends', `these still wait: ${[...this.#running].join(', ')}`);
   }
 }
 
