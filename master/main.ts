@@ -86,7 +86,8 @@ try {
   } else if (!stopping.signal.aborted) {
     log.fatal(asReplicationError(error).message);
     process.stderr.write(`replicator-master: ${messageOf(error)}\n`);
-    process.exitCode = 1;
+    // Not by itself: what was already started (a listener, a database) would keep the process, deaf, for ever.
+    process.exit(1);
   }
 }
 
