@@ -14,7 +14,7 @@ import { ReplicationError } from '../proto/errors.ts';
 import { granuleCount } from '../proto/granule.ts';
 import { Pace } from '../proto/pace.ts';
 import type { MirrorWelcome } from '../proto/wire.ts';
-import type { Consistency } from '../master/resources.ts';
+import type { Consistency } from '../proto/wire.ts';
 import { Known, scan, type BufferPool } from './blockscan.ts';
 import type { BlockDevice, Frozen, Readable } from './device.ts';
 import type { Cut, Piece, Source, SourceCounters, SourceFacts } from './source.ts';

@@ -5,6 +5,7 @@
  * the replica where it stands (nothing is remembered of the old one that the replica does not confirm). A point is
  * committed only for a cut whose view held until its last byte was read.
  */
+import { isDeepStrictEqual } from 'node:util';
 import type { Clock, Random } from '../proto/effects.ts';
 import { asReplicationError, ReplicationError, type ErrorCode } from '../proto/errors.ts';
 import type { CompressionChoice } from '../proto/payload.ts';
@@ -184,33 +185,20 @@ async function loop(run: Session, onSuccess: () => void): Promise<void> {
   }
 }
 
-/** What the session was opened with is not what is asked for any more. */
+/** What the session was opened with is not what is asked for any more; what the plan looks at may change at any time. */
 function needsNewSession(opened: Assignment, now: Assignment): boolean {
-  const relevant = ({
-    fencingGeneration,
-    path,
-    compression,
-    bandwidthBytesPerSecond,
-    readBytesPerSecond,
-    include,
-    exclude,
-    consistency,
-    maxFreezeMs,
-    cutIntervalSeconds,
-  }: Assignment) =>
-    JSON.stringify([
-      fencingGeneration,
-      path,
-      compression,
-      bandwidthBytesPerSecond,
-      readBytesPerSecond,
-      include,
-      exclude,
-      consistency,
-      maxFreezeMs,
-      cutIntervalSeconds,
-    ]);
-  return relevant(opened) !== relevant(now);
+  return !isDeepStrictEqual({ ...opened, ...planned(now) }, now);
+}
+
+function planned({
+  continuous,
+  paused,
+  syncRequest,
+  resyncRequest,
+  verifyRequest,
+  force,
+}: Assignment): Partial<Assignment> {
+  return { continuous, paused, syncRequest, resyncRequest, verifyRequest, force };
 }
 
 /** A source that was replaced or shrunk stops here; the next session's hello is refused with what to do. */

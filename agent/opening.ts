@@ -10,7 +10,7 @@ import type { Clock } from '../proto/effects.ts';
 import { ReplicationError } from '../proto/errors.ts';
 import { systemClock } from '../proto/system.ts';
 import type { Assignment } from '../proto/wire.ts';
-import type { Consistency } from '../master/resources.ts';
+import type { Consistency } from '../proto/wire.ts';
 import type { BufferPool } from './blockscan.ts';
 import { BlockSource } from './blocksource.ts';
 import { systemDevice } from './device-system.ts';

@@ -7,7 +7,7 @@
  * A source never writes to its volume.
  */
 import type { MirrorWelcome, Node } from '../proto/wire.ts';
-import type { Consistency } from '../master/resources.ts';
+import type { Consistency } from '../proto/wire.ts';
 
 /**
  * One part of a round, in sending order. Content of a file comes before the node that names its content root.

@@ -11,7 +11,7 @@
  */
 import assert from 'node:assert/strict';
 import { opendir } from 'node:fs/promises';
-import type { Consistency } from '../master/resources.ts';
+import type { Consistency } from '../proto/wire.ts';
 import type { Clock } from '../proto/effects.ts';
 import { messageOf, ReplicationError } from '../proto/errors.ts';
 import { syncfs } from '../proto/libc.ts';

@@ -23,6 +23,8 @@ const helloMs = 10_000;
 const statusMs = 10_000;
 /** After a start of the master, agents get this long to come back before they count as failed. */
 const returnMs = 30_000;
+/** A node that does not answer by then (a dead mount) is taken as not knowing. */
+const lookMs = 5000;
 const inventoryTable = 'inventory';
 
 export interface ControlOptions {
@@ -44,6 +46,8 @@ export interface Control {
   renew(agent: string): void;
   /** Newest inventory, also of an agent that is not connected. */
   volumes(agent: string): AgentVolume[];
+  /** Asks a connected agent what a path of its node is. Undefined: no answer, or an agent that cannot tell. */
+  look(agent: string, path: string): Promise<AgentVolume | undefined>;
   connected(agent: string): boolean;
   /** Settles the states left over from the last run; ends after returnMs or when the signal aborts. */
   settle(signal: AbortSignal): Promise<void>;
@@ -70,6 +74,8 @@ interface Session {
   ring(): void;
   end(error: ReplicationError): void;
   renew: boolean;
+  /** Paths that were asked for, and whether the agent was told of it. */
+  looks: Map<string, { sent: boolean; answered: PromiseWithResolvers<AgentVolume | undefined> }>;
 }
 
 export function control(options: ControlOptions): Control {
@@ -161,6 +167,10 @@ export function control(options: ControlOptions): Control {
           session.renew = false;
           await stream.send({ renew: {} });
         }
+        for (const [path, one] of session.looks) {
+          if (!one.sent) await stream.send({ look: { path } });
+          one.sent = true;
+        }
         await waiting;
       }
     }
@@ -176,9 +186,10 @@ export function control(options: ControlOptions): Control {
     }
 
     async function receiving(): Promise<void> {
-      for await (const { ping, inventory, report, event, hello } of stream.receive) {
+      for await (const { ping, inventory, report, event, hello, looked } of stream.receive) {
         if (ping !== undefined) await pong(ping);
         if (inventory !== undefined) keepInventory(agent, inventory.volumes);
+        if (looked !== undefined) session.looks.get(looked.path)?.answered.resolve(viewOf(looked));
         if (report !== undefined && names.has(report.replicationUid)) options.onReport(agent, report);
         if (event !== undefined) passOn(agent, event, names.get(event.replicationUid));
         if (hello !== undefined) throw new ReplicationError('BadMessage', 'AgentMessage.hello came twice');
@@ -195,7 +206,7 @@ export function control(options: ControlOptions): Control {
       const protocol = negotiate(hello);
       const { rung, ring } = bell();
       const ending = new AbortController();
-      const session: Session = { ring, renew: false, end: (error) => ending.abort(error) };
+      const session: Session = { ring, renew: false, looks: new Map(), end: (error) => ending.abort(error) };
       const before = sessions.get(agent);
       sessions.set(agent, session);
       if (before !== undefined) {
@@ -222,6 +233,7 @@ export function control(options: ControlOptions): Control {
       } finally {
         ending.abort();
         ring();
+        for (const { answered } of session.looks.values()) answered.resolve(undefined);
       }
     },
     notify() {
@@ -236,6 +248,24 @@ export function control(options: ControlOptions): Control {
     volumes(agent) {
       const text = store.get('Agent', agent) === undefined ? undefined : store.getRecord(inventoryTable, agent);
       return text === undefined ? [] : (JSON.parse(text) as AgentVolume[]);
+    },
+    async look(agent, path) {
+      const session = sessions.get(agent);
+      if (session === undefined) return undefined;
+      const one = session.looks.get(path) ?? { sent: false, answered: Promise.withResolvers() };
+      session.looks.set(path, one);
+      session.ring();
+      const done = new AbortController();
+      const late = clock.sleep(lookMs, done.signal).then(
+        () => undefined,
+        () => undefined,
+      );
+      try {
+        return await Promise.race([one.answered.promise, late]);
+      } finally {
+        done.abort();
+        session.looks.delete(path);
+      }
     },
     connected: (agent) => sessions.has(agent),
     async settle(signal) {

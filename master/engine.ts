@@ -10,6 +10,8 @@ export interface Engine {
   points(replicationUid: string, from?: number, to?: number): PointView[];
   /** Newest inventory of a connected or once connected agent. */
   volumes(agent: string): AgentVolume[];
+  /** Asks a connected agent what a path is that its inventory does not have; undefined: it does not say. Absent: nobody to ask. */
+  look?(agent: string, path: string): Promise<AgentVolume | undefined>;
   /**
    * Checks what only the running system knows before a replication is accepted: may this agent read this path?
    * Answers problems by field path, empty when none. An agent that is not connected is no problem (it may come).

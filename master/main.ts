@@ -161,6 +161,7 @@ async function run(signal: AbortSignal): Promise<void> {
   const engine: Engine = {
     points: (uid, from, to) => running.points(uid, from, to),
     volumes: (agent) => agents.volumes(agent),
+    look: (agent, path) => agents.look(agent, path),
     validateReplication: (spec) => problemsOf(spec, agents.volumes(spec.source.agent)),
     validateStorageClass: ({ parameters }) => classProblems(parameters.path, dir),
     revokeAgent: (name) => server.disconnect(name, 'the agent was revoked'),

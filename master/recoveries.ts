@@ -17,7 +17,8 @@ import type { Mirrors } from './mirrors.ts';
 import type { Point } from './replica/horizon.ts';
 import type { Replica } from './replica/replica.ts';
 import { removeTreeBase } from './replica/treebase.ts';
-import type { Recovery, RecoveryStatus, RecoveryTask, Replication, VolumeMode } from './resources.ts';
+import type { Recovery, RecoveryStatus, RecoveryTask, Replication } from './resources.ts';
+import type { VolumeMode } from '../proto/wire.ts';
 import { snapshotKey, type Store } from './store.ts';
 
 export interface RecoveriesOptions {

@@ -3,6 +3,8 @@
  * line and Kubernetes show these very fields. Times are RFC 3339 UTC with milliseconds; unknown is null.
  */
 
+import type { Consistency, VolumeMode } from '../proto/wire.ts';
+
 export const apiVersion = 'replicator.cdm.datacommand.co.kr/v1';
 
 export interface Metadata {
@@ -38,8 +40,6 @@ export interface Condition {
   lastTransitionTime: string;
 }
 
-export type VolumeMode = 'Block' | 'Filesystem';
-export type Consistency = 'filesystem' | 'crash' | 'file';
 export type ReplicationState = 'PREPARING' | 'NORMAL' | 'FAILED' | 'ERROR';
 export type Phase =
   | 'Pending'

@@ -1,15 +1,8 @@
 /** A replication's status from the facts, as the contract words it. Pure: the same facts give the same status. */
 import type { Report, Trouble } from '../proto/wire.ts';
 import type { Point } from './replica/horizon.ts';
-import type {
-  Condition,
-  Consistency,
-  Phase,
-  PointView,
-  ReplicationSpec,
-  ReplicationState,
-  ReplicationStatus,
-} from './resources.ts';
+import type { Condition, Phase, PointView, ReplicationSpec, ReplicationState, ReplicationStatus } from './resources.ts';
+import type { Consistency } from '../proto/wire.ts';
 
 export interface StatusFacts {
   spec: ReplicationSpec;

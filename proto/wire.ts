@@ -21,6 +21,10 @@ export const maxVolumeBytes = 2 ** 46;
 /** A gRPC message of either direction is never larger. */
 export const maxMessageBytes = 4 << 20;
 
+export type VolumeMode = 'Block' | 'Filesystem';
+/** How well the parts of a point fit together, best first; ARCHITECTURE.md says how each is made. */
+export type Consistency = 'filesystem' | 'crash' | 'file';
+
 export interface JoinRequest {
   name: string;
   token: string;
@@ -112,6 +116,7 @@ export interface AgentMessage {
   inventory?: { volumes: Volume[] };
   report?: Report;
   event?: AgentEvent;
+  looked?: Volume;
 }
 
 export interface Pong {
@@ -146,6 +151,7 @@ export interface MasterMessage {
   pong?: Pong;
   assignments?: { items: Assignment[] };
   renew?: Record<string, never>;
+  look?: { path: string };
 }
 
 export interface MirrorHello {
@@ -335,7 +341,7 @@ const checks: { [K in keyof Messages]?: (message: Messages[K]) => void } = {
     if (message.nodes) message.nodes.nodes.forEach(checkNode);
   },
   AgentMessage(message) {
-    oneKind('AgentMessage', message, ['hello', 'ping', 'inventory', 'report', 'event']);
+    oneKind('AgentMessage', message, ['hello', 'ping', 'inventory', 'report', 'event', 'looked']);
     if (message.event) {
       if (!['FATAL', 'ERROR', 'WARNING', 'INFO', 'TRACE'].includes(message.event.level))
         bad('AgentEvent.level', 'is no level');
@@ -348,7 +354,8 @@ const checks: { [K in keyof Messages]?: (message: Messages[K]) => void } = {
     });
   },
   MasterMessage(message) {
-    oneKind('MasterMessage', message, ['welcome', 'pong', 'assignments', 'renew']);
+    oneKind('MasterMessage', message, ['welcome', 'pong', 'assignments', 'renew', 'look']);
+    if (message.look) text('Look.path', message.look.path, 4095);
   },
   Data: checkData,
   Nodes(message) {

@@ -46,7 +46,8 @@ export function replicationRoutes(app: FastifyInstance, context: Context): void 
     body: ReplicationInput,
     answer: 'Replication',
     status: 201,
-    handle({ body }) {
+    async handle({ body }) {
+      await inferMode(context, body.spec);
       const spec = complete(context, body.spec);
       const replication = store.create('Replication', body.metadata.name, draft(body, spec));
       const { source, target } = spec;
@@ -167,6 +168,16 @@ function withLag(replication: Replication, nowMs: number): Replication {
   };
 }
 
+/** The agent is asked what the path is when neither it nor the caller has said. @throws ApiProblem Invalid */
+async function inferMode({ engine }: Context, { source }: ReplicationSpec): Promise<void> {
+  const given = source.volumeMode as typeof source.volumeMode | undefined;
+  if (given !== undefined || engine.volumes(source.agent).some(({ path }) => path === source.path)) return;
+  const found = await engine.look?.(source.agent, source.path);
+  if (found === undefined) return;
+  if (!found.eligible) throw invalid([{ path: 'spec.source.path', message: found.reason ?? 'is not eligible' }]);
+  source.volumeMode = found.volumeMode;
+}
+
 /** Fills in what can be inferred, and checks what a schema cannot. @throws ApiProblem Invalid */
 function complete(context: Context, spec: ReplicationSpec, old?: ReplicationSpec): ReplicationSpec {
   const { store, engine } = context;
@@ -181,7 +192,7 @@ function complete(context: Context, spec: ReplicationSpec, old?: ReplicationSpec
   const volumeMode =
     (source.volumeMode as typeof source.volumeMode | undefined) ?? old?.source.volumeMode ?? reported();
   if (volumeMode === undefined)
-    wrong('source.volumeMode', 'must be given as Block or Filesystem, as the agent has not reported this path');
+    wrong('source.volumeMode', 'must be given as Block or Filesystem, as the agent is not there to say what the path is');
   else source.volumeMode = volumeMode;
 
   if (store.get('StorageClass', target.storageClass) === undefined) {

@@ -11,6 +11,7 @@
  */
 import Type, { type Static, type TObject, type TSchema } from 'typebox';
 import { apiVersion } from '../resources.ts';
+import type { Consistency, VolumeMode } from '../../proto/wire.ts';
 import type * as R from '../resources.ts';
 
 /* Building blocks */
@@ -109,7 +110,7 @@ export const ReplicationSpec = Type.Object({
     path: path(
       'the absolute path of a block device, a raw image or a directory on the agent, without "." and ".." parts and without a "/" at its end',
     ),
-    volumeMode: Type.Unsafe<R.VolumeMode>({
+    volumeMode: Type.Unsafe<VolumeMode>({
       ...VolumeMode,
       description: 'Block or Filesystem; may be left out when the agent has reported the path',
       'x-inferred': true,
@@ -136,7 +137,7 @@ export const ReplicationSpec = Type.Object({
     },
   ),
   rpoSeconds: Type.Number({ minimum: 1, maximum: 2_592_000, default: 30 }),
-  consistency: Type.Unsafe<R.Consistency | null>({
+  consistency: Type.Unsafe<Consistency | null>({
     ...nullable(Consistency),
     default: null,
     description: 'filesystem, crash or file; null: the best that the volume can have',

@@ -1,7 +1,7 @@
 /** replica.json: the few facts about a replica that no commit carries. Replaced whole, atomically. */
 import { ReplicationError } from '../../proto/errors.ts';
 import type { Disk } from '../../proto/effects.ts';
-import type { VolumeMode } from '../resources.ts';
+import type { VolumeMode } from '../../proto/wire.ts';
 
 /** Of the layout on disk; a newer one is refused, an older one would be converted here. */
 const format = 1;

@@ -9,7 +9,7 @@
 import { mkdir } from 'node:fs/promises';
 import type { Disk } from '../../proto/effects.ts';
 import { messageOf } from '../../proto/errors.ts';
-import type { VolumeMode } from '../resources.ts';
+import type { VolumeMode } from '../../proto/wire.ts';
 import type { Base } from './base.ts';
 import type { CommitRecord } from './frame.ts';
 import type { Point } from './horizon.ts';

@@ -1,6 +1,6 @@
 /** Where a replica, a snapshot or a base lies, and opening the bytes there. */
 import type { Disk } from '../../proto/effects.ts';
-import type { VolumeMode } from '../resources.ts';
+import type { VolumeMode } from '../../proto/wire.ts';
 import type { Base } from './base.ts';
 import { BlockBase } from './blockbase.ts';
 import { BlockIndex } from './blockindex.ts';

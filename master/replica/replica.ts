@@ -17,10 +17,11 @@ import { mkdir, readdir, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { asReplicationError, ReplicationError } from '../../proto/errors.ts';
 import type { Effects } from '../../proto/effects.ts';
+import { granuleCount } from '../../proto/granule.ts';
 import { Lock } from '../../proto/lock.ts';
 import { unpack } from '../../proto/payload.ts';
 import type { Commit, Data, Node, Nodes } from '../../proto/wire.ts';
-import type { VolumeMode } from '../resources.ts';
+import type { VolumeMode } from '../../proto/wire.ts';
 import { redo, type Base, type Progress } from './base.ts';
 import type { CommitRecord } from './frame.ts';
 import { baseTarget, pointAt, type Point } from './horizon.ts';
@@ -591,6 +592,11 @@ export class Replica {
       let journalRead = 0;
       for await (const record of this.#journal.read(from, through)) {
         signal.throwIfAborted();
+        if ('commit' in record && this.#mode === 'Block') {
+          // What a volume that shrank has lost is nobody's loss.
+          const count = granuleCount(record.commit.sizeBytes);
+          for (const [key, { granule }] of bad) if (granule >= count) bad.delete(key);
+        }
         if (!('data' in record)) continue;
         journalRead += record.data.payload.length;
         // What was bad before and is good here is good from here on.

@@ -6,7 +6,7 @@ import { accessSync, constants, realpathSync, statfsSync, statSync, type Stats }
 import { basename, sep } from 'node:path';
 import { UsageError } from '../../proto/cli.ts';
 import { systemErrorCode } from '../../proto/errors.ts';
-import type { VolumeMode } from '../../master/resources.ts';
+import type { VolumeMode } from '../../proto/wire.ts';
 
 export interface Source {
   /** Real path: no links in it. */
