@@ -78,8 +78,9 @@ export class BlockIndex implements VolumeIndex {
     return this.#pages.stagedDigest(granuleCount(sizeBytes), sizeBytes);
   }
 
-  stagedUnknown(): number {
-    return this.#pages.stagedUnknown();
+  stagedUnknown(sizeBytes: number): number {
+    this.#pages.stageEnd(granuleCount(sizeBytes));
+    return this.#pages.stagedUnknown(granuleCount(sizeBytes));
   }
 
   commit(commit: CommitRecord): void {

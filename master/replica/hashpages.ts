@@ -91,9 +91,9 @@ export class HashPages {
     return levelDigest(this.#stagedLevel(count), sizeBytes);
   }
 
-  /** What `unknown` will be. */
-  stagedUnknown(): number {
-    return this.unknown === 0 ? this.#countStagedUnknown() : this.#countUnknown();
+  /** What `unknown` will be when `count` hashes are left (see stageEnd). */
+  stagedUnknown(count: number): number {
+    return this.unknown === 0 ? this.#countStagedUnknown() : this.#countUnknown(pageCount(count));
   }
 
   get stagedPages(): number {
@@ -111,7 +111,7 @@ export class HashPages {
 
   /** Inside the caller's transaction. Answers what to give to `settled` after it. */
   write(count: number): { level: Buffer; unknown: number } {
-    const state = { level: this.#stagedLevel(count), unknown: this.stagedUnknown() };
+    const state = { level: this.#stagedLevel(count), unknown: this.stagedUnknown(count) };
     for (const [number, page] of this.#staged) this.#put(number, page);
     if (pageCount(count) * hashBytes < this.#level.length) {
       this.#database.prepare('DELETE FROM page WHERE number >= ?').run(pageCount(count));
@@ -165,9 +165,10 @@ export class HashPages {
   }
 
   /** In the whole array as the staged changes will leave it. */
-  #countUnknown(): number {
+  #countUnknown(pages: number): number {
     let count = this.#countStagedUnknown();
-    for (const [number, page] of this.#stored()) if (!this.#staged.has(number)) count += countUnknown(page);
+    for (const [number, page] of this.#stored())
+      if (number < pages && !this.#staged.has(number)) count += countUnknown(page);
     return count;
   }
 

@@ -301,7 +301,7 @@ export class Replica {
       if (commit.sequence !== this.#head.sequence + 1) {
         throw new ReplicationError('SequenceGap', `commit ${commit.sequence} does not follow ${this.#head.sequence}`);
       }
-      const unknown = this.#head.stagedUnknown();
+      const unknown = this.#head.stagedUnknown(commit.sizeBytes);
       if (commit.point && unknown > 0) {
         throw new ReplicationError(
           'ReplicaDamaged',

@@ -33,7 +33,7 @@ export interface VolumeIndex {
    */
   stagedDigest(sizeBytes: number): Buffer;
   /** What `unknown` will be when the open epoch closes. A recovery point needs 0. */
-  stagedUnknown(): number;
+  stagedUnknown(sizeBytes: number): number;
   /** Closes the open epoch. */
   commit(commit: CommitRecord): void;
   /** Forgets the open epoch. */
