@@ -87,5 +87,5 @@ function later(a: Timer | undefined, b: Timer): boolean {
 /** Nothing can run any more but by a timer. */
 async function quiet(): Promise<void> {
   do await new Promise((resolve) => setImmediate(resolve));
-  while (process.getActiveResourcesInfo().some((name) => name.startsWith('FSReq')));
+  while (process.getActiveResourcesInfo().some((name) => /^(FSReq|FileHandle|CloseReq)/.test(name)));
 }

@@ -261,10 +261,13 @@ export class Faults {
     world.assign({ paused: false });
     if (!world.agentRuns) world.startAgent();
     if (!world.master) world.startMaster();
-    // A person answers what only a person may.
-    world.clock.after(5000, () => {
-      if (world.report?.troubles.some(({ reason }) => /^Source(Shrunk|Changed)$/.test(reason))) this.force();
-    });
+    const answer = (): void => {
+      // A person answers what only a person may.
+      const asks = world.report?.troubles.some(({ reason }) => /^Source(Shrunk|Changed)$/.test(reason)) === true;
+      if (asks && !world.assignment.force) this.force();
+      if (!world.ended) world.clock.after(5000, answer);
+    };
+    world.clock.after(5000, answer);
     // What was begun before ends under the old rules.
     await world.clock.runUntil(() => false, world.clock.nowMs + 2000);
     world.checks.faulty = false;

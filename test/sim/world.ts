@@ -83,6 +83,7 @@ export class World {
   /** Newest state that the agent told. */
   report: Report | undefined;
   master: MasterProcess | undefined;
+  ended = false;
   #agent: AbortController | undefined;
   /** Calls of the disk until the master's process crashes within one. */
   #crashIn: { calls: number; power: boolean } | undefined;
@@ -426,6 +427,7 @@ export class World {
   }
 
   async end(): Promise<void> {
+    this.ended = true;
     this.device.stop();
     this.crashAgent(false);
     const { master } = this;
