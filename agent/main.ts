@@ -9,9 +9,11 @@ import { mkdir, realpath } from 'node:fs/promises';
 import { release } from 'node:os';
 import { allowList } from '../proto/allow.ts';
 import { optional, parseArguments, programVersion, repeated, required, withDefault } from '../proto/cli.ts';
+import { holdData } from '../proto/hold.ts';
 import { systemClock, systemRandom } from '../proto/system.ts';
 import { alignedPool } from '../proto/libc.ts';
 import { asReplicationError } from '../proto/errors.ts';
+import { lockFolder } from '../proto/lock.ts';
 import { parseChoice, parseFolder, parseHostPort, parseName, parseText, formatHostPort } from '../proto/value.ts';
 import { pino } from 'pino';
 import { assignments } from './assignments.ts';
@@ -21,7 +23,7 @@ import { startGuard } from './guard.ts';
 import { joinOrLoad } from './identity.ts';
 import { pathsUnder, readMounts } from './mounts.ts';
 import { sourceOpener } from './opening.ts';
-import { listVolumes } from './volumes.ts';
+import { describeVolume, listVolumes } from './volumes.ts';
 
 const { options } = parseArguments(
   {
@@ -79,6 +81,8 @@ try {
 async function run(signal: AbortSignal): Promise<void> {
   await mkdir(options.data, { recursive: true, mode: 0o700 });
   const dataDir = await realpath(options.data);
+  holdData(dataDir);
+  await lockFolder(dataDir, 'replicator-agent');
   const kubelet = options.kubelet;
   const allow = allowList({
     allow: options.allow,
@@ -108,6 +112,7 @@ async function run(signal: AbortSignal): Promise<void> {
       },
       signal,
     );
+    const seen = { mayRead: allow.mayRead, allow: options.allow, kubelet };
     const line = control({
       open: (call) => identity.client().control(call),
       hello: {
@@ -116,7 +121,8 @@ async function run(signal: AbortSignal): Promise<void> {
         defaultRole: options.role,
         kernel: release(),
       },
-      inventory: () => listVolumes({ mayRead: allow.mayRead, allow: options.allow, kubelet }),
+      inventory: () => listVolumes(seen),
+      look: (path) => describeVolume(path, seen),
       onAssignments: (items) => mirrors.set(items),
       onRenew: () => void identity.renew().catch((error: unknown) => log.warn(asReplicationError(error).message)),
       onLine: (error) => (error ? log.warn({ code: error.code }, error.message) : log.info('connected to the master')),

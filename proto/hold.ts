@@ -1,0 +1,31 @@
+/**
+ * One process at a time per data directory. Two masters that append to the same journals, or two agents with one
+ * identity, would undo each other's work without noticing.
+ *
+ * Guarantees: held until the process ends, however it ends (the kernel's file locks, by way of SQLite, so that no file of
+ * a dead process bars the next one). Not across machines where the filesystem's locks are not.
+ */
+import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
+
+/** Kept from being collected: that would let go of the lock. */
+const held: DatabaseSync[] = [];
+
+/** @throws Error when another process holds it, naming the directory */
+export function holdData(dir: string): void {
+  const database = new DatabaseSync(join(dir, 'lock'));
+  try {
+    database.exec('PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE');
+  } catch (error) {
+    database.close();
+    const busy = (error as { errcode?: number }).errcode === 5; // SQLITE_BUSY
+    if (!busy) throw error;
+    throw new Error(
+      `${dir} is in use by another running process; stop that one, or name another directory with --data`,
+      {
+        cause: error,
+      },
+    );
+  }
+  held.push(database);
+}
