@@ -29,6 +29,7 @@ const goodMs = 10_000;
 const maxEvents = 1000;
 /** What fits a message many times over. */
 const maxVolumes = 5000;
+const maxLooks = 16;
 
 export interface ControlOptions {
   /** Opens the call; the signal ends it. */
@@ -36,6 +37,8 @@ export interface ControlOptions {
   hello: Pick<AgentHello, 'agentVersion' | 'bootId' | 'defaultRole' | 'kernel'>;
   /** Asked at each connect and every 30 s, one at a time; sent when it changed. */
   inventory: () => Promise<Volume[]>;
+  /** One path as a volume, whatever it is. */
+  look: (path: string) => Promise<Volume>;
   /** The whole list, whenever the master sent one: what is not in it stops. */
   onAssignments: (items: Assignment[]) => void;
   /** The master wants the certificate renewed now. */
@@ -107,6 +110,8 @@ export function control(options: ControlOptions): Control {
     const answers = bell();
     let waiting: Assignment[] | undefined;
     let inventory: Volume[] | undefined;
+    let looks = 0;
+    const looked: Volume[] = [];
 
     function hear({ number, masterReceivedUs, masterSentUs }: Pong): void {
       if (number !== ping.number) return;
@@ -116,11 +121,24 @@ export function control(options: ControlOptions): Control {
       answers.ring();
     }
 
+    /** What cannot be described is not answered: the master does not wait for ever. */
+    async function look(path: string): Promise<void> {
+      if (looks >= maxLooks) return;
+      looks++;
+      try {
+        looked.push(await options.look(path));
+        ring();
+      } catch {
+        looks--;
+      }
+    }
+
     async function receiving(): Promise<void> {
-      for await (const { pong, assignments, renew, welcome } of stream.receive) {
+      for await (const { pong, assignments, renew, welcome, look: asked } of stream.receive) {
         if (pong !== undefined) hear(pong);
         if (assignments !== undefined) waiting = assignments.items;
         if (renew !== undefined) options.onRenew();
+        if (asked !== undefined) void look(asked.path);
         if (welcome !== undefined) throw new ReplicationError('BadMessage', 'MasterMessage.welcome came twice');
         if (waiting !== undefined && offset.at(agentUs()) !== undefined) {
           assign(waiting);
@@ -162,6 +180,9 @@ export function control(options: ControlOptions): Control {
           const volumes = inventory;
           inventory = undefined;
           await stream.send({ inventory: { volumes } });
+        } else if (looked[0] !== undefined) {
+          looks--;
+          await stream.send({ looked: looked.shift() as Volume });
         } else if (uid !== undefined && report !== undefined) {
           unsent.delete(uid);
           await stream.send({ report });

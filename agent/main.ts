@@ -13,7 +13,6 @@ import { holdData } from '../proto/hold.ts';
 import { systemClock, systemRandom } from '../proto/system.ts';
 import { alignedPool } from '../proto/libc.ts';
 import { asReplicationError } from '../proto/errors.ts';
-import { lockFolder } from '../proto/lock.ts';
 import { parseChoice, parseFolder, parseHostPort, parseName, parseText, formatHostPort } from '../proto/value.ts';
 import { pino } from 'pino';
 import { assignments } from './assignments.ts';
@@ -82,7 +81,6 @@ async function run(signal: AbortSignal): Promise<void> {
   await mkdir(options.data, { recursive: true, mode: 0o700 });
   const dataDir = await realpath(options.data);
   holdData(dataDir);
-  await lockFolder(dataDir, 'replicator-agent');
   const kubelet = options.kubelet;
   const allow = allowList({
     allow: options.allow,

@@ -1,7 +1,7 @@
 /**
  * Who belongs: the master's own CA, its server certificate, the certificates of agents, and join tokens.
  *
- * On disk under DIR: `ca.key` (0600), `ca.pem`, `server.key` (0600), `server.pem`, `join.token` (0600, always one unused
+ * On disk under DIR: `ca.key` (0600), `ca.pem` (0600), `server.key` (0600), `server.pem`, `join.token` (0600, always one unused
  * token). Every file is replaced whole or not at all. Losing the folder means that every agent joins again; a `ca.key`
  * without its `ca.pem`, or the other way round, is refused rather than replaced.
  *
@@ -247,7 +247,7 @@ async function openCa(dir: string, nowMs: number): Promise<Ca> {
       ],
     });
     pem = certificate.pemOf('CERTIFICATE', Buffer.from(made.rawData));
-    await writeDurably(pemPath, pem, 0o644);
+    await writeDurably(pemPath, pem, 0o600);
   }
   return { pem, certificate: new x509.X509Certificate(pem), privateKey: pair.keys.privateKey };
 }

@@ -25,6 +25,7 @@ const statusMs = 10_000;
 const returnMs = 30_000;
 /** A node that does not answer by then (a dead mount) is taken as not knowing. */
 const lookMs = 5000;
+const maxLooks = 16;
 const inventoryTable = 'inventory';
 
 export interface ControlOptions {
@@ -189,7 +190,7 @@ export function control(options: ControlOptions): Control {
       for await (const { ping, inventory, report, event, hello, looked } of stream.receive) {
         if (ping !== undefined) await pong(ping);
         if (inventory !== undefined) keepInventory(agent, inventory.volumes);
-        if (looked !== undefined) session.looks.get(looked.path)?.answered.resolve(viewOf(looked));
+        if (looked !== undefined) answer(session, looked);
         if (report !== undefined && names.has(report.replicationUid)) options.onReport(agent, report);
         if (event !== undefined) passOn(agent, event, names.get(event.replicationUid));
         if (hello !== undefined) throw new ReplicationError('BadMessage', 'AgentMessage.hello came twice');
@@ -251,7 +252,7 @@ export function control(options: ControlOptions): Control {
     },
     async look(agent, path) {
       const session = sessions.get(agent);
-      if (session === undefined) return undefined;
+      if (session === undefined || session.looks.size >= maxLooks) return undefined;
       const one = session.looks.get(path) ?? { sent: false, answered: Promise.withResolvers() };
       session.looks.set(path, one);
       session.ring();
@@ -289,6 +290,13 @@ export function control(options: ControlOptions): Control {
         );
     },
   };
+}
+
+/** Of a path where nothing is the mode is not known; it is not eligible either, so nobody reads its mode. */
+function answer({ looks }: Session, looked: Volume): void {
+  const { eligible, volumeMode } = looked;
+  const known = eligible || volumeMode !== '' ? looked : { ...looked, volumeMode: 'Filesystem' };
+  looks.get(looked.path)?.answered.resolve(viewOf(known));
 }
 
 async function firstHello(

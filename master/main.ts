@@ -21,7 +21,6 @@ import {
 } from '../proto/cli.ts';
 import { writeDurably } from '../proto/durable.ts';
 import { asReplicationError, messageOf } from '../proto/errors.ts';
-import { lockFolder } from '../proto/lock.ts';
 import { holdData } from '../proto/hold.ts';
 import { systemClock, systemEffects, systemRandom } from '../proto/system.ts';
 import { formatHostPort, isLoopback, parseChoice, parseFolder, parseHostPort, parseText } from '../proto/value.ts';
@@ -102,7 +101,6 @@ async function run(signal: AbortSignal): Promise<void> {
   await mkdir(typed.data, { recursive: true, mode: 0o700 });
   const dir = await realpath(typed.data);
   holdData(dir);
-  await lockFolder(dir, 'replicator-master');
   const recoveries = join(dir, 'recoveries');
   await mkdir(recoveries, { recursive: true, mode: 0o700 });
   const allow = allowList({

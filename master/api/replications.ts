@@ -192,7 +192,10 @@ function complete(context: Context, spec: ReplicationSpec, old?: ReplicationSpec
   const volumeMode =
     (source.volumeMode as typeof source.volumeMode | undefined) ?? old?.source.volumeMode ?? reported();
   if (volumeMode === undefined)
-    wrong('source.volumeMode', 'must be given as Block or Filesystem, as the agent is not there to say what the path is');
+    wrong(
+      'source.volumeMode',
+      'must be given as Block or Filesystem, as the agent is not there to say what the path is',
+    );
   else source.volumeMode = volumeMode;
 
   if (store.get('StorageClass', target.storageClass) === undefined) {

@@ -108,7 +108,7 @@ export function route<B extends TSchema, Q extends TSchema>(app: FastifyInstance
       const query =
         spec.query === undefined ? undefined : check(spec.query, fromQuery(spec.query, request.query), 'query');
       const given = request.body ?? (spec.bodyOptional ? {} : undefined);
-      const answer = await spec.handle({
+      const made = spec.handle({
         params: request.params as Record<string, string>,
         query: query as Static<Q>,
         body: (spec.body === undefined ? undefined : check(spec.body, given)) as Static<B>,
@@ -117,8 +117,9 @@ export function route<B extends TSchema, Q extends TSchema>(app: FastifyInstance
         idempotencyKey: header(request, 'idempotency-key'),
         reply,
       });
-      // A watch answers by itself, for as long as it lasts.
-      if (answer === reply || reply.sent) return reply;
+      // A watch answers by itself, for as long as it lasts; to await a reply is to wait for its end.
+      if (made === reply) return reply;
+      const answer = await made;
       const { kind, metadata } = answer as { kind?: string; metadata?: { name?: string; resourceVersion?: string } };
       if (kind !== undefined && metadata?.name !== undefined) {
         request.about = `${kind}/${metadata.name}`;

@@ -40,6 +40,7 @@ export function snapshotRoutes(app: FastifyInstance, context: Context): void {
     tag,
     summary: 'Take a snapshot of the newest recovery point',
     body: SnapshotCreate,
+    bodyOptional: true,
     answer: 'Snapshot',
     status: 201,
     handle({ params, body }) {

@@ -247,6 +247,7 @@ t.test('a line cut in mid-stream is Disconnected on both sides, and the control 
     open: (signal) => client.control(signal),
     hello: { agentVersion: '1', bootId: 'b', defaultRole: 'target', kernel: 'k' },
     inventory: async () => [],
+    look: () => Promise.reject(new Error('not asked')),
     onAssignments: (items) => void assigned.push(items.map(({ name }) => name)),
     onRenew: () => undefined,
     onLine: (error) => void lines.push(error?.code),

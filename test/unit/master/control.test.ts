@@ -84,6 +84,11 @@ function open(t: Test, settings: { ownClocks?: boolean } = {}) {
     },
     hello,
     inventory: async () => state.volumes,
+    look: async (path) => ({
+      ...volume(path),
+      volumeMode: path === '/none' ? '' : 'Block',
+      eligible: path !== '/none',
+    }),
     onAssignments: (items) =>
       void state.assigned.push(items.map(({ name, paused }) => (paused ? `${name} paused` : name))),
     onRenew: () => void state.renews++,
@@ -250,6 +255,19 @@ t.test('what does not begin with a hello, says it twice or says it too late is r
   t.match(await attempt(good, { inventory: { volumes: [odd] } }), { code: 'BadMessage', message: /volume_mode/ });
 });
 
+t.test('an agent is asked what a path is; one that is not there is not waited for', async (t) => {
+  const { master, run, state } = open(t);
+  t.equal(await master.look('node-a', '/dev/c'), undefined, 'not connected');
+  run();
+  await until(() => state.assigned.length === 1);
+  const asked = ['/dev/c', '/none', '/dev/c'].map((path) => master.look('node-a', path));
+  t.match(await Promise.all(asked), [
+    { path: '/dev/c', volumeMode: 'Block', eligible: true },
+    { path: '/none', eligible: false },
+    { path: '/dev/c', eligible: true },
+  ]);
+});
+
 t.test('the inventory is sent when it changed and outlives a restart of the master', async (t) => {
   const { run, master, state, clock, options, store } = open(t);
   run();
@@ -344,6 +362,7 @@ t.test('a master that does not answer for 30 s is dialled again', async (t) => {
     },
     hello,
     inventory: async () => [],
+    look: () => Promise.reject(new Error('not asked')),
     onAssignments: () => undefined,
     onRenew: () => undefined,
     onLine: (error) => void lines.push(error?.message),
