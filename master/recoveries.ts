@@ -34,6 +34,8 @@ export interface RecoveriesOptions {
 
 const progressEveryMs = 500;
 const againMs = 1000;
+/** Identity of the finished copy by the recovery's uid: its path may hold something else by the time it is rolled back. */
+const copiesTable = 'recovered-copies';
 
 export async function runRecoveries(options: RecoveriesOptions, signal: AbortSignal): Promise<void> {
   const { store } = options;
@@ -52,6 +54,7 @@ export async function runRecoveries(options: RecoveriesOptions, signal: AbortSig
     const cancel = new AbortController();
     working.set(name, cancel);
     const job = work(options, recovery, cancel, signal)
+      .catch((error: unknown) => rest(options, recovery, asReplicationError(error), signal))
       .catch(() => undefined) // stopped: the next start goes on from the object's state
       .finally(() => {
         working.delete(name);
@@ -65,6 +68,23 @@ export async function runRecoveries(options: RecoveriesOptions, signal: AbortSig
   for (const { metadata } of store.list('Recovery')) look(metadata.name);
   for await (const change of store.watch({ kinds: ['Recovery'], since, signal })) look(change.key);
   await Promise.all(jobs);
+}
+
+/** What could not be removed, or not be written down, is told and tried again after a while. */
+async function rest(
+  options: RecoveriesOptions,
+  { metadata: { name }, status }: Recovery,
+  { message }: ReplicationError,
+  signal: AbortSignal,
+): Promise<void> {
+  signal.throwIfAborted();
+  const before = options.store.get('Recovery', name)?.status.message ?? status.message;
+  const text = `${message}; tried again`;
+  if (before !== text) {
+    set(options, name, (now) => (now.message = text));
+    options.events.emit({ code: 'StorageTrouble', level: 'WARNING', message: text, object: `Recovery/${name}` });
+  }
+  await options.clock.sleep(againMs, signal);
 }
 
 function hasWork({ status, requests }: Recovery): boolean {
@@ -138,6 +158,7 @@ async function drill(options: RecoveriesOptions, recovery: Recovery, signal: Abo
       );
     },
   });
+  store.putRecord(copiesTable, recovery.metadata.uid, await identityOf(path));
   const endMs = clock.nowMs();
   await replica.noteDrill(point.sequence, Math.round(endMs * 1000));
   mirrors.drilled(replication.metadata.uid, endMs);
@@ -147,11 +168,18 @@ async function drill(options: RecoveriesOptions, recovery: Recovery, signal: Abo
     Object.assign(status, { state: 'Completed', outcome: 'success', verified, endTime, rtoSeconds });
     Object.assign(status, {
       message: `the copy is at ${path}`,
-      rpoSeconds: seconds(createdMs - point.sourceUs / 1000),
+      rpoSeconds: seconds(createdMs - goodAsOfMs(point, replication)),
     });
     Object.assign(status.tasks[0] ?? {}, { state: 'Completed', endTime, progress: null });
   });
   ended(options, recovery, 'success', 'RecoveryCompleted', `point ${point.sequence} is at ${path}, verified`);
+}
+
+/** Source time that the point is as good as: of the newest one later than its cut where nothing changed since. */
+function goodAsOfMs({ sequence, sourceUs }: Point, { status }: Replication): number {
+  const cutMs = sourceUs / 1000;
+  if (status.recoveryPoint?.sequence !== sequence || status.lastSyncTime === null) return cutMs;
+  return Math.max(cutMs, Date.parse(status.lastSyncTime));
 }
 
 /** Times come from clocks of different resolution: milliseconds are what both have. */
@@ -160,11 +188,13 @@ function seconds(ms: number): number {
 }
 
 async function openReplica(
-  { mirrors, clock }: RecoveriesOptions,
+  { store, mirrors, clock }: RecoveriesOptions,
   { metadata }: Replication,
   signal: AbortSignal,
 ): Promise<Replica> {
   for (;;) {
+    if (store.get('Replication', metadata.name)?.metadata.uid !== metadata.uid)
+      throw new ReplicationError('PointGone', `replication ${metadata.name} was deleted`);
     const replica = mirrors.replica(metadata.uid);
     if (replica) return replica;
     await clock.sleep(againMs, signal);
@@ -228,6 +258,12 @@ async function mustBeFree(path: string, mode: VolumeMode): Promise<void> {
   throw new ReplicationError('TargetRefused', `${path} exists already; ${cure}`);
 }
 
+/** Inode numbers come again, together with the time of birth they do not. */
+async function identityOf(path: string): Promise<string> {
+  const { ino, birthtimeNs } = await fs.lstat(path, { bigint: true });
+  return `${ino}:${birthtimeNs}`;
+}
+
 /** Only what a recovery of ours made: `path` stands in its status. */
 async function removeCopy(path: string): Promise<void> {
   const isTree = (await fs.lstat(path).catch(() => undefined))?.isDirectory() === true;
@@ -239,8 +275,8 @@ async function finishCancel(options: RecoveriesOptions, recovery: Recovery): Pro
   const { name } = recovery.metadata;
   set(options, name, (status) => (status.state = 'Cancelling'));
   // A copy in the making is removed by those who make it; what is left is one that a stop of the master cut off.
-  for (const { path } of options.store.get('Recovery', name)?.status.tasks ?? [])
-    if (path !== null) await removeCopy(path);
+  for (const { path, state } of options.store.get('Recovery', name)?.status.tasks ?? [])
+    if (path !== null && state !== 'Failed') await removeCopy(path);
   const endTime = new Date(options.clock.nowMs()).toISOString();
   set(options, name, (status) => {
     Object.assign(status, {
@@ -257,18 +293,27 @@ async function finishCancel(options: RecoveriesOptions, recovery: Recovery): Pro
 async function rollBack(options: RecoveriesOptions, recovery: Recovery): Promise<void> {
   const { name } = recovery.metadata;
   set(options, name, (status) => (status.state = 'RollingBack'));
+  const { store } = options;
+  const { uid } = recovery.metadata;
+  const copy = store.getRecord(copiesTable, uid);
+  let message = 'rolled back; the copy is removed';
   for (const { path, state } of recovery.status.tasks) {
     // A failed task has removed what it made; at its path there may be what it was refused for.
-    if (path !== null && state !== 'Failed') await removeCopy(path);
+    if (path === null || state === 'Failed') continue;
+    const present = await identityOf(path).catch(() => undefined);
+    if (copy === undefined || present === undefined || present === copy) await removeCopy(path);
+    else
+      message = `rolled back; the copy was gone, and what stands at ${path} now is not of this recovery: it is left alone`;
   }
+  store.putRecord(copiesTable, uid, undefined);
   set(options, name, (status) => {
-    Object.assign(status, { state: 'RolledBack', message: 'rolled back; the copy is removed' });
+    Object.assign(status, { state: 'RolledBack', message });
     for (const task of status.tasks) task.state = 'RolledBack';
   });
   options.events.emit({
     code: 'RecoveryRolledBack',
     level: 'INFO',
-    message: 'the copy is removed',
+    message,
     object: `Recovery/${name}`,
   });
 }

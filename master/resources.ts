@@ -208,7 +208,7 @@ export interface RecoveryStatus {
   verified: boolean | null;
   /** From POST to the usable copy. */
   rtoSeconds: number | null;
-  /** Age of the point's source time at POST. */
+  /** At POST: age of the source time that the point is as good as (lastSyncTime for the newest point). */
   rpoSeconds: number | null;
   startTime: string | null;
   endTime: string | null;

@@ -41,7 +41,7 @@ export function statusOf(facts: StatusFacts, previous: ReplicationStatus): Repli
   const troubles = troublesOf(facts);
   const stopped = troubles.find((trouble) => trouble.stops);
   const phase = phaseOf(facts);
-  const lastSyncMs = lastSyncOf(facts);
+  const lastSyncMs = lastSyncOf(facts, previous);
   const working = report !== undefined && ['InitialSync', 'Resyncing', 'Verifying'].includes(phase);
   return {
     state: stateOf(newestPoint !== undefined, stopped),
@@ -83,10 +83,15 @@ function phaseOf({ spec, report, agentConnected, newestPoint }: StatusFacts): Ph
   return newestPoint && report.phase === 'InitialSync' ? 'Mirroring' : (report.phase as Phase);
 }
 
-/** The cut of the newest point, moved on where capture has proved that nothing changed since. */
-function lastSyncOf({ newestPoint, report }: StatusFacts): number | undefined {
+/**
+ * The cut of the newest point, moved on where capture has proved that nothing changed since. What was proved of this point
+ * stays proved when the agent goes or the master restarts: its age grows from there on, it does not jump.
+ */
+function lastSyncOf({ newestPoint, report }: StatusFacts, previous: ReplicationStatus): number | undefined {
   if (!newestPoint) return undefined;
-  return Math.max(newestPoint.sourceUs, report?.unchangedSinceUs ?? 0) / 1000;
+  const same = previous.recoveryPoint?.sequence === newestPoint.sequence;
+  const provedMs = same && previous.lastSyncTime !== null ? Date.parse(previous.lastSyncTime) : 0;
+  return Math.max(newestPoint.sourceUs / 1000, (report?.unchangedSinceUs ?? 0) / 1000, provedMs);
 }
 
 function progressOf({ bytesTotal, bytesDone, bytesPerSecond }: Report): ReplicationStatus['progress'] {

@@ -1,5 +1,5 @@
 import t from 'tap';
-import { statusOf, type StatusFacts } from '../../../master/status.ts';
+import { pointView, statusOf, type StatusFacts } from '../../../master/status.ts';
 import type { ReplicationStatus } from '../../../master/resources.ts';
 import type { Report } from '../../../proto/wire.ts';
 
@@ -120,6 +120,19 @@ t.test('the age is that of the cut, and moves on only by a proof that nothing ch
     2,
     'an old proof does not make it older',
   );
+  t.end();
+});
+
+t.test('what was proved of a point stays proved when the agent goes, and is not taken for the next point', (t) => {
+  const view = (sequence: number) => ({
+    newestPoint: { ...newestPoint, sequence },
+    newestPointView: pointView({ ...newestPoint, sequence }, null, undefined),
+  });
+  const proven = { ...report, unchangedSinceUs: (nowMs - 500) * 1000 };
+  const before = statusOf({ ...facts, ...view(7), report: proven }, blank);
+  const gone = { ...facts, nowMs: nowMs + 1000, agentConnected: false, report: undefined };
+  t.equal(statusOf({ ...gone, ...view(7) }, before).lagSeconds, 1.5);
+  t.equal(statusOf({ ...gone, ...view(8) }, before).lagSeconds, 3);
   t.end();
 });
 
