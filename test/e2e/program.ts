@@ -75,6 +75,10 @@ export function runProgram(
   name: ProgramName,
   argv: string[],
 ): { status: number | null; stdout: string; stderr: string } {
-  const { status, stdout, stderr } = spawnSync(launcherOf(name), argv, { encoding: 'utf8', timeout: 20_000 });
+  const { status, stdout, stderr } = spawnSync(launcherOf(name), argv, {
+    encoding: 'utf8',
+    timeout: 20_000,
+    killSignal: 'SIGKILL',
+  });
   return { status, stdout, stderr };
 }

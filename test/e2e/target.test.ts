@@ -1,5 +1,15 @@
 import t from 'tap';
-import { closeSync, fstatSync, ftruncateSync, openSync, rmSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  copyFileSync,
+  existsSync,
+  fstatSync,
+  ftruncateSync,
+  openSync,
+  readdirSync,
+  rmSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { loopMount, missingForLoop } from '../loop.ts';
 import { noise, random, sameBytes, startWriter, writeNoise } from './content.ts';
@@ -71,6 +81,24 @@ for (const type of ['ext4', 'xfs']) {
       rmSync(filler);
       await world.normal('full', Date.now());
       t.same(await lost(), [], 'nor afterwards');
+    });
+
+    await t.test('also when its index is behind the journal, as a power cut leaves it', async (t) => {
+      await world.normal('full', Date.now());
+      before.splice(0, Infinity, ...(await world.points('full')));
+      await world.master.kill();
+      const folder = join(mountPoint, 'class', readdirSync(join(mountPoint, 'class'))[0] ?? '');
+      for (const suffix of ['', '-wal', '-shm']) {
+        rmSync(join(folder, `head.db${suffix}`), { force: true });
+        if (existsSync(join(folder, `base/index.db${suffix}`)))
+          copyFileSync(join(folder, `base/index.db${suffix}`), join(folder, `head.db${suffix}`));
+      }
+      fill(filler);
+      await world.startMaster();
+      await world.degraded('full', 'SpaceLow');
+      rmSync(filler);
+      await world.normal('full', Date.now());
+      t.same(await lost(), [], 'no point is lost');
     });
 
     await writer.stop();
