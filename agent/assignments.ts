@@ -39,7 +39,8 @@ export interface AssignedMirrors {
 
 export function assignments(options: AssignmentsOptions): AssignedMirrors {
   const loops = new Map<string, Loop>();
-  const ending = new Set<Promise<void>>();
+  /** By replication: those that were stopped and are not over yet. */
+  const ending = new Map<string, Promise<void>>();
   let stopped = false;
 
   function start(assignment: Assignment, after: Promise<void>): Loop {
@@ -73,10 +74,13 @@ export function assignments(options: AssignmentsOptions): AssignedMirrors {
   }
 
   function end(loop: Loop): Promise<void> {
+    const uid = loop.assignment.replicationUid;
     loop.stop.abort();
-    ending.add(loop.ended);
-    void loop.ended.finally(() => ending.delete(loop.ended));
-    return loop.ended;
+    const ended = loop.ended.finally(() => {
+      if (ending.get(uid) === ended) ending.delete(uid);
+    });
+    ending.set(uid, ended);
+    return ended;
   }
 
   return {
@@ -92,14 +96,8 @@ export function assignments(options: AssignmentsOptions): AssignedMirrors {
       for (const [uid, item] of wanted) {
         const loop = loops.get(uid);
         if (!loop) {
-          // One of the same replication may still be closing its source.
-          loops.set(
-            uid,
-            start(
-              item,
-              Promise.allSettled(ending).then(() => undefined),
-            ),
-          );
+          // One of the same replication may still be closing its source; those of others are nothing to wait for.
+          loops.set(uid, start(item, ending.get(uid) ?? Promise.resolve()));
         } else if (JSON.stringify(loop.assignment) !== JSON.stringify(item)) {
           loop.assignment = item;
           for (const wake of [...loop.changed]) wake();
@@ -113,7 +111,7 @@ export function assignments(options: AssignmentsOptions): AssignedMirrors {
       });
       stopped = true;
       for (const loop of loops.values()) void end(loop);
-      await Promise.allSettled(ending);
+      await Promise.allSettled(ending.values());
     },
   };
 }

@@ -13,6 +13,7 @@ import {
   unknownHash,
   zeroHash,
 } from '../proto/granule.ts';
+import { ReplicationError } from '../proto/errors.ts';
 import type { Pace } from '../proto/pace.ts';
 import type { Readable } from './device.ts';
 import type { Piece, SourceCounters } from './source.ts';
@@ -59,23 +60,38 @@ export class Known {
   }
 }
 
-/** Aligned buffers of chunkBytes; `take` waits until one is free. */
+/** Aligned buffers of chunkBytes; `take` waits, in turn, until one is free. @throws the signal's reason */
 export class BufferPool {
   readonly #free: Buffer[];
-  readonly #waiting: ((buffer: Buffer) => void)[] = [];
+  readonly #waiting = new Set<(buffer: Buffer) => void>();
 
   constructor(buffers: Buffer[]) {
     this.#free = buffers;
   }
 
-  async take(): Promise<Buffer> {
-    return this.#free.pop() ?? new Promise((resolve) => this.#waiting.push(resolve));
+  async take(signal: AbortSignal): Promise<Buffer> {
+    signal.throwIfAborted();
+    const free = this.#free.pop();
+    if (free) return free;
+    return new Promise((resolve, reject) => {
+      const aborted = (): void => {
+        this.#waiting.delete(given);
+        reject(signal.reason as Error);
+      };
+      const given = (buffer: Buffer): void => {
+        signal.removeEventListener('abort', aborted);
+        resolve(buffer);
+      };
+      this.#waiting.add(given);
+      signal.addEventListener('abort', aborted, { once: true });
+    });
   }
 
   give(buffer: Buffer): void {
-    const next = this.#waiting.shift();
-    if (next) next(buffer);
-    else this.#free.push(buffer);
+    const [next] = this.#waiting;
+    if (!next) return void this.#free.push(buffer);
+    this.#waiting.delete(next);
+    next(buffer);
   }
 }
 
@@ -96,7 +112,8 @@ export interface ScanOptions {
 
 /** Pieces in ascending order. `known` moves on as they are handed out. */
 export async function* scan(options: ScanOptions): AsyncGenerator<Piece> {
-  const chunks = chunksOf(options);
+  const leaving = new AbortController();
+  const chunks = chunksOf({ ...options, signal: AbortSignal.any([options.signal, leaving.signal]) });
   const ahead: Promise<Chunk | undefined>[] = [];
   const next = (): Promise<Chunk | undefined> => {
     const read = chunks.next();
@@ -114,7 +131,8 @@ export async function* scan(options: ScanOptions): AsyncGenerator<Piece> {
       options.progress(chunk.position + chunk.length);
     }
   } finally {
-    // Reads that are under way must end before their buffers are anyone else's.
+    // Reads that are under way must end before their buffers are anyone else's; those that only wait for their turn need not.
+    leaving.abort(new ReplicationError('Stopped', 'the scan was left'));
     for (const rest of ahead) {
       const chunk = await rest.catch(() => undefined);
       if (chunk?.buffer) options.pool.give(chunk.buffer);
@@ -157,9 +175,10 @@ function chunksOf({ readable, sizeBytes, pool, pace, counters, signal }: ScanOpt
       const at = await mine;
       if (!at) return undefined;
       if (at.hole) return { position: at.position, length: at.length, buffer: undefined };
-      const buffer = await pool.take();
+      // Before a buffer is taken: those who read slowly on purpose must not keep what others need.
+      await pace.take(at.length, signal);
+      const buffer = await pool.take(signal);
       try {
-        await pace.take(at.length, signal);
         const got = await readable.read(buffer.subarray(0, at.length), at.position);
         // A volume that became shorter meanwhile reads as zeros here; its new size is seen before the next cut.
         if (got < at.length) buffer.fill(0, got, at.length);

@@ -124,9 +124,11 @@ async function imageStamp(file: fs.FileHandle, clock: Clock): Promise<{ stamp: s
 async function deviceStamp(file: fs.FileHandle): Promise<{ stamp: string | undefined; reason: string }> {
   const sys = `/sys/dev/block/${deviceText((await file.stat({ bigint: true })).rdev)}`;
   try {
-    const [stat, inflight, iostats, diskseq] = await Promise.all([
+    // First, and alone: a write that is over by then is counted in what is read next. The other way round one that ends
+    // in between would be seen by neither.
+    const inflight = await fs.readFile(`${sys}/inflight`, 'utf8');
+    const [stat, iostats, diskseq] = await Promise.all([
       fs.readFile(`${sys}/stat`, 'utf8'),
-      fs.readFile(`${sys}/inflight`, 'utf8'),
       fs.readFile(`${sys}/queue/iostats`, 'utf8').catch(() => fs.readFile(`${sys}/../queue/iostats`, 'utf8')),
       fs.readFile(`${sys}/diskseq`, 'utf8').catch(() => ''),
     ]);

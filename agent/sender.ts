@@ -94,10 +94,10 @@ export class Sender {
 
   /** @throws what the master refuses the session with */
   static async open(call: MirrorCall, hello: Omit<MirrorHello, 'protocol'>, options: SenderOptions): Promise<Sender> {
-    await call.send({ number: 1, hello: { protocol: protocolVersion, ...hello } });
-    const first = await call.receive.next();
-    const welcome = first.done === true ? undefined : first.value.welcome;
-    if (!welcome) throw new ReplicationError('Disconnected', 'the master ended the call before its welcome');
+    const welcome = await greet(call, hello).catch((error: unknown) => {
+      call.cancel();
+      throw error;
+    });
     const sender = new Sender(call, welcome, options);
     void sender.#pump();
     return sender;
@@ -366,6 +366,14 @@ export class Sender {
     if (this.#failure) throw this.#failure;
     await this.#call.send({ number: ++this.#number, ...kind });
   }
+}
+
+async function greet(call: MirrorCall, hello: Omit<MirrorHello, 'protocol'>): Promise<MirrorWelcome> {
+  await call.send({ number: 1, hello: { protocol: protocolVersion, ...hello } });
+  const first = await call.receive.next();
+  const welcome = first.done === true ? undefined : first.value.welcome;
+  if (!welcome) throw new ReplicationError('Disconnected', 'the master ended the call before its welcome');
+  return welcome;
 }
 
 function release(piece: Piece): void {
