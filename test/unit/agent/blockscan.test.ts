@@ -1,23 +1,39 @@
-import t from 'tap';
-import { BufferPool, chunkBytes, scan, type ScanOptions } from '../../../agent/blockscan.ts';
+import t, { type Test } from 'tap';
+import { BufferPool, chunkBytes, Known, scan, type ScanOptions } from '../../../agent/blockscan.ts';
+import type { Readable } from '../../../agent/device.ts';
+import type { Piece } from '../../../agent/source.ts';
+import { granuleBytes, granuleCount, granuleHash, zeroHash } from '../../../proto/granule.ts';
 import { Pace } from '../../../proto/pace.ts';
-import { systemClock } from '../../../proto/system.ts';
+import { SimClock } from '../../sim/clock.ts';
 
-const pool = (count: number) => new BufferPool(Array.from({ length: count }, () => Buffer.alloc(chunkBytes)));
+const none = new AbortController().signal;
 
-function options(over: Partial<ScanOptions>): ScanOptions {
+function readable(bytes: Buffer, holes = true): Readable {
+  const next = (from: number, wanted: boolean): number => {
+    let at = from;
+    for (; at < bytes.length; at = (Math.floor(at / 4096) + 1) * 4096)
+      if (bytes.subarray(at, at + 4096).some((byte) => byte !== 0) === wanted) break;
+    return at;
+  };
   return {
-    readable: {
-      read: async (buffer: Uint8Array) => buffer.fill(7).length,
-      nextData: async (position: number) => position,
-      nextHole: async () => Infinity,
-    } as unknown as ScanOptions['readable'],
-    sizeBytes: 64 * chunkBytes,
+    read: async (buffer, position) => bytes.copy(buffer, 0, position, position + buffer.length),
+    nextData: async (position) => {
+      const at = holes ? next(position, true) : position;
+      return at < bytes.length ? at : undefined;
+    },
+    nextHole: async (position) => (holes ? Math.min(bytes.length, next(position, false)) : bytes.length),
+  };
+}
+
+function options(bytes: Buffer, change: Partial<ScanOptions> = {}): ScanOptions {
+  return {
+    readable: readable(bytes),
+    sizeBytes: bytes.length,
     known: undefined,
     blank: false,
     whole: false,
-    pool: pool(8),
-    pace: new Pace(systemClock, 0),
+    pool: new BufferPool(Array.from({ length: 6 }, () => Buffer.alloc(chunkBytes))),
+    pace: new Pace(new SimClock().machine(0, 0), 0),
     counters: {
       readBytes: 0,
       skippedSameBytes: 0,
@@ -27,41 +43,154 @@ function options(over: Partial<ScanOptions>): ScanOptions {
       lostEvents: 0,
     },
     progress: () => undefined,
-    signal: new AbortController().signal,
-    ...over,
+    signal: none,
+    ...change,
   };
 }
 
-t.test('who waits for a buffer and is aborted leaves the line; the buffer goes to the next one', async (t) => {
-  const one = pool(1);
-  const never = new AbortController().signal;
-  const buffer = await one.take(never);
-  const gone = new AbortController();
-  const first = one.take(gone.signal);
-  const second = one.take(never);
-  gone.abort(new Error('gone'));
-  await t.rejects(first, { message: 'gone' });
-  one.give(buffer);
-  t.equal(await second, buffer);
+/** Applies the pieces to a volume and answers it; each piece's hashes are checked. */
+async function applied(t: Test, onto: Buffer, given: ScanOptions): Promise<{ image: Buffer; pieces: Piece[] }> {
+  const image = Buffer.alloc(given.sizeBytes);
+  onto.copy(image);
+  const pieces: Piece[] = [];
+  for await (const piece of scan(given)) {
+    pieces.push(piece);
+    if (piece.kind === 'zeros') {
+      const from = piece.first * granuleBytes;
+      image.fill(0, from, from + (piece.count - 1) * granuleBytes + piece.tailBytes);
+    } else if (piece.kind === 'content') {
+      piece.bytes.copy(image, piece.first * granuleBytes);
+      for (let at = 0; at < piece.bytes.length; at += granuleBytes) {
+        const own = (at / granuleBytes) * 16;
+        const sum = granuleHash(piece.bytes.subarray(at, at + granuleBytes));
+        t.ok(sum.equals(piece.hashes.subarray(own, own + 16)));
+      }
+      piece.release();
+    }
+  }
+  return { image, pieces };
+}
+
+function volume(sizeBytes: number, values: Record<number, number>): Buffer {
+  const bytes = Buffer.alloc(sizeBytes);
+  for (const [granule, value] of Object.entries(values)) {
+    const from = Number(granule) * granuleBytes;
+    bytes.fill(value, from, Math.min(sizeBytes, from + granuleBytes));
+  }
+  return bytes;
+}
+
+const size = 3 * chunkBytes + 5 * granuleBytes + 77;
+
+t.test('a blank replica gets the content and no zeros, whether holes can be told or not', async (t) => {
+  const bytes = volume(size, { 0: 1, 17: 2, 18: 3, [granuleCount(size) - 1]: 4 });
+  for (const holes of [true, false]) {
+    const known = new Known(granuleCount(size), true);
+    const given = options(bytes, { readable: readable(bytes, holes), known, blank: true });
+    const { image, pieces } = await applied(t, Buffer.alloc(size), given);
+    t.ok(image.equals(bytes));
+    t.ok(pieces.every((piece) => piece.kind === 'content' && !piece.offer));
+    t.same(await applied(t, Buffer.alloc(0), given).then(({ pieces }) => pieces), [], 'and nothing twice');
+  }
 });
 
-t.test('a scan is left at once, also while it waits for buffers that others hold', async (t) => {
-  const shared = pool(2);
-  const never = new AbortController().signal;
-  const pieces = scan(options({ pool: shared }));
-  const { value } = await pieces.next();
-  t.equal(value?.kind, 'content');
-  await pieces.return(undefined);
-  if (value?.kind === 'content') value.release();
-  await Promise.all([shared.take(never), shared.take(never)]);
+t.test('an unknown replica is offered everything, and what it had where zeros are goes', async (t) => {
+  const bytes = volume(size, { 3: 1, 40: 2 });
+  const known = new Known(granuleCount(size), false);
+  const { image, pieces } = await applied(t, Buffer.alloc(size, 9), options(bytes, { known, whole: true }));
+  t.ok(image.equals(bytes));
+  t.ok(pieces.every((piece) => piece.kind === 'zeros' || (piece.kind === 'content' && piece.offer)));
+  t.ok(pieces.every((piece) => piece.kind !== 'nodes' && !piece.expectSame));
 });
 
-t.test('a scan that is slowed down on purpose holds no buffers while it waits', async (t) => {
-  const shared = pool(2);
-  const never = new AbortController();
-  const pieces = scan(options({ pool: shared, pace: new Pace(systemClock, 1), signal: never.signal }));
-  const next = pieces.next();
-  await Promise.all([shared.take(never.signal), shared.take(never.signal)]);
-  never.abort(new Error('stopped'));
-  await t.rejects(next, { message: 'stopped' });
+t.test('only what differs from what is known comes, without being offered', async (t) => {
+  const known = new Known(granuleCount(size), true);
+  const before = volume(size, { 0: 1, 17: 2, 30: 5 });
+  await applied(t, Buffer.alloc(size), options(before, { known, blank: true }));
+  const after = volume(size, { 0: 1, 17: 3, 31: 6 });
+  const given = options(after, { known });
+  const { image, pieces } = await applied(t, before, given);
+  t.ok(image.equals(after));
+  const content = pieces.flatMap((piece) => (piece.kind === 'content' ? [[piece.first, piece.offer]] : []));
+  t.same(content, [
+    [17, false],
+    [31, false],
+  ]);
+  t.equal(given.counters.skippedSameBytes, granuleBytes);
+});
+
+t.test('a verify offers what is known too and says that it should be there', async (t) => {
+  const known = new Known(granuleCount(size), true);
+  const bytes = volume(size, { 0: 1, 17: 2 });
+  await applied(t, Buffer.alloc(size), options(bytes, { known, blank: true }));
+  const { pieces } = await applied(t, bytes, options(bytes, { known, whole: true }));
+  t.ok(pieces.length > 0);
+  t.ok(pieces.every((piece) => piece.kind !== 'nodes' && piece.expectSame));
+});
+
+t.test('growth: the last granule that was short comes again, new zeros do not', async (t) => {
+  const known = new Known(granuleCount(granuleBytes + 10), true);
+  const small = volume(granuleBytes + 10, { 0: 1, 1: 2 });
+  await applied(t, Buffer.alloc(small.length), options(small, { known, blank: true }));
+  const large = Buffer.concat([small, Buffer.alloc(3 * granuleBytes)]);
+  known.resize(granuleCount(large.length));
+  const { image, pieces } = await applied(t, small, options(large, { known }));
+  t.ok(image.equals(large));
+  t.same(
+    pieces.map((piece) => piece.kind !== 'nodes' && piece.first),
+    [1],
+  );
+});
+
+t.test('a volume that became shorter while it is read reads as zeros there', async (t) => {
+  const bytes = volume(size, { 0: 1 });
+  const shorter = options(bytes.subarray(0, granuleBytes), {
+    sizeBytes: size,
+    known: new Known(granuleCount(size), false),
+  });
+  const { image } = await applied(t, Buffer.alloc(size, 7), shorter);
+  t.ok(image.equals(bytes));
+});
+
+t.test('a read that fails ends the scan, is heard once, and every buffer comes back', async (t) => {
+  const bytes = volume(size, { 0: 1, 16: 1, 32: 1, 48: 1 });
+  const buffers = Array.from({ length: 6 }, () => Buffer.alloc(chunkBytes));
+  const pool = new BufferPool(buffers);
+  const inner = readable(bytes);
+  const failing: Readable = {
+    ...inner,
+    read: async (buffer, position) => {
+      if (position >= chunkBytes) throw new Error('EIO');
+      return inner.read(buffer, position);
+    },
+  };
+  const unheard: unknown[] = [];
+  const hear = (reason: unknown): void => void unheard.push(reason);
+  process.on('unhandledRejection', hear);
+  const reading = (async () => {
+    for await (const piece of scan(
+      options(bytes, { readable: failing, pool, known: new Known(granuleCount(size), true) }),
+    )) {
+      // Whoever takes a piece may take its time: the reads behind it fail meanwhile.
+      await new Promise((resolve) => setImmediate(resolve));
+      if (piece.kind === 'content') piece.release();
+    }
+  })();
+  await t.rejects(reading, /EIO/);
+  await new Promise((resolve) => setImmediate(resolve));
+  process.off('unhandledRejection', hear);
+  t.same(unheard, []);
+  const back = new Set(await Promise.all(buffers.map(() => pool.take(none))));
+  t.equal(back.size, buffers.length);
+});
+
+t.test('what is known: zeros, ranges, growth', async (t) => {
+  const known = new Known(4, false);
+  t.notOk(known.isZero(0, 1));
+  known.setZero(1, 2);
+  t.ok(known.isZero(1, 2));
+  t.notOk(known.isZero(1, 3));
+  known.resize(6);
+  t.ok(known.isZero(4, 2), 'what is new is zeros at the replica too');
+  t.ok(known.get(5).equals(zeroHash));
 });

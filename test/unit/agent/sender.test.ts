@@ -1,0 +1,207 @@
+import t, { type Test } from 'tap';
+import { Sender, windowBytes } from '../../../agent/sender.ts';
+import type { ContentPiece, Piece } from '../../../agent/source.ts';
+import { granuleBytes, granuleHash } from '../../../proto/granule.ts';
+import { Pace } from '../../../proto/pace.ts';
+import { ReplicationError } from '../../../proto/errors.ts';
+import { streamPair } from '../../../proto/stream.ts';
+import type { Commit, MirrorReply, MirrorRequest } from '../../../proto/wire.ts';
+import { SimClock } from '../../sim/clock.ts';
+
+const commit: Commit = {
+  sequence: 6,
+  point: true,
+  sourceUs: 1,
+  consistency: 'crash',
+  sizeBytes: 1,
+  verified: false,
+  mismatchedGranules: 0,
+  startedUs: 0,
+  sentBytes: 0,
+};
+const welcome = {
+  protocol: 1,
+  headSequence: 5,
+  initialized: true,
+  sizeBytes: 1,
+  digest: Buffer.alloc(16),
+  sourceId: 's',
+  blank: false,
+  incomplete: false,
+};
+
+/** A sender whose master is `answer`: what it says to each message. */
+async function connected(t: Test, answer: (message: MirrorRequest) => MirrorReply[]) {
+  const pair = streamPair<MirrorRequest, MirrorReply>();
+  const ending = new AbortController();
+  const got: MirrorRequest[] = [];
+  void (async () => {
+    for await (const message of pair.server.receive) {
+      got.push(message);
+      const replies = message.hello ? [{ welcome }] : answer(message);
+      for (const reply of replies) await pair.server.send(reply);
+    }
+  })().catch(() => undefined);
+  const sender = await Sender.open(
+    pair.client,
+    {
+      replicationUid: 'u',
+      fencingGeneration: '1',
+      volumeMode: 'Block',
+      sizeBytes: 1,
+      sourceId: 's',
+      force: false,
+    },
+    { compression: 'none', pace: new Pace(new SimClock().machine(0, 0), 0), signal: ending.signal },
+  );
+  t.teardown(() => sender.close());
+  return { pair, sender, got, ending };
+}
+
+const taken = (message: MirrorRequest): MirrorReply => ({ received: { number: message.number } });
+const obedient = (message: MirrorRequest): MirrorReply[] => {
+  if (message.offer) return [{ want: { number: message.number, bitmap: Buffer.from([0b10]) } }, taken(message)];
+  if (message.commit) return [{ committed: { sequence: message.commit.sequence, digest: Buffer.alloc(16, 7) } }];
+  return [taken(message)];
+};
+
+function piece(
+  first: number,
+  values: number[],
+  change: Partial<ContentPiece> = {},
+): ContentPiece & { released: number } {
+  const granules = values.map((value) => Buffer.alloc(granuleBytes, value));
+  const one = {
+    kind: 'content' as const,
+    object: 0,
+    first,
+    hashes: Buffer.concat(granules.map((granule) => granuleHash(granule))),
+    bytes: Buffer.concat(granules),
+    offer: true,
+    expectSame: false,
+    released: 0,
+    release: () => void one.released++,
+    ...change,
+  };
+  return one;
+}
+
+async function* from(...pieces: Piece[]): AsyncGenerator<Piece> {
+  yield* pieces;
+}
+
+t.test('of what is offered only what is wanted goes, and the commit after all of it', async (t) => {
+  const { sender, got } = await connected(t, obedient);
+  const pieces = [piece(4, [1, 2, 3], { expectSame: true }), piece(9, [5], { offer: false })];
+  await sender.send(from(...pieces));
+  t.ok((await sender.commit(commit)).equals(Buffer.alloc(16, 7)));
+  t.same(
+    got.map((message) => Object.keys(message).find((key) => key !== 'number')),
+    ['hello', 'offer', 'data', 'commit'],
+  );
+  const runs = got[2]?.data?.runs.map(({ first, count }) => [first, count]);
+  t.same(
+    runs?.toSorted((a, b) => (a[0] ?? 0) - (b[0] ?? 0)),
+    [
+      [5, 1],
+      [9, 1],
+    ],
+  );
+  t.equal(sender.mismatched, 1, 'one of those that should have been there');
+  t.equal(sender.sentBytes, 2 * granuleBytes);
+  t.same(
+    pieces.map(({ released }) => released),
+    [1, 1],
+  );
+});
+
+t.test('at most the window is under way, and it moves on with what is received', async (t) => {
+  let owed: MirrorRequest[] = [];
+  let most = 0;
+  const { sender, pair } = await connected(t, (message) => {
+    if (message.data) owed.push(message);
+    most = Math.max(
+      most,
+      owed.reduce((sum, { data }) => sum + (data?.payload.length ?? 0), 0),
+    );
+    return message.commit ? obedient(message) : [];
+  });
+  const megabyte = Array.from({ length: 16 }, (_, at) => at + 1);
+  let read = 0;
+  async function* endless(): AsyncGenerator<Piece> {
+    for (; read < 80; read++) yield piece(read * 16, megabyte, { offer: false });
+  }
+  const sending = sender.send(endless());
+  for (let freed = 0; freed < 80;) {
+    await new Promise((resolve) => setImmediate(resolve));
+    if (owed.length === 0 || (owed.length < 32 && read < 80)) continue;
+    freed += owed.length;
+    const newest = owed.at(-1);
+    owed = [];
+    if (newest) await pair.server.send(taken(newest));
+  }
+  await sending;
+  t.equal(most, windowBytes);
+});
+
+t.test('a line that breaks ends every wait and gives back what was offered', async (t) => {
+  for (const breaking of ['cut', 'abort'] as const) {
+    const { sender, pair, ending } = await connected(t, () => []);
+    const offered = [piece(0, [1]), piece(1, [2])];
+    const error = new ReplicationError('Stopped', 'stopped');
+    let failed = false;
+    async function* waiting(): AsyncGenerator<Piece> {
+      yield* offered;
+      // As a scan that has no buffer left until one of these comes back.
+      while (offered.some(({ released }) => released === 0)) await new Promise((resolve) => setImmediate(resolve));
+      failed = true;
+      yield piece(2, [3]);
+    }
+    const sending = sender.send(waiting());
+    await new Promise((resolve) => setImmediate(resolve));
+    if (breaking === 'cut') pair.cut();
+    else ending.abort(error);
+    await t.rejects(sending, { code: breaking === 'cut' ? 'Disconnected' : 'Stopped' });
+    t.ok(failed, 'the reading was set free');
+    t.same(
+      offered.map(({ released }) => released),
+      [1, 1],
+    );
+    await t.rejects(sender.commit(commit), { code: breaking === 'cut' ? 'Disconnected' : 'Stopped' });
+  }
+});
+
+t.test('a commit is not taken for done before it is', async (t) => {
+  const { sender, pair } = await connected(t, () => []);
+  let done = false;
+  const committing = sender.commit(commit).then(() => (done = true));
+  for (let i = 0; i < 20; i++) await new Promise((resolve) => setImmediate(resolve));
+  t.equal(done, false);
+  await pair.server.send({ committed: { sequence: 6, digest: Buffer.alloc(16) } });
+  await committing;
+  t.equal(done, true);
+});
+
+t.test('a master that refuses says why, and one that ends without a welcome is a broken line', async (t) => {
+  const options = {
+    compression: 'none' as const,
+    pace: new Pace(new SimClock().machine(0, 0), 0),
+    signal: new AbortController().signal,
+  };
+  const hello = {
+    replicationUid: 'u',
+    fencingGeneration: '1',
+    volumeMode: 'Block',
+    sizeBytes: 1,
+    sourceId: 's',
+    force: false,
+  };
+  const refusing = streamPair<MirrorRequest, MirrorReply>();
+  const refused = Sender.open(refusing.client, hello, options);
+  refusing.cut(new ReplicationError('Fenced', 'an older generation'));
+  await t.rejects(refused, { code: 'Fenced' });
+  const ending = streamPair<MirrorRequest, MirrorReply>();
+  const ended = Sender.open(ending.client, hello, options);
+  ending.server.end();
+  await t.rejects(ended, { code: 'Disconnected' });
+});

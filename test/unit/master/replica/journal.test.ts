@@ -1,0 +1,155 @@
+import assert from 'node:assert/strict';
+import t, { type Test } from 'tap';
+import type { CommitRecord } from '../../../../master/replica/frame.ts';
+import { Journal, type JournalRecord } from '../../../../master/replica/journal.ts';
+import type { Disk } from '../../../../proto/effects.ts';
+import { granuleBytes } from '../../../../proto/granule.ts';
+import type { SimDisk } from '../../../sim/disk.ts';
+import { commitOf, dataOf, quietDisk } from './blockreplica.ts';
+
+const folder = '/j';
+const size = 100 * granuleBytes;
+
+function recordOf(sequence: number): CommitRecord {
+  return {
+    ...commitOf(sequence, size),
+    digest: Buffer.alloc(16, sequence),
+    committedUs: 1,
+    sourceId: 's',
+    generation: '1',
+  };
+}
+
+async function epoch(journal: Journal, sequence: number): Promise<void> {
+  for (const data of dataOf({ [sequence]: sequence }, size)) await journal.append(sequence, { data });
+  await journal.commit(recordOf(sequence));
+}
+
+async function opened(disk: Disk, segmentBytes = 64 << 20): Promise<{ journal: Journal; sequences: number[] }> {
+  const sequences: number[] = [];
+  const journal = await Journal.open(disk, folder, segmentBytes, (records, commit) => {
+    sequences.push(commit.sequence);
+    assert.equal(records.length, 1, 'each epoch comes with its own records');
+  });
+  return { journal, sequences };
+}
+
+async function filled(
+  t: Test,
+  epochs: number,
+  segmentBytes?: number,
+): Promise<{ sim: SimDisk; disk: Disk; journal: Journal }> {
+  const sim = quietDisk();
+  const disk = sim.mount();
+  const { journal } = await opened(disk, segmentBytes);
+  await disk.syncDirectory('/');
+  for (let sequence = 1; sequence <= epochs; sequence++) await epoch(journal, sequence);
+  t.equal(journal.lastSequence, epochs);
+  return { sim, disk, journal };
+}
+
+const upTo = (last: number): number[] => Array.from({ length: last }, (_, at) => at + 1);
+const paths = (sim: SimDisk): string[] => sim.paths().filter((path) => path.startsWith(folder));
+
+async function read(journal: Journal, after: number, through: number): Promise<JournalRecord[]> {
+  const records: JournalRecord[] = [];
+  for await (const record of journal.read(after, through)) records.push(record);
+  return records;
+}
+
+t.test('what was written is read again, payload and all', async (t) => {
+  const { disk, journal } = await filled(t, 3);
+  const check = async (from: Journal): Promise<void> => {
+    const records = await read(from, 1, 3);
+    t.equal(records.length, 4);
+    const [first, second] = records;
+    t.ok(first && 'data' in first && first.data.payload.equals(Buffer.alloc(granuleBytes, 2)));
+    t.same(second, { commit: recordOf(2) });
+  };
+  await check(journal);
+  await journal.close();
+  const again = await opened(disk);
+  t.same(again.sequences, [1, 2, 3]);
+  await check(again.journal);
+  t.same(await read(again.journal, 3, 3), []);
+  await t.rejects(read(again.journal, 0, 4), { code: 'PointGone' });
+});
+
+t.test('cut off at any byte, it opens at the newest whole commit', async (t) => {
+  const { sim } = await filled(t, 4);
+  const [path = ''] = paths(sim);
+  const whole = sim.peek(path);
+  for (let length = 0; length <= whole.length; length += length % 3 === 0 ? 1009 : 7919) {
+    const disk = quietDisk().mount();
+    await disk.mkdir(folder);
+    const file = await disk.open(path, 'write');
+    await file.write([whole.subarray(0, length)], 0);
+    const { journal, sequences } = await opened(disk);
+    t.same(sequences, upTo(sequences.length));
+    t.ok(
+      sequences.length === Math.floor((length / whole.length) * 4),
+      `${length} of ${whole.length} bytes: ${sequences.join()}`,
+    );
+    t.equal(await file.size(), journal.bytes, 'the torn tail is gone');
+    await epoch(journal, sequences.length + 1);
+    t.same((await opened(disk)).sequences, upTo(sequences.length + 1), 'and writing goes on behind it');
+  }
+});
+
+t.test('a damaged frame ends it there, and what follows is not taken for right', async (t) => {
+  const { sim, disk, journal } = await filled(t, 4);
+  const [path = ''] = paths(sim);
+  const quarter = sim.peek(path).length / 4;
+  sim.flip(path, Math.floor(quarter * 2) + 20);
+  await t.rejects(read(journal, 0, 4), { code: 'ReplicaDamaged' });
+  t.ok(journal.damaged);
+  t.equal((await read(journal, 0, 2)).length, 4, 'what is before it can be read');
+  await journal.close();
+  t.same((await opened(disk)).sequences, [1, 2]);
+});
+
+t.test('a missing segment ends it, and the ones behind it are dropped', async (t) => {
+  const { sim, disk, journal } = await filled(t, 4, 1);
+  await journal.close();
+  t.equal(paths(sim).length, 4, 'one segment each');
+  await disk.remove(paths(sim).sort()[1] ?? '');
+  t.same((await opened(disk, 1)).sequences, [1]);
+  t.equal(paths(sim).length, 1);
+});
+
+t.test('the open epoch is forgotten for good', async (t) => {
+  const { sim, disk, journal } = await filled(t, 1);
+  const { bytes } = journal;
+  for (const data of dataOf({ 1: 9, 2: 9 }, size)) await journal.append(2, { data });
+  t.ok(journal.openBytes > 0);
+  await journal.discard();
+  t.same([journal.bytes, journal.openBytes], [bytes, 0]);
+  sim.crash(true);
+  const [path = ''] = paths(sim);
+  t.equal(sim.peek(path).length, bytes, 'also after a power cut');
+  t.same((await opened(sim.mount())).sequences, [1]);
+  await t.rejects(disk.list(folder), 'the process before is gone');
+});
+
+t.test('trimming drops whole segments below, keeps the newest, and no power cut tears a gap', async (t) => {
+  for (let loss = 0; loss < 10; loss++) {
+    const { sim, journal } = await filled(t, 6, 1);
+    t.notOk(journal.canTrim(0));
+    t.ok(journal.canTrim(3));
+    await journal.trim(3);
+    t.same([journal.baseSequence, journal.lastSequence], [3, 6]);
+    await journal.trim(100);
+    t.same([journal.baseSequence, journal.lastSequence], [5, 6], 'the newest stays');
+    await t.rejects(read(journal, 4, 6), { code: 'PointGone' });
+    sim.crash(true);
+    t.same((await opened(sim.mount(), 1)).sequences, [6]);
+  }
+});
+
+t.test('cleared, it starts anew at any sequence', async (t) => {
+  const { disk, journal } = await filled(t, 3, 1);
+  await journal.clear();
+  t.same([journal.lastSequence, journal.bytes], [undefined, 0]);
+  await epoch(journal, 8);
+  t.same((await opened(disk)).sequences, [8]);
+});
