@@ -56,7 +56,11 @@ export type Phase =
 export interface ReplicationSpec {
   source: { agent: string; path: string; volumeMode: VolumeMode; include: string[]; exclude: string[] };
   target: { storageClass: string };
+  /** The source's role. */
+  replicationState: 'primary';
   trigger: { continuous?: true; schedule?: string; manual?: string };
+  /** What of the source's storage is used for a cut. */
+  copyMethod: 'Direct';
   rpoSeconds: number;
   /** null: the best that the volume can have. */
   consistency: Consistency | null;

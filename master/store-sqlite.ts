@@ -37,6 +37,7 @@ export function sqliteStore(database: DatabaseSync, options: StoreOptions): Stor
     log: database.prepare('INSERT INTO changes (version, type, kind, key, body, labels) VALUES (?, ?, ?, ?, ?, ?)'),
     forget: database.prepare('DELETE FROM changes WHERE version <= ?'),
     ends: database.prepare('SELECT min(version) AS oldest, max(version) AS newest FROM changes'),
+    at: database.prepare('SELECT body FROM changes WHERE version = ? AND kind = ? AND key = ?'),
     after: database.prepare('SELECT * FROM changes WHERE version > ? ORDER BY version LIMIT ?'),
     getRecord: database.prepare('SELECT value FROM records WHERE name = ? AND key = ?'),
     putRecord: database.prepare('INSERT OR REPLACE INTO records (name, key, value) VALUES (?, ?, ?)'),
@@ -49,10 +50,19 @@ export function sqliteStore(database: DatabaseSync, options: StoreOptions): Stor
     const row = sql.get.get(kind, key);
     return row === undefined ? undefined : parse<Resources[K]>(row['body']);
   }
+  /** Whether nothing but the status, which moves on by itself all the time, has changed since that version. */
+  function isAsDecided(kind: Kind, key: string, now: Resources[Kind], since: string): boolean {
+    if (since === now.metadata.resourceVersion) return true;
+    const row = sql.at.get(since, kind, key);
+    if (row === undefined) return false;
+    const then = parse<Resources[Kind]>(row['body']);
+    const decided = ({ metadata, spec }: Resources[Kind]) => ({ ...metadata, resourceVersion: '', spec });
+    return isDeepStrictEqual(decided(then), decided(now));
+  }
   function need<K extends Kind>(kind: K, key: string, ifVersion: string | undefined): Resources[K] {
     const object = read(kind, key);
     if (object === undefined) throw new StoreConflict('absent', `there is no ${kind} ${key}`);
-    if (ifVersion !== undefined && ifVersion !== object.metadata.resourceVersion) {
+    if (ifVersion !== undefined && !isAsDecided(kind, key, object, ifVersion)) {
       const found = object.metadata.resourceVersion;
       throw new StoreConflict('version', `${kind} ${key} is at version ${found}, not ${ifVersion}; read it again`);
     }

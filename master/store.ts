@@ -32,7 +32,8 @@ export interface Store {
   /**
    * Reads, changes and writes in one step: `change` mutates the object it is given and must be synchronous.
    * generation grows when spec changed; the store's own metadata cannot be changed. Answers the stored object; nothing is written when nothing changed.
-   * @throws StoreConflict when absent, or when `ifVersion` is given and is not the stored resourceVersion
+   * @throws StoreConflict when absent, or when `ifVersion` is given and more than the status has changed since that
+   *   resourceVersion, or that is not known any more
    */
   update<K extends Kind>(
     kind: K,

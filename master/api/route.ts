@@ -71,7 +71,10 @@ const writeHeaders = {
   type: 'object',
   properties: {
     'idempotency-key': { type: 'string', description: 'the same key again within 24 h: the same answer, nothing done' },
-    'if-match': { type: 'string', description: 'resourceVersion that is to be changed; another one answers 409' },
+    'if-match': {
+      type: 'string',
+      description: 'resourceVersion that is to be changed; 409 when more than the status has changed since',
+    },
   },
 };
 const watchHeaders = {

@@ -119,6 +119,11 @@ export const ReplicationSpec = Type.Object({
     exclude: globs('patterns of the paths to leave out (Filesystem only)'),
   }),
   target: Type.Object({ storageClass: name('of a storage class') }),
+  replicationState: Type.Unsafe<'primary'>({
+    ...words('primary'),
+    default: 'primary',
+    description: "the source's role",
+  }),
   trigger: Type.Object(
     {
       continuous: Type.Optional(Type.Literal(true)),
@@ -136,6 +141,11 @@ export const ReplicationSpec = Type.Object({
       description: 'exactly one of continuous: true, schedule: CRON, manual: TAG',
     },
   ),
+  copyMethod: Type.Unsafe<'Direct'>({
+    ...words('Direct'),
+    default: 'Direct',
+    description: "what of the source's storage is used for a cut",
+  }),
   rpoSeconds: Type.Number({ minimum: 1, maximum: 2_592_000, default: 30 }),
   consistency: Type.Unsafe<Consistency | null>({
     ...nullable(Consistency),

@@ -45,6 +45,8 @@ function setup() {
       spec: {
         source: { agent: 'a', path: '/x', volumeMode: 'Block', include: [], exclude: [] },
         target: { storageClass: 'local' },
+        replicationState: 'primary',
+        copyMethod: 'Direct',
         trigger: { continuous: true },
         rpoSeconds: 30,
         consistency: null,

@@ -36,6 +36,8 @@ const facts: StatusFacts = {
   spec: {
     source: { agent: 'node-a', path: '/srv/x', volumeMode: 'Block', include: [], exclude: [] },
     target: { storageClass: 'local' },
+    replicationState: 'primary',
+    copyMethod: 'Direct',
     trigger: { continuous: true },
     rpoSeconds: 30,
     consistency: null,

@@ -83,6 +83,23 @@ t.test('conflicts: name taken, absent, another version', async () => {
   store.close();
 });
 
+t.test('a status that has moved on is no conflict, any other change is', async (t) => {
+  const store = open(':memory:', 3);
+  store.create('StorageClass', 'a', draft('a'));
+  store.update('StorageClass', 'a', ({ status }) => (status.usedBytes = 1));
+  t.equal(
+    store.update('StorageClass', 'a', ({ metadata }) => (metadata.labels = { x: '1' }), '1').metadata.resourceVersion,
+    '3',
+  );
+  conflict('version', () => store.update('StorageClass', 'a', () => {}, '2'));
+  for (const usedBytes of [2, 3, 4]) store.update('StorageClass', 'a', ({ status }) => (status.usedBytes = usedBytes));
+  conflict('version', () => store.update('StorageClass', 'a', () => {}, '3'));
+  store.delete('StorageClass', 'a', '5');
+  store.create('StorageClass', 'a', draft('a'));
+  conflict('version', () => store.update('StorageClass', 'a', () => {}, '6'));
+  store.close();
+});
+
 t.test('what is handed out is a copy, and a change that throws changes nothing', async (t) => {
   const store = open();
   store.create('StorageClass', 'a', draft('a'));

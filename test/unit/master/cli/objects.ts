@@ -18,6 +18,8 @@ export function replication(
     spec: {
       source: { agent: 'node-a', path: '/srv/orders', volumeMode: 'Filesystem', include: [], exclude: [] },
       target: { storageClass: 'local' },
+      replicationState: 'primary',
+      copyMethod: 'Direct',
       trigger: { continuous: true },
       rpoSeconds: 30,
       consistency: null,
