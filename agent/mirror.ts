@@ -39,13 +39,15 @@ interface State {
   done: { sync: number; resync: number; verify: number };
   progress: ReplicationProgress;
   refusedCuts: string | undefined;
+  /** The newest commit of ours: what was said about it holds only as long as the replica still stands there. */
+  head: { sequence: number; digest: Buffer } | undefined;
 }
 
 export async function mirror(deps: MirrorDependencies, signal: AbortSignal): Promise<void> {
   const progress = new ReplicationProgress(deps.assignment().replicationUid, deps.clock, (report) =>
     deps.report(report),
   );
-  const state: State = { done: { sync: 0, resync: 0, verify: 0 }, progress, refusedCuts: undefined };
+  const state: State = { done: { sync: 0, resync: 0, verify: 0 }, progress, refusedCuts: undefined, head: undefined };
   let failures = 0;
   while (!signal.aborted) {
     try {
@@ -115,6 +117,9 @@ async function session(
   );
   try {
     const { welcome } = sender;
+    const { head } = state;
+    if (head && !(head.sequence === welcome.headSequence && head.digest.equals(welcome.digest)))
+      state.progress.set({ unchangedSinceUs: 0 });
     const attached = await source.attach(welcome, () => sender.manifest());
     const run: Session = {
       deps,
@@ -334,6 +339,7 @@ async function commit(
     sizeBytes: run.source.commitSizeBytes(),
   });
   run.sequence = sequence;
+  run.state.head = { sequence, digest };
   await run.source.committed(sequence, facts.point, digest);
 }
 

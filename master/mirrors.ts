@@ -22,7 +22,7 @@ import { nextTime, parseCron } from './cron.ts';
 import { readHello, serveSession, type MirrorStream } from './session.ts';
 import { pointView, statusOf } from './status.ts';
 import { openStorage, type StorageDriver } from './storage.ts';
-import type { Store } from './store.ts';
+import type { Change, Store } from './store.ts';
 
 /** Status without a change of state is written at most this often. */
 const statusEveryMs = 1000;
@@ -33,6 +33,8 @@ const reopenMs = { first: 1000, most: 30_000 };
 const doneTable = 'requests-done';
 /** Written by the API when a replication is deleted with keepReplica. */
 const keptTable = 'kept-replicas';
+/** Replicas that this master has made, by uid: the only ones that it ever removes. */
+const madeTable = 'made-replicas';
 
 export interface MirrorsOptions {
   store: Store;
@@ -52,6 +54,8 @@ interface Mirror {
   replica: Replica | undefined;
   report: Report | undefined;
   readonly lock: Lock;
+  /** A settle that has not begun yet: it will see whatever changes until then. */
+  settling: Promise<void> | undefined;
   /** Ends its sessions and work. */
   readonly closing: AbortController;
   openFailure: { trouble: Trouble; againMs: number; pauseMs: number } | undefined;
@@ -113,6 +117,7 @@ export function mirrors(options: MirrorsOptions): Mirrors {
       replica: undefined,
       report: undefined,
       lock: new Lock(),
+      settling: undefined,
       closing: new AbortController(),
       openFailure: undefined,
       applyTrouble: undefined,
@@ -155,6 +160,7 @@ export function mirrors(options: MirrorsOptions): Mirrors {
           `there is no storage class ${replication.spec.target.storageClass}; create it`,
         );
       }
+      if (store.getRecord(madeTable, mirror.uid) === undefined) store.putRecord(madeTable, mirror.uid, mirror.name);
       mirror.replica = await Replica.open({
         effects,
         place: await storage.provision(mirror.name, mirror.uid),
@@ -183,22 +189,27 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     await removeOrphans();
   }
 
-  /** Replicas that belong to no replication and are not to be kept. */
+  /**
+   * Replicas that belong to no replication and are not to be kept. Of those that this store knows: the folder may also
+   * hold another master's, those of a store that was lost, or what only looks like one (volumes of other provisioners).
+   */
   async function removeOrphans(): Promise<void> {
+    const made = new Set(store.listRecords(madeTable).map(({ key }) => key));
     const wanted = new Set([
       ...store.list('Replication').map(({ metadata }) => metadata.uid),
       ...store.listRecords(keptTable).map(({ key }) => key),
     ]);
     for (const { metadata } of store.list('StorageClass')) {
-      const storage = driver(metadata.name);
-      for (const uid of (await storage?.list()) ?? []) {
-        if (wanted.has(uid) || all.has(uid)) continue;
-        try {
+      try {
+        const storage = driver(metadata.name);
+        for (const uid of (await storage?.list()) ?? []) {
+          if (!made.has(uid) || wanted.has(uid) || all.has(uid)) continue;
           await storage?.remove(uid);
-        } catch (error) {
-          const message = `the replica ${uid} of a deleted replication cannot be removed: ${asReplicationError(error).message}`;
-          events.emit({ code: 'StorageTrouble', level: 'WARNING', message, object: `StorageClass/${metadata.name}` });
+          store.putRecord(madeTable, uid, undefined);
         }
+      } catch (error) {
+        const message = `replicas of deleted replications cannot be removed: ${asReplicationError(error).message}`;
+        events.emit({ code: 'StorageTrouble', level: 'WARNING', message, object: `StorageClass/${metadata.name}` });
       }
     }
   }
@@ -342,12 +353,16 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     }
   }
 
-  async function settleLocked(mirror: Mirror): Promise<void> {
-    try {
-      await mirror.lock.run(() => settle(mirror));
-    } catch (error) {
-      tell(mirror, 'TargetTrouble', 'ERROR', asReplicationError(error).message);
-    }
+  /** Soon; never throws. However often it is asked for while storage hangs, one at most waits. */
+  function settleLocked(mirror: Mirror): Promise<void> {
+    if (mirror.settling) return mirror.settling;
+    const settling = mirror.lock
+      .run(() => {
+        mirror.settling = undefined;
+        return settle(mirror);
+      })
+      .catch((error: unknown) => tell(mirror, 'TargetTrouble', 'ERROR', asReplicationError(error).message));
+    return (mirror.settling = settling);
   }
 
   function doneOf(uid: string): { sync: number; resync: number; verify: number } {
@@ -357,11 +372,13 @@ export function mirrors(options: MirrorsOptions): Mirrors {
 
   return {
     async run(signal) {
+      const changes = store.watch({ kinds: ['Replication', 'StorageClass'], signal });
       for (const replication of store.list('Replication')) add(replication);
       await removeOrphans();
-      const watching = watch(signal);
+      const watching = watch(changes);
       while (!signal.aborted) {
-        await Promise.all([...all.values()].map((mirror) => settleLocked(mirror)));
+        // Not waited for: one whose storage hangs must not keep the others' status from moving on.
+        for (const mirror of all.values()) void settleLocked(mirror);
         await clock.sleep(statusEveryMs, signal).catch(() => undefined);
       }
       await watching;
@@ -392,27 +409,20 @@ export function mirrors(options: MirrorsOptions): Mirrors {
         );
       }
       mirror.lastAttemptMs = clock.nowMs();
-      mirror.closing.signal.addEventListener('abort', () => stream.cancel(), { once: true });
-      await serveSession(
-        replica,
-        agent,
-        hello,
-        stream,
-        clock,
-        {
-          onCommit: (commit) => onCommit(mirror, commit),
-          onVerified: ({ badGranules }) => {
-            if (badGranules > 0)
-              tell(
-                mirror,
-                'ReplicaDamaged',
-                'ERROR',
-                `${badGranules} stored pieces were damaged; they are fetched again`,
-              );
-          },
-        },
-        AbortSignal.any([signal, mirror.closing.signal]),
-      );
+      const onVerified = ({ badGranules }: { badGranules: number }): void => {
+        const message = `${badGranules} stored pieces were damaged; they are fetched again`;
+        if (badGranules > 0) tell(mirror, 'ReplicaDamaged', 'ERROR', message);
+      };
+      const sessionEvents = { onCommit: (commit: CommitRecord) => onCommit(mirror, commit), onVerified };
+      const closing = mirror.closing.signal;
+      const cancel = (): void => stream.cancel();
+      closing.addEventListener('abort', cancel, { once: true });
+      try {
+        const ending = AbortSignal.any([signal, closing]);
+        await serveSession(replica, agent, hello, stream, clock, sessionEvents, ending);
+      } finally {
+        closing.removeEventListener('abort', cancel);
+      }
     },
 
     assignmentsFor(agent) {
@@ -458,8 +468,8 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     },
   };
 
-  async function watch(signal: AbortSignal): Promise<void> {
-    for await (const change of store.watch({ kinds: ['Replication', 'StorageClass'], signal })) {
+  async function watch(changes: AsyncIterable<Change>): Promise<void> {
+    for await (const change of changes) {
       if (change.kind !== 'Replication') continue;
       const { uid } = change.object.metadata;
       const mirror = all.get(uid) ?? (change.type === 'DELETED' ? undefined : add(change.object));
@@ -493,7 +503,8 @@ function assignmentOf(
     syncRequest: requests.sync > done.sync ? requests.sync : 0,
     resyncRequest: requests.resync > done.resync ? requests.resync : 0,
     verifyRequest: requests.verify > done.verify ? requests.verify : 0,
-    force: requests.force,
+    // Meant for that resync: later ones, and a source that is emptied later, are asked about again.
+    force: requests.force && requests.resync > done.resync,
   };
 }
 

@@ -66,7 +66,10 @@ export async function runRecoveries(options: RecoveriesOptions, signal: AbortSig
 
   const since = store.version();
   for (const { metadata } of store.list('Recovery')) look(metadata.name);
-  for await (const change of store.watch({ kinds: ['Recovery'], since, signal })) look(change.key);
+  for await (const change of store.watch({ kinds: ['Recovery'], since, signal })) {
+    if (change.type === 'DELETED') store.putRecord(copiesTable, change.object.metadata.uid, undefined);
+    look(change.key);
+  }
   await Promise.all(jobs);
 }
 

@@ -2,13 +2,17 @@
  * Carries out what Snapshot objects ask for: Creating -> Ready or Failed, Deleting -> gone.
  *
  * Guarantees: a snapshot that says Ready is whole on storage; one whose making was cut off by a restart is made anew from
- * the newest point, or found complete; data goes before the object does, so nothing is left that nobody knows of.
+ * the newest point, or found complete; data goes before the object does, so nothing is left that nobody knows of; one that
+ * is to be deleted while it is being made is deleted then.
+ * Failure: a snapshot that cannot be made is Failed with the reason; one that cannot be deleted stays Deleting, says why and
+ * is tried again.
  */
 import type { Clock } from '../proto/effects.ts';
-import { asReplicationError } from '../proto/errors.ts';
+import { asReplicationError, messageOf } from '../proto/errors.ts';
 import type { Events } from './engine.ts';
 import type { Metrics } from './metrics.ts';
 import type { Mirrors } from './mirrors.ts';
+import type { Replica } from './replica/replica.ts';
 import type { Snapshot } from './resources.ts';
 import { snapshotKey, type Store } from './store.ts';
 
@@ -20,59 +24,69 @@ export interface SnapshotsOptions {
   metrics: Pick<Metrics, 'onSnapshot'>;
 }
 
-/** A replica that is not open yet is looked at again. */
+/** A replica that is not open yet, or a deletion that failed, is looked at again. */
 const againMs = 1000;
 
 export async function runSnapshots(options: SnapshotsOptions, signal: AbortSignal): Promise<void> {
-  const { store, clock } = options;
-  const working = new Set<string>();
-  const work = async (snapshot: Snapshot): Promise<void> => {
+  const { store } = options;
+  const working = new Map<string, Promise<void>>();
+  const look = (snapshot: Snapshot): void => {
     const key = keyOf(snapshot);
-    if (working.has(key)) return;
-    working.add(key);
-    try {
-      for (;;) {
-        const present = store.get('Snapshot', key);
-        if (!present || signal.aborted || (await step(options, present, signal))) return;
-        await clock.sleep(againMs, signal);
-      }
-    } catch {
-      // Aborted: the next start goes on from the object's state.
-    } finally {
-      working.delete(key);
-    }
+    // Aborted: the next start goes on from the object's state.
+    if (!working.has(key))
+      working.set(
+        key,
+        carryOut(options, key, signal)
+          .catch(() => undefined)
+          .finally(() => working.delete(key)),
+      );
   };
-  const jobs: Promise<void>[] = [];
   const since = store.version();
-  for (const snapshot of store.list('Snapshot')) jobs.push(work(snapshot));
+  for (const snapshot of store.list('Snapshot')) look(snapshot);
   for await (const change of store.watch({ kinds: ['Snapshot'], since, signal })) {
-    if (change.kind === 'Snapshot' && change.type !== 'DELETED') jobs.push(work(change.object));
-    if (jobs.length > 100) await Promise.all(jobs.splice(0, 50));
+    if (change.kind === 'Snapshot' && change.type !== 'DELETED') look(change.object);
   }
-  await Promise.all(jobs);
+  await Promise.all(working.values());
 }
 
-/** True when there is nothing more to do. */
-async function step(options: SnapshotsOptions, snapshot: Snapshot, signal: AbortSignal): Promise<boolean> {
-  const { state } = snapshot.status;
-  if (state !== 'Creating' && state !== 'Deleting') return true;
-  const replication = options.store.get('Replication', snapshot.spec.replication);
-  if (!replication) {
-    options.store.delete('Snapshot', keyOf(snapshot));
-    return true;
+/** Until there is nothing more to do for it, whatever is asked of it meanwhile. */
+async function carryOut(options: SnapshotsOptions, key: string, signal: AbortSignal): Promise<void> {
+  const { store, clock, mirrors, events } = options;
+  let told: string | undefined;
+  for (;;) {
+    signal.throwIfAborted();
+    const snapshot = store.get('Snapshot', key);
+    const state = snapshot?.status.state;
+    if (!snapshot || (state !== 'Creating' && state !== 'Deleting')) return;
+    const uid = store.get('Replication', snapshot.spec.replication)?.metadata.uid;
+    if (uid === undefined) return void store.delete('Snapshot', key);
+    const replica = mirrors.replica(uid);
+    if (replica && state === 'Creating') {
+      await make(options, snapshot, replica, uid, signal);
+      continue;
+    }
+    try {
+      if (replica) return await remove(options, snapshot, replica);
+    } catch (error) {
+      const message = `cannot be deleted, tried again: ${messageOf(error)}`;
+      update(options, snapshot, (status) => (status.message = message));
+      if (told !== message)
+        events.emit({ code: 'StorageTrouble', level: 'WARNING', message, object: `Snapshot/${key}` });
+      told = message;
+    }
+    await clock.sleep(againMs, signal);
   }
-  const replica = options.mirrors.replica(replication.metadata.uid);
-  if (!replica) return false;
-  if (state === 'Creating') await make(options, snapshot, replication.metadata.uid, signal);
-  else await remove(options, snapshot, replication.metadata.uid);
-  return true;
 }
 
-async function make(options: SnapshotsOptions, snapshot: Snapshot, uid: string, signal: AbortSignal): Promise<void> {
+async function make(
+  options: SnapshotsOptions,
+  snapshot: Snapshot,
+  replica: Replica,
+  uid: string,
+  signal: AbortSignal,
+): Promise<void> {
   const { store, clock, mirrors, events, metrics } = options;
   const { name } = snapshot.metadata;
-  const replica = mirrors.replica(uid);
-  if (!replica) return;
   const object = `Snapshot/${keyOf(snapshot)}`;
   const startMs = clock.monotonicMs();
   try {
@@ -82,6 +96,7 @@ async function make(options: SnapshotsOptions, snapshot: Snapshot, uid: string, 
     if (!found) await replica.snapshot(name, point, signal, () => undefined);
     const view = { ...mirrors.view(uid, point), snapshot: name };
     update(options, snapshot, (status) => {
+      if (status.state !== 'Creating') return;
       Object.assign(status, {
         state: 'Ready',
         message: null,
@@ -94,16 +109,18 @@ async function make(options: SnapshotsOptions, snapshot: Snapshot, uid: string, 
   } catch (thrown) {
     if (signal.aborted) throw thrown;
     const { message } = asReplicationError(thrown);
-    update(options, snapshot, (status) => Object.assign(status, { state: 'Failed', message }));
+    update(options, snapshot, (status) => {
+      if (status.state === 'Creating') Object.assign(status, { state: 'Failed', message });
+    });
     metrics.onSnapshot(snapshot.spec.replication, (clock.monotonicMs() - startMs) / 1000);
     events.emit({ code: 'SnapshotFailed', level: 'ERROR', message, object });
   }
   if (!store.get('Snapshot', keyOf(snapshot))) await replica.deleteSnapshot(name);
 }
 
-async function remove(options: SnapshotsOptions, snapshot: Snapshot, uid: string): Promise<void> {
-  const { store, mirrors, events } = options;
-  await mirrors.replica(uid)?.deleteSnapshot(snapshot.metadata.name);
+async function remove(options: SnapshotsOptions, snapshot: Snapshot, replica: Replica): Promise<void> {
+  const { store, events } = options;
+  await replica.deleteSnapshot(snapshot.metadata.name);
   store.delete('Snapshot', keyOf(snapshot));
   events.emit({
     code: 'SnapshotDeleted',

@@ -466,6 +466,7 @@ export class Replica {
         );
       }
       await copy.sync();
+      await this.#effects.disk.syncDirectory(dirname(contentPath));
       const read = options.verify
         ? await copy.verify(signal, (done, total) => progress('verifying', done, total))
         : undefined;

@@ -25,7 +25,16 @@ import type { JournalRecord } from './journal.ts';
 import { TreeFiles } from './treefiles.ts';
 import { TreeIndex } from './treeindex.ts';
 import { workPhases } from './treelog.ts';
-import { Directories, entryNames, isPrivileged, openFile, removeEntry, stagingSlot, type Handle } from './treepath.ts';
+import {
+  Directories,
+  entryNames,
+  isMissing,
+  isPrivileged,
+  openFile,
+  removeEntry,
+  stagingSlot,
+  type Handle,
+} from './treepath.ts';
 import { verifyTree } from './treeverify.ts';
 import { attach, detach, restore, stagedContent, type Work } from './treework.ts';
 
@@ -358,6 +367,11 @@ export async function removeTreeBase(contentPath: string): Promise<void> {
 
 /** However deep, and whatever permissions it has. With `keep` only what is in it; no error when absent. */
 export async function removeTree(path: string, keep = false): Promise<void> {
+  // Beside what is not there nothing can be made either.
+  const isThere = await fs.lstat(path).catch((error: unknown) => {
+    if (!isMissing(error)) throw error;
+  });
+  if (!isThere) return;
   const spare = await fs.mkdtemp(`${stagingPathOf(path)}-`);
   try {
     const [tree, trash] = [await fs.open(path, directoryFlags), await fs.open(spare, directoryFlags)];

@@ -1,0 +1,75 @@
+import { readFile, rm, stat, writeFile } from 'node:fs/promises';
+import t from 'tap';
+import type { Mirrors } from '../../../master/mirrors.ts';
+import { runRecoveries } from '../../../master/recoveries.ts';
+import { systemClock } from '../../../proto/system.ts';
+import { addRecovery, addReplication, until, world } from './controllers.ts';
+
+async function start(t: Parameters<typeof world>[0]) {
+  const made = await world(t);
+  const { store, folder } = made;
+  const { uid } = addReplication(store, 'one').metadata;
+  const replica = {
+    newestPoint: { sequence: 1, sourceUs: 1, committedUs: 1 },
+    recover: async (_point: unknown, path: string) => {
+      await writeFile(path, 'the copy', { flag: 'wx' });
+      return { verified: true, readBytes: 8 };
+    },
+    noteDrill: async () => undefined,
+  };
+  const mirrors = { replica: () => replica, view: () => ({ sequence: 1 }), drilled: () => undefined };
+  const options = {
+    store,
+    clock: systemClock,
+    mirrors: mirrors as unknown as Mirrors,
+    events: made.emitter,
+    metrics: { onRecovery: () => undefined },
+    allow: { mayWriteRecovery: async (path: string) => path },
+    folder,
+  };
+  const state = (name: string): string | undefined => store.get('Recovery', name)?.status.state;
+  made.run(runRecoveries(options, made.signal));
+  return { ...made, uid, state, path: `${folder}/copy.raw` };
+}
+
+t.test('a rollback removes its own copy', async (t) => {
+  const { store, state, path } = await start(t);
+  addRecovery(store, 'first', 'one', path);
+  await until('it is complete', () => state('first') === 'Completed');
+  store.update('Recovery', 'first', ({ requests }) => (requests.rollback = true));
+  await until('it is rolled back', () => state('first') === 'RolledBack');
+  await t.rejects(stat(path), { code: 'ENOENT' });
+});
+
+t.test('a rollback leaves alone what somebody else has put in the place of its copy', async (t) => {
+  const { store, state, path } = await start(t);
+  addRecovery(store, 'first', 'one', path);
+  await until('it is complete', () => state('first') === 'Completed');
+  await rm(path);
+  addRecovery(store, 'second', 'one', path);
+  await until('the second is complete', () => state('second') === 'Completed');
+  store.update('Recovery', 'first', ({ requests }) => (requests.rollback = true));
+  await until('the first is rolled back', () => state('first') === 'RolledBack');
+  t.equal(await readFile(path, 'utf8'), 'the copy');
+  t.match(store.get('Recovery', 'first')?.status.message, /left alone/);
+  store.update('Recovery', 'second', ({ requests }) => (requests.rollback = true));
+  await until('the second is rolled back', () => state('second') === 'RolledBack');
+  await t.rejects(stat(path), { code: 'ENOENT' });
+});
+
+t.test('a copy that cannot be removed is told once, and tried again at leisure', async (t) => {
+  const { store, events, folder, state } = await start(t);
+  addRecovery(store, 'first', 'one', `${folder}/inner/copy.raw`);
+  await until('it is complete', () => state('first') === 'Completed');
+  // A path that goes through a file can be removed by nobody.
+  await rm(`${folder}/inner`, { recursive: true });
+  await writeFile(`${folder}/inner`, '');
+  const before = store.version();
+  store.update('Recovery', 'first', ({ requests }) => (requests.rollback = true));
+  await until('it says why', () => store.get('Recovery', 'first')?.status.message?.includes('tried again'));
+  t.equal(state('first'), 'RollingBack');
+  await rm(`${folder}/inner`);
+  await until('it is rolled back', () => state('first') === 'RolledBack');
+  t.ok(store.version() - before < 10, 'not again and again without a pause');
+  t.equal(events.filter(({ code }) => code === 'StorageTrouble').length, 1);
+});
