@@ -1,4 +1,4 @@
-import t from 'tap';
+import t, { type Test } from 'tap';
 import { closeSync, ftruncateSync, openSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { noise } from './content.ts';
@@ -62,12 +62,11 @@ function told({ agent, master }: Peak): string {
   return `agent ${Math.round(agent / 2 ** 20)} MiB, master ${Math.round(master / 2 ** 20)} MiB`;
 }
 
-async function fresh(t: Tap): Promise<World> {
+async function fresh(t: Test): Promise<World> {
   const world = await openWorld(t);
   await world.startAgent();
   return world;
 }
-type Tap = typeof t;
 
 t.test('memory does not grow with the volume', async (t) => {
   const small = await peakOf(await fresh(t), 100 * 2 ** 20);

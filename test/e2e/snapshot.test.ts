@@ -1,4 +1,4 @@
-import t from 'tap';
+import t, { type Test } from 'tap';
 import { closeSync, existsSync, openSync, readFileSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { ApiProblem } from '../../master/cli/client.ts';
@@ -12,7 +12,7 @@ function change(path: string): void {
   closeSync(file);
 }
 
-async function problem(t: Tap, call: Promise<unknown>, status: number, code: string): Promise<void> {
+async function problem(t: Test, call: Promise<unknown>, status: number, code: string): Promise<void> {
   const error: unknown = await call.then(
     () => undefined,
     (thrown: unknown) => thrown,
@@ -20,7 +20,6 @@ async function problem(t: Tap, call: Promise<unknown>, status: number, code: str
   if (!(error instanceof ApiProblem)) return void t.fail(`${code} was to be answered, not ${String(error)}`);
   t.match(error.problem, { status, code });
 }
-type Tap = typeof t;
 
 t.test('snapshots, points in time and the ends of drills', async (t) => {
   const world = await openWorld(t);
