@@ -6,7 +6,7 @@
  * not eligible with the reason and the cure, and nothing is looked up below it. A filesystem or device that does not answer holds
  * the list up for `probeMs` once and is listed so; at most `maxHanging` threads are lost to such ones.
  *
- * Files that nobody named are not searched for images. The claim of a volume is not in the kubelet's folders: the master
+ * Files are not searched for images: those that lie right in an allowed directory and are called .img or .raw are listed. The claim of a volume is not in the kubelet's folders: the master
  * knows it by the PersistentVolume.
  */
 import { promises as fs } from 'node:fs';
@@ -28,6 +28,7 @@ export interface VolumesOptions {
 
 const probeMs = 2000;
 const maxHanging = 2;
+const maxImages = 100;
 
 const blank: Volume = {
   path: '',
@@ -57,7 +58,9 @@ export async function listVolumes(options: VolumesOptions): Promise<Volume[]> {
   const hints = new Map<string, Partial<Volume>>();
   for (const device of node.devices) hints.set(device.path, deviceHints(device, node));
   for (const mount of node.mounts) if (isVolume(mount)) hints.set(mount.mountPoint, mountHints(mount));
-  for (const path of options.allow) if (!hints.has(path)) hints.set(path, {});
+  for (const allowed of options.allow) {
+    for (const path of [allowed, ...(await imagesIn(allowed))]) if (!hints.has(path)) hints.set(path, {});
+  }
   for (const volume of await csiVolumes(options.kubelet)) {
     hints.set(volume.path, { ...hints.get(volume.path), ...volume });
   }
@@ -196,6 +199,12 @@ async function readNotes(path: string): Promise<Record<string, unknown>> {
   } catch {
     return {}; // being made or removed just now; the volume is listed all the same
   }
+}
+
+/** At most maxImages, as a directory may be a tree with anything in it. */
+async function imagesIn(path: string): Promise<string[]> {
+  const images = (await listed(path)).filter((name) => /\.(img|raw)$/.test(name));
+  return images.slice(0, maxImages).map((name) => join(path, name));
 }
 
 async function listed(path: string): Promise<string[]> {

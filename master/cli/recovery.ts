@@ -42,7 +42,8 @@ async function waitForRecovery(session: Session, from: Recovery, timeoutSeconds:
   if (message !== null) session.note(message);
   for (const task of tasks) {
     if (task.message !== null && task.message !== message) session.note(`${task.volume}: ${task.message}`);
-    if (task.path !== null && outcome === 'success') session.note(`The copy is at ${task.path}`);
+    const isSaid = message?.includes(task.path ?? '') === true;
+    if (task.path !== null && outcome === 'success' && !isSaid) session.note(`the copy is at ${task.path}`);
   }
   if (outcome === 'success')
     session.note(

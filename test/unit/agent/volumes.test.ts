@@ -27,6 +27,10 @@ mkdirSync(at('kubelet/pods/uid-1/volumes/kubernetes.io~empty-dir/cache'), { recu
 mkdirSync(at('tree'));
 put('image');
 truncateSync(at('image'), 12345);
+put('tree/db.img', 'x');
+put('tree/notes.txt', 'x');
+mkdirSync(at('tree/below'));
+put('tree/below/db.img', 'x');
 
 const allow = [at('image'), at('tree'), at('absent')];
 const rules = { allow, own: [at('data')], recoveries: [], kubelet: at('kubelet') };
@@ -49,6 +53,9 @@ await t.test('volumes of pods are listed with the names of their driver', async 
   t.match(of(`${csi}/half-made/mount`), { eligible: true, persistentVolume: 'half-made', csiDriver: '' });
   t.match(of('image'), { kind: 'image', volumeMode: 'Block', sizeBytes: 12345, eligible: true });
   t.match(of('tree'), { kind: 'directory', volumeMode: 'Filesystem', eligible: true });
+  t.match(of('tree/db.img'), { kind: 'image', volumeMode: 'Block', sizeBytes: 1, eligible: true });
+  for (const path of ['tree/notes.txt', 'tree/below', 'tree/below/db.img'])
+    t.same(of(path), {}, `${path} is not looked for`);
   t.same(of('absent'), {});
   const paths = volumes.map(({ path }) => path);
   t.same(paths, [...new Set(paths)].sort());
