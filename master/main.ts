@@ -210,8 +210,8 @@ async function run(signal: AbortSignal): Promise<void> {
   }
   events.emit({ code: 'MasterStopped', level: 'INFO', message: 'stopped in order', object: null });
   events.close();
+  // And the database with it.
   store.close();
-  database.close();
 }
 
 /** Counts a call by its method and how it ended. */
