@@ -7,6 +7,7 @@ import t from 'tap';
 import { control as agentControl } from '../../agent/control.ts';
 import { type Control as MasterControl, control as masterControl } from '../../master/control.ts';
 import { ReplicationError } from '../../proto/errors.ts';
+import { granuleBytes, hashBytes } from '../../proto/granule.ts';
 import { type ClientTrust, connect, maxQueuedBytes, service } from '../../proto/rpc.ts';
 import type { Stream } from '../../proto/stream.ts';
 import { systemClock, systemRandom } from '../../proto/system.ts';
@@ -14,10 +15,15 @@ import type { Assignment, MirrorReply, MirrorRequest } from '../../proto/wire.ts
 import { openMaster, until } from '../trust.ts';
 
 const received = (number: number): MirrorReply => ({ received: { number } });
-const data = (number: number, bytes: number): MirrorRequest => ({
-  number,
-  data: { runs: [], hashes: Buffer.alloc(0), compression: 0, rawBytes: bytes, payload: Buffer.alloc(bytes, number) },
-});
+const data = (number: number, bytes: number): MirrorRequest => {
+  const count = Math.ceil(bytes / granuleBytes);
+  const run = { object: 0, first: 0, count, zero: false, tailBytes: bytes - (count - 1) * granuleBytes };
+  const hashes = Buffer.alloc(count * hashBytes, 1);
+  return {
+    number,
+    data: { runs: [run], hashes, compression: 0, rawBytes: bytes, payload: Buffer.alloc(bytes, number) },
+  };
+};
 
 t.test('messages go both ways in order and the call ends well', async (t) => {
   const master = await openMaster(t, {
