@@ -39,6 +39,8 @@ const scanRatio = 0.05;
 /** Looks at what moved meanwhile, per scan and per cut. */
 const settleTries = 5;
 const vanishTries = 10;
+/** Slots remembered between two of these; with more of them everything dirty is read again. */
+const maxVanished = 100_000;
 
 export interface TreeSourceOptions {
   path: string;
@@ -389,23 +391,28 @@ export class TreeSource implements Source {
   async *#fileCut(made: Made, signal: AbortSignal): AsyncGenerator<Piece> {
     const { clock } = this.#options;
     await using tree = await this.#open(true);
-    let newestNs = await this.#look(tree, false, signal);
+    let lookedMs = clock.nowMs();
+    const newestNs = await this.#look(tree, false, signal);
+    // Once for all instead of once for each file, see `standing`.
+    const waitMs = Number(newestNs / 1_000_000n) + tickMs + 1 - clock.nowMs();
+    if (waitMs > 0) await clock.sleep(Math.min(waitMs, tickMs), signal);
+    const how = { mode: 'still' as const, sinceMs: clock.nowMs() };
+    if (this.#manifest.hasDirty) await syncfs(tree.fd);
+    let only: Set<number> | undefined;
     for (let left = vanishTries; ; left--) {
-      // Once for all instead of once for each file, see `standing`.
-      const waitMs = Number(newestNs / 1_000_000n) + tickMs + 1 - clock.nowMs();
-      if (waitMs > 0) await clock.sleep(Math.min(waitMs, tickMs), signal);
-      const sinceMs = clock.nowMs();
-      if (this.#manifest.hasDirty) await syncfs(tree.fd);
-      const collected: Collected = yield* collect(this.#collecting(tree, { mode: 'still', sinceMs }, signal));
-      made.broken = collected.torn && `${collected.torn} was written to whenever it was read`;
-      if (!collected.vanished) break;
+      const collected: Collected = yield* collect({ ...this.#collecting(tree, how, signal), only });
+      if (collected.torn !== undefined) made.broken ??= `${collected.torn} was written to whenever it was read`;
+      if (collected.vanished.size === 0) break;
       if (left === 0) {
         this.#scanReason ||= 'names that kept moving';
-        made.broken = 'files were renamed or removed faster than they could be read';
+        made.broken ??= 'files were renamed or removed faster than they could be read';
         break;
       }
-      const found = await walk(tree, this.#manifest, BigInt(Math.floor(sinceMs - tickMs)) * 1_000_000n, signal);
-      newestNs = await this.#settle(tree, { ...found, restless: true }, sinceMs, signal);
+      // What is new since then belongs to the next cut: this one ends, however busy the tree is.
+      only = collected.vanished.size <= maxVanished ? collected.vanished : undefined;
+      const againMs = clock.nowMs();
+      await this.#settle(tree, { restless: true, newestNs: 0n, entries: 0, foreign: 0 }, lookedMs, signal);
+      lookedMs = againMs;
     }
     assert(this.#scan);
     made.consistency = 'file';

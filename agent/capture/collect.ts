@@ -62,11 +62,14 @@ export interface Collecting {
   progress(bytes: number): void;
   /** True while directories that moved are only partly sent: no commit may come between. */
   moving(now: boolean): void;
+  /** Only these slots are read, and what moved; undefined = everything that is dirty. */
+  only?: ReadonlySet<number> | undefined;
   signal: AbortSignal;
 }
 
 export interface Collected {
-  vanished: boolean;
+  /** Slots whose inode is not where it was. */
+  vanished: Set<number>;
   /** Path of a file that did not stand still. */
   torn: string | undefined;
 }
@@ -92,7 +95,7 @@ interface Outgoing {
 
 export async function* collect(options: Collecting): AsyncGenerator<Piece, Collected> {
   const { manifest } = options;
-  const result: Collected = { vanished: false, torn: undefined };
+  const result: Collected = { vanished: new Set(), torn: undefined };
   let finished = false;
   const ofType = (type: number, which: 'moved' | 'renamed' | 'new') => (after: number) =>
     manifest.dirtyOf(type, which, after, batchNodes);
@@ -105,7 +108,7 @@ export async function* collect(options: Collecting): AsyncGenerator<Piece, Colle
     }
     options.moving(false);
     yield* inOrder(options, result, ofType(directory, 'new'));
-    yield* inOrder(options, result, (after) => manifest.dirty(after, batchRows));
+    yield* inOrder(options, result, (after) => manifest.dirty(after, batchRows), false, options.only);
     yield* gone(options);
     finished = true;
     return result;
@@ -120,15 +123,17 @@ async function* inOrder(
   result: Collected,
   select: (after: number) => Row[],
   namesOnly = false,
+  only?: ReadonlySet<number>,
 ): AsyncGenerator<Piece> {
   const { manifest, signal } = options;
   let after = -1;
-  const next = (): Promise<(Read | undefined)[]> | undefined => {
+  const next = (): Promise<(Read | number)[]> | undefined => {
     const rows = select(after);
     const last = rows.at(-1);
     if (!last) return undefined;
     after = last.slot;
-    const present = rows.filter((row) => row.type !== nodeTypes.gone);
+    const wanted = (row: Row): boolean => only === undefined || row.dirty === 2 || only.has(row.slot);
+    const present = rows.filter((row) => row.type !== nodeTypes.gone && wanted(row));
     const reading = settled(withParents(manifest, present).map((row) => read(options, row, namesOnly)));
     reading.catch(() => undefined); // heard of when it is awaited
     return reading;
@@ -136,7 +141,7 @@ async function* inOrder(
   let outgoing: Outgoing[] = [];
   let outgoingBytes = 0;
   let ahead = next();
-  let left: (Read | undefined)[] = [];
+  let left: (Read | number)[] = [];
   try {
     while (ahead) {
       left = await ahead;
@@ -144,8 +149,9 @@ async function* inOrder(
       while (left.length > 0) {
         const one = left.shift();
         signal.throwIfAborted();
-        if (!one) {
-          result.vanished = true;
+        if (one === undefined) break;
+        if (typeof one === 'number') {
+          result.vanished.add(one);
           continue;
         }
         let out: Outgoing;
@@ -169,18 +175,18 @@ async function* inOrder(
     yield* sendNodes(options, outgoing);
   } finally {
     for (const one of [...left, ...((await ahead?.catch(() => [])) ?? [])]) {
-      if (one?.inode.fd !== undefined) await close(one.inode.fd);
+      if (typeof one !== 'number' && one.inode.fd !== undefined) await close(one.inode.fd);
     }
   }
 }
 
 /** All of them, or the first failure after all have ended and what they opened is closed. */
-async function settled(reading: Promise<Read | undefined>[]): Promise<(Read | undefined)[]> {
+async function settled(reading: Promise<Read | number>[]): Promise<(Read | number)[]> {
   const results = await Promise.allSettled(reading);
   const failed = results.find((one) => one.status === 'rejected');
-  const reads = results.map((one) => (one.status === 'fulfilled' ? one.value : undefined));
+  const reads = results.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []));
   if (!failed) return reads;
-  for (const one of reads) if (one?.inode.fd !== undefined) await close(one.inode.fd);
+  for (const one of reads) if (typeof one !== 'number' && one.inode.fd !== undefined) await close(one.inode.fd);
   throw failed.reason as Error;
 }
 
@@ -201,12 +207,12 @@ function withParents(manifest: Manifest, rows: Row[]): Row[] {
   return [...ordered.values()];
 }
 
-/** Undefined when the inode is not where it was. */
-async function read(options: Collecting, row: Row, namesOnly: boolean): Promise<Read | undefined> {
+/** The slot when the inode is not where it was. */
+async function read(options: Collecting, row: Row, namesOnly: boolean): Promise<Read | number> {
   const { tree, manifest, clock, signal } = options;
   signal.throwIfAborted();
   const inode = await openInode(tree, manifest, row);
-  if (!inode) return undefined;
+  if (!inode) return row.slot;
   const one: Read = { row, stat: inode.stat, inode, bytes: undefined, readMs: clock.nowMs(), isTorn: false };
   const { fd } = inode;
   if (fd === undefined) return one;
