@@ -76,14 +76,14 @@ export class Journal {
       next = segment.last + 1;
       journal.#segments.push(segment);
     }
+    await disk.syncDirectory(folder);
     const open = journal.#segments.at(-1);
     if (open) {
       journal.#file = await disk.open(open.path, 'write');
       journal.#committedBytes = open.bytes;
-      if ((await journal.#file.size()) > open.bytes) {
-        await journal.#file.truncate(open.bytes);
-        await journal.#file.sync();
-      }
+      if ((await journal.#file.size()) > open.bytes) await journal.#file.truncate(open.bytes);
+      // A process that died between writing and syncing leaves what can be read and is not yet durable, names too.
+      await journal.#file.sync();
     }
     return journal;
   }

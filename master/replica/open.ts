@@ -158,6 +158,8 @@ async function openSnapshots(
 ): Promise<Map<string, Base>> {
   const folder = inside(place, 'snapshots');
   await mkdir(folder.indexFolder, { recursive: true });
+  // What is there now is told to be there.
+  await disk.syncDirectory(folder.folder);
   const snapshots = new Map<string, Base>();
   for (const name of await disk.list(folder.folder)) {
     const one = inside(folder, name);

@@ -154,8 +154,8 @@ t.test('a volume that became shorter while it is read reads as zeros there', asy
 
 t.test('a read that fails ends the scan, is heard once, and every buffer comes back', async (t) => {
   const bytes = volume(size, { 0: 1, 16: 1, 32: 1, 48: 1 });
-  const buffers = Array.from({ length: 6 }, () => Buffer.alloc(chunkBytes));
-  const pool = new BufferPool(buffers);
+  const count = 6;
+  const pool = new BufferPool(Array.from({ length: count }, () => Buffer.alloc(chunkBytes)));
   const inner = readable(bytes);
   const failing: Readable = {
     ...inner,
@@ -180,8 +180,8 @@ t.test('a read that fails ends the scan, is heard once, and every buffer comes b
   await new Promise((resolve) => setImmediate(resolve));
   process.off('unhandledRejection', hear);
   t.same(unheard, []);
-  const back = new Set(await Promise.all(buffers.map(() => pool.take(none))));
-  t.equal(back.size, buffers.length);
+  const back = new Set(await Promise.all(Array.from({ length: count }, () => pool.take(none))));
+  t.equal(back.size, count);
 });
 
 t.test('what is known: zeros, ranges, growth', async (t) => {

@@ -153,3 +153,21 @@ t.test('cleared, it starts anew at any sequence', async (t) => {
   await epoch(journal, 8);
   t.same((await opened(disk)).sequences, [8]);
 });
+
+t.test('what a process that died left written and not synced is durable once it was opened again', async (t) => {
+  for (let loss = 0; loss < 10; loss++) {
+    const { sim } = await filled(t, 2);
+    const [path = ''] = paths(sim);
+    const whole = sim.peek(path);
+    const fresh = quietDisk();
+    const disk = fresh.mount();
+    await disk.mkdir(folder);
+    await disk.syncDirectory('/');
+    const file = await disk.open(path, 'write');
+    await file.write([whole], 0);
+    fresh.crash(false);
+    t.same((await opened(fresh.mount())).sequences, [1, 2]);
+    fresh.crash(true);
+    t.same((await opened(fresh.mount())).sequences, [1, 2]);
+  }
+});
