@@ -67,8 +67,11 @@ async function tryReflink(folder: string, disk: Disk, random: Random): Promise<b
   await disk.mkdir(folder);
   try {
     const file = await disk.open(path, 'write');
-    await file.write([Buffer.alloc(65536, 1)], 0);
-    await file.close();
+    try {
+      await file.write([Buffer.alloc(65536, 1)], 0);
+    } finally {
+      await file.close();
+    }
     return (await disk.clone(path, `${path}.copy`)) === 'reflink';
   } finally {
     await disk.remove(path);

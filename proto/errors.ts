@@ -74,10 +74,15 @@ export class ReplicationError extends Error {
 export function asReplicationError(error: unknown, fallback: ErrorCode = 'Internal'): ReplicationError {
   if (error instanceof ReplicationError) return error;
   const system = systemErrorCode(error);
-  if (system === 'ENOSPC' || system === 'EDQUOT') {
+  if (system === 'ENOSPC' || system === 'EDQUOT' || isSqliteFull(error)) {
     return new ReplicationError('TargetFull', `no space left on the target: ${messageOf(error)}`, { cause: error });
   }
   return new ReplicationError(fallback, messageOf(error), { cause: error });
+}
+
+/** SQLITE_FULL, sqlite.org/rescode.html */
+function isSqliteFull(error: unknown): boolean {
+  return systemErrorCode(error) === 'ERR_SQLITE_ERROR' && (error as { errcode?: number }).errcode === 13;
 }
 
 /** `ENOENT` and the like, or undefined. */

@@ -29,7 +29,13 @@ export class BlockBase implements Base {
   }
 
   static async open(disk: Disk, imagePath: string, indexPath: string): Promise<BlockBase> {
-    return new BlockBase(disk, imagePath, indexPath, await disk.open(imagePath, 'write'));
+    const image = await disk.open(imagePath, 'write');
+    try {
+      return new BlockBase(disk, imagePath, indexPath, image);
+    } catch (error) {
+      await image.close();
+      throw error;
+    }
   }
 
   async write(record: Exclude<JournalRecord, { commit: unknown }>): Promise<void> {

@@ -81,9 +81,14 @@ export class Journal {
     if (open) {
       journal.#file = await disk.open(open.path, 'write');
       journal.#committedBytes = open.bytes;
-      if ((await journal.#file.size()) > open.bytes) await journal.#file.truncate(open.bytes);
-      // A process that died between writing and syncing leaves what can be read and is not yet durable, names too.
-      await journal.#file.sync();
+      try {
+        if ((await journal.#file.size()) > open.bytes) await journal.#file.truncate(open.bytes);
+        // A process that died between writing and syncing leaves what can be read and is not yet durable, names too.
+        await journal.#file.sync();
+      } catch (error) {
+        await journal.close();
+        throw error;
+      }
     }
     return journal;
   }

@@ -13,7 +13,7 @@ import type { VolumeMode } from '../../proto/wire.ts';
 import type { Base } from './base.ts';
 import type { CommitRecord } from './frame.ts';
 import type { Point } from './horizon.ts';
-import { copyIndex, removeIndex } from './indexdatabase.ts';
+import { copyIndex, isOfStorage, removeIndex } from './indexdatabase.ts';
 import { Journal, type JournalRecord } from './journal.ts';
 import { inside, openBase, openIndex, type Place } from './place.ts';
 import type { VolumeIndex } from './volumeindex.ts';
@@ -39,33 +39,52 @@ export async function openHead(
   await disk.mkdir(journalFolder);
   await disk.mkdir(inside(place, 'snapshots').folder);
   await mkdir(basePlace.indexFolder, { recursive: true });
+  // A descriptor that nobody closes ends the process when it is collected.
+  await using undo = new AsyncDisposableStack();
   const base = await openBase(disk, basePlace, mode);
+  undo.defer(() => base.close());
   // What is acknowledged later must not hang on names that a power cut takes back.
   if (mode === 'Block') await disk.syncDirectory(basePlace.folder);
   await disk.syncDirectory(place.folder);
-  const snapshots = await openSnapshots(disk, place, mode, onDoubt);
+  const snapshots = new Map<string, Base>();
+  undo.defer(async () => {
+    for (const snapshot of snapshots.values()) await snapshot.close();
+  });
+  await openSnapshots(disk, place, mode, snapshots, onDoubt);
   const headPath = `${place.indexFolder}/head.db`;
 
   let head = await openOrCopy(base, mode, headPath, onDoubt);
+  let headOpen = true;
+  undo.defer(() => {
+    if (headOpen) head.close();
+  });
+  const copyHead = async (): Promise<void> => {
+    head.close();
+    headOpen = false;
+    head = await copyOfBase(base, mode, headPath);
+    headOpen = true;
+  };
   let first = await replay(disk, journalFolder, segmentBytes, head, base);
-  if (first.wrong === undefined) return finished(first, head);
+  // Closing it twice does no harm.
+  undo.defer(() => first.journal.close());
+  if (first.wrong === undefined) return await finished(first, head);
 
   onDoubt(`the head's index was built anew from base and journal: ${first.wrong}`);
-  head.close();
-  head = await copyOfBase(base, mode, headPath);
+  await copyHead();
   await first.journal.close();
   first = await replay(disk, journalFolder, segmentBytes, head, base);
-  if (first.wrong === undefined) return finished(first, head);
+  if (first.wrong === undefined) return await finished(first, head);
 
   onDoubt(`the journal does not fit the base and was dropped: ${first.wrong}. Everything since is offered again`);
-  head.close();
-  head = await copyOfBase(base, mode, headPath);
+  await copyHead();
   await first.journal.clear();
+  undo.move();
   return { head, base, journal: first.journal, points: pointsOf(base, []), snapshots };
 
   async function finished({ journal, commits }: Replayed, head: VolumeIndex): Promise<Opened> {
     // A journal that rotted away below the base is of no use, and what comes next would not follow it.
     if ((journal.lastSequence ?? base.index.sequence) < base.index.sequence) await journal.clear();
+    undo.move();
     return { head, base, journal, points: pointsOf(base, commits), snapshots };
   }
 }
@@ -80,6 +99,7 @@ async function openOrCopy(
   try {
     return openIndex(mode, headPath);
   } catch (error) {
+    if (isOfStorage(error)) throw error;
     onDoubt(`the head's index cannot be read: ${messageOf(error)}`);
     return copyOfBase(base, mode, headPath);
   }
@@ -125,6 +145,8 @@ function replayEpoch(head: VolumeIndex, records: JournalRecord[], commit: Commit
     return undefined;
   } catch (error) {
     head.discard();
+    // A disk that is full or fails says nothing about the journal, and must not cost it.
+    if (isOfStorage(error)) throw error;
     return `commit ${commit.sequence} cannot be replayed: ${messageOf(error)}`;
   }
 }
@@ -154,13 +176,13 @@ async function openSnapshots(
   disk: Disk,
   place: Place,
   mode: VolumeMode,
+  snapshots: Map<string, Base>,
   onDoubt: (why: string) => void,
-): Promise<Map<string, Base>> {
+): Promise<void> {
   const folder = inside(place, 'snapshots');
   await mkdir(folder.indexFolder, { recursive: true });
   // What is there now is told to be there.
   await disk.syncDirectory(folder.folder);
-  const snapshots = new Map<string, Base>();
   for (const name of await disk.list(folder.folder)) {
     const one = inside(folder, name);
     if (name.startsWith('.')) {
@@ -170,8 +192,8 @@ async function openSnapshots(
     try {
       snapshots.set(name, await openBase(disk, one, mode));
     } catch (error) {
+      if (isOfStorage(error)) throw error;
       onDoubt(`snapshot ${name} cannot be opened: ${messageOf(error)}`);
     }
   }
-  return snapshots;
 }
