@@ -18,8 +18,7 @@ export function random(seed: number): () => number {
 /** Bytes that no compression makes smaller. */
 export function noise(length: number): Buffer {
   const bytes = Buffer.allocUnsafe(length);
-  for (let at = 0; at < length; at += 65536)
-    crypto.getRandomValues(bytes.subarray(at, Math.min(length, at + 65536)) as Buffer<ArrayBuffer>);
+  for (let at = 0; at < length; at += 65536) crypto.getRandomValues(bytes.subarray(at, Math.min(length, at + 65536)));
   return bytes;
 }
 

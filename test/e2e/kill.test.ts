@@ -7,7 +7,7 @@ import { long, openWorld, type World } from './world.ts';
 
 /** Names a run; REPLICATOR_SEED runs the same one again. */
 const seed = Number(process.env['REPLICATOR_SEED'] ?? Math.floor(Math.random() * 2 ** 31));
-const rounds = long ? 40 : 12;
+const rounds = long ? 40 : 8;
 
 async function killed(world: World, who: 'agent' | 'master' | 'both'): Promise<void> {
   if (who !== 'agent') await world.master.kill();

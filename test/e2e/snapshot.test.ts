@@ -115,7 +115,7 @@ t.test('snapshots, points in time and the ends of drills', async (t) => {
 
   await t.test('a cancelled drill leaves nothing', async (t) => {
     const large = join(world.sources, 'large');
-    writeNoise(large, 768 << 20);
+    writeNoise(large, 384 << 20);
     await world.replicate('large', large);
     await world.normal('large', 0, 120);
     const path = join(world.masterDir, 'recoveries/cancelled');

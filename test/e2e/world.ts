@@ -127,7 +127,7 @@ export async function openWorld(t: Test, options: WorldOptions = {}): Promise<Wo
         ({ items }) => items.map(({ metadata, status }) => `${metadata.name}: ${JSON.stringify(status)}`).join('\n'),
         String,
       );
-    const logs = [master, agent].map(({ running, logEnd }) => `${running ? '' : 'not running\n'}${logEnd()}`);
+    const logs = [master, agent].map((one) => `${one.running ? '' : 'not running\n'}${one.logEnd()}`);
     return `${statuses}\n-- master: ${logs[0]}\n-- agent: ${logs[1]}`;
   }
 
