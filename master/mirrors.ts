@@ -13,6 +13,7 @@ import { granuleBytes } from '../proto/granule.ts';
 import { Lock } from '../proto/lock.ts';
 import type { Assignment, Report, Trouble } from '../proto/wire.ts';
 import type { EventInput, Events } from './engine.ts';
+import { follow, type Seen } from './follow.ts';
 import type { Metrics } from './metrics.ts';
 import type { CommitRecord } from './replica/frame.ts';
 import type { Point } from './replica/horizon.ts';
@@ -22,7 +23,7 @@ import { nextTime, parseCron } from './cron.ts';
 import { readHello, serveSession, type MirrorStream } from './session.ts';
 import { pointView, statusOf } from './status.ts';
 import { openStorage, type StorageDriver } from './storage.ts';
-import type { Change, Store } from './store.ts';
+import type { Store } from './store.ts';
 
 /** Status without a change of state is written at most this often. */
 const statusEveryMs = 1000;
@@ -141,6 +142,13 @@ export function mirrors(options: MirrorsOptions): Mirrors {
   async function settle(mirror: Mirror): Promise<void> {
     const replication = store.get('Replication', mirror.name);
     if (replication?.metadata.uid !== mirror.uid) return drop(mirror);
+    if (mirror.replica?.damaged === true) {
+      // Opened anew it ends where it still is whole, and what is lacking comes from the source again.
+      tell(mirror, 'ReplicaDamaged', 'ERROR', 'the journal is damaged; the replica is opened again');
+      const { replica } = mirror;
+      mirror.replica = undefined;
+      await replica.close();
+    }
     if (!mirror.replica) await open(mirror, replication);
     const written = mirror.replica?.writtenBytes ?? 0;
     if (written > mirror.toldBytes) options.metrics.onWritten(mirror.name, written - mirror.toldBytes);
@@ -372,10 +380,8 @@ export function mirrors(options: MirrorsOptions): Mirrors {
 
   return {
     async run(signal) {
-      const changes = store.watch({ kinds: ['Replication', 'StorageClass'], signal });
-      for (const replication of store.list('Replication')) add(replication);
+      const watching = watch(follow(store, 'Replication', signal));
       await removeOrphans();
-      const watching = watch(changes);
       while (!signal.aborted) {
         // Not waited for: one whose storage hangs must not keep the others' status from moving on.
         for (const mirror of all.values()) void settleLocked(mirror);
@@ -468,11 +474,10 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     },
   };
 
-  async function watch(changes: AsyncIterable<Change>): Promise<void> {
-    for await (const change of changes) {
-      if (change.kind !== 'Replication') continue;
-      const { uid } = change.object.metadata;
-      const mirror = all.get(uid) ?? (change.type === 'DELETED' ? undefined : add(change.object));
+  async function watch(seen: AsyncIterable<Seen>): Promise<void> {
+    for await (const { key, uid } of seen) {
+      const replication = store.get('Replication', key);
+      const mirror = all.get(uid) ?? (replication?.metadata.uid === uid ? add(replication) : undefined);
       // Our own writes of status come by here too; settling again is cheap, and the agent is told only what is new.
       options.notify();
       if (mirror) void settleLocked(mirror);
