@@ -122,7 +122,9 @@ export class Checks {
   onFault(error: unknown, during: string, expected: ErrorCode[] = []): void {
     const { code, message } = asReplicationError(error, 'TargetFailed');
     if (expected.includes(code)) return;
-    if (this.faulty && (code === 'TargetFailed' || code === 'TargetFull' || /EIO|ENOSPC/.test(message))) return;
+    // What cannot be read counts as damaged.
+    const ofDisk = ['TargetFailed', 'TargetFull', 'ReplicaDamaged'].includes(code) || /EIO|ENOSPC/.test(message);
+    if (this.faulty && ofDisk) return;
     if (this.rotten && code === 'ReplicaDamaged') return;
     this.violated(
       'nothing fails by itself',

@@ -136,7 +136,8 @@ async function verifyAll(world: World): Promise<void> {
   });
   await staleWriter(world);
   const final = world.disk.paths().filter((path) => path.startsWith('/recoveries/'));
-  if (final.length > 0 && world.counts.masterStarts === 1 && world.disk.counts.eio === 0) checks.violated('nothing is left behind', final.join(' '));
+  if (final.length > 0 && world.counts.masterStarts === 1 && world.disk.counts.eio === 0)
+    checks.violated('nothing is left behind', final.join(' '));
   if (world.device.openViews > 1) checks.violated('views are released', `${world.device.openViews} are open`);
   await clock.runUntil(() => false, clock.nowMs + 1);
 }
