@@ -33,6 +33,8 @@ export interface MirrorDependencies {
 
 /** Sent since the last commit at most, then the work so far is made durable by a commit that is no point. */
 const progressCommitBytes = 64 << 20;
+/** The same by stretches: each may cost the replica a page of hashes in memory until the commit. */
+const progressCommitRuns = 8192;
 const backoff = { firstMs: 250, mostMs: 10_000 };
 
 interface State {
@@ -195,15 +197,8 @@ function needsNewSession(opened: Assignment, now: Assignment): boolean {
   return !isDeepStrictEqual({ ...opened, ...planned(now) }, now);
 }
 
-function planned({
-  continuous,
-  paused,
-  syncRequest,
-  resyncRequest,
-  verifyRequest,
-  force,
-}: Assignment): Partial<Assignment> {
-  return { continuous, paused, syncRequest, resyncRequest, verifyRequest, force };
+function planned({ continuous, paused, syncRequest, resyncRequest, verifyRequest }: Assignment): Partial<Assignment> {
+  return { continuous, paused, syncRequest, resyncRequest, verifyRequest };
 }
 
 /** A source that was replaced or shrunk stops here; the next session's hello is refused with what to do. */
@@ -230,6 +225,7 @@ async function sync(run: Session, step: Extract<Step, { kind: 'sync' }>, assignm
   const sentBefore = sender.sentBytes;
   const mismatchedBefore = sender.mismatched;
   let committedSent = sender.sentBytes;
+  let committedRuns = sender.sentRuns;
   progress.set({ phase: step.why, bytesDone: 0, bytesTotal: run.facts.sizeBytes, bytesPerSecond: 0 });
 
   const verify = step.why === 'Verifying';
@@ -237,9 +233,11 @@ async function sync(run: Session, step: Extract<Step, { kind: 'sync' }>, assignm
 
   const saveProgress = async () => {
     progress.sent(sender.sentBytes);
-    if (sender.sentBytes - committedSent < progressCommitBytes) return;
+    if (sender.sentBytes - committedSent < progressCommitBytes && sender.sentRuns - committedRuns < progressCommitRuns)
+      return;
     await commit(run, { point: false, sourceUs: 0, consistency: '', startedUs, sentBytes: 0 });
     committedSent = sender.sentBytes;
+    committedRuns = sender.sentRuns;
   };
   await sender.send(
     source.round(step.whole, (done, total) => progress.step(done, total), signal),

@@ -47,6 +47,7 @@ export class ReplicationProgress {
       verifyRequestDone: 0,
       freezes: 0,
       lostEvents: 0,
+      dirtyKnown: false,
     };
   }
 
@@ -112,7 +113,13 @@ export class ReplicationProgress {
     const report = this.#report;
     if (this.#source) {
       const { counters, captureMethod, captureReason } = this.#source;
-      Object.assign(report, { captureMethod, captureReason, dirtyBytes: this.#source.dirtyBytes() ?? 0 });
+      const dirtyBytes = this.#source.dirtyBytes();
+      Object.assign(report, {
+        captureMethod,
+        captureReason,
+        dirtyBytes: dirtyBytes ?? 0,
+        dirtyKnown: dirtyBytes !== undefined,
+      });
       for (const key of ['readBytes', 'skippedSameBytes', 'skippedZeroBytes', 'fullScans', 'lostEvents'] as const) {
         report[key] = this.#closed[key] + counters[key];
       }

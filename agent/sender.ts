@@ -58,6 +58,8 @@ export class Sender {
   readonly welcome: MirrorWelcome;
   /** Payload bytes since the session began. */
   sentBytes = 0;
+  /** Stretches of content and zeros since the session began. */
+  sentRuns = 0;
   /** Granules and nodes that the replica wanted although the source believed it had them. */
   mismatched = 0;
   /** Offered and not wanted. */
@@ -291,6 +293,7 @@ export class Sender {
       await this.#flush();
     this.#outbox ??= { runs: [], hashes: [], bytes: Buffer.allocUnsafe(maxDataBytes), length: 0 };
     this.#outbox.runs.push(run);
+    this.sentRuns++;
     if (hashes) this.#outbox.hashes.push(Buffer.from(hashes));
     bytes?.copy(this.#outbox.bytes, this.#outbox.length);
     this.#outbox.length += length;

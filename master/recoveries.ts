@@ -12,6 +12,7 @@ import type { Allow } from '../proto/allow.ts';
 import type { Clock } from '../proto/effects.ts';
 import { asReplicationError, ReplicationError, systemErrorCode } from '../proto/errors.ts';
 import type { Events } from './engine.ts';
+import { follow } from './follow.ts';
 import type { Metrics } from './metrics.ts';
 import type { Mirrors } from './mirrors.ts';
 import type { Point } from './replica/horizon.ts';
@@ -64,11 +65,9 @@ export async function runRecoveries(options: RecoveriesOptions, signal: AbortSig
     jobs.add(job);
   };
 
-  const since = store.version();
-  for (const { metadata } of store.list('Recovery')) look(metadata.name);
-  for await (const change of store.watch({ kinds: ['Recovery'], since, signal })) {
-    if (change.type === 'DELETED') store.putRecord(copiesTable, change.object.metadata.uid, undefined);
-    look(change.key);
+  for await (const { key, uid, deleted } of follow(store, 'Recovery', signal)) {
+    if (deleted) store.putRecord(copiesTable, uid, undefined);
+    look(key);
   }
   await Promise.all(jobs);
 }

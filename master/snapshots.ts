@@ -10,6 +10,7 @@
 import type { Clock } from '../proto/effects.ts';
 import { asReplicationError, messageOf } from '../proto/errors.ts';
 import type { Events } from './engine.ts';
+import { follow } from './follow.ts';
 import type { Metrics } from './metrics.ts';
 import type { Mirrors } from './mirrors.ts';
 import type { Replica } from './replica/replica.ts';
@@ -28,24 +29,15 @@ export interface SnapshotsOptions {
 const againMs = 1000;
 
 export async function runSnapshots(options: SnapshotsOptions, signal: AbortSignal): Promise<void> {
-  const { store } = options;
   const working = new Map<string, Promise<void>>();
-  const look = (snapshot: Snapshot): void => {
-    const key = keyOf(snapshot);
-    // Aborted: the next start goes on from the object's state.
-    if (!working.has(key))
-      working.set(
-        key,
-        carryOut(options, key, signal)
-          .catch(() => undefined)
-          .finally(() => working.delete(key)),
-      );
+  const look = (key: string): void => {
+    if (working.has(key)) return;
+    const job = carryOut(options, key, signal)
+      .catch(() => undefined) // aborted: the next start goes on from the object's state
+      .finally(() => working.delete(key));
+    working.set(key, job);
   };
-  const since = store.version();
-  for (const snapshot of store.list('Snapshot')) look(snapshot);
-  for await (const change of store.watch({ kinds: ['Snapshot'], since, signal })) {
-    if (change.kind === 'Snapshot' && change.type !== 'DELETED') look(change.object);
-  }
+  for await (const { key, deleted } of follow(options.store, 'Snapshot', signal)) if (!deleted) look(key);
   await Promise.all(working.values());
 }
 

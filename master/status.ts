@@ -56,7 +56,7 @@ export function statusOf(facts: StatusFacts, previous: ReplicationStatus): Repli
     recoveryPoint: facts.newestPointView ?? null,
     lastSyncTime: timeText(lastSyncMs),
     lagSeconds: lastSyncMs === undefined ? null : Math.max(0, nowMs - lastSyncMs) / 1000,
-    lagBytes: report && report.dirtyBytes > 0 ? report.dirtyBytes : null,
+    lagBytes: report?.dirtyKnown === true ? report.dirtyBytes : null,
     lastSyncDuration: facts.lastSync ? `${facts.lastSync.durationSeconds.toFixed(1)}s` : previous.lastSyncDuration,
     lastSyncBytes: facts.lastSync?.bytes ?? previous.lastSyncBytes,
     lastAttemptTime: timeText(facts.lastAttemptMs) ?? previous.lastAttemptTime,

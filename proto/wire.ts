@@ -101,6 +101,7 @@ export interface Report {
   verifyRequestDone: number;
   freezes: number;
   lostEvents: number;
+  dirtyKnown: boolean;
 }
 export interface AgentEvent {
   code: string;
@@ -389,7 +390,8 @@ function checkData(data: Data): void {
   for (const run of data.runs) {
     if (run.count < 1) bad('Run.count', 'is less than 1');
     if (run.tailBytes < 1 || run.tailBytes > granuleBytes) bad('Run.tail_bytes', `is not 1 to ${granuleBytes}`);
-    if (!Number.isSafeInteger((run.first + run.count) * granuleBytes)) bad('Run.first', 'is out of range');
+    if ((run.first + run.count - 1) * granuleBytes > maxVolumeBytes)
+      bad('Run.first', `is beyond ${maxVolumeBytes} bytes`);
     if (run.zero) continue;
     granules += run.count;
     rawBytes += (run.count - 1) * granuleBytes + run.tailBytes;

@@ -78,6 +78,10 @@ export class BlockIndex implements VolumeIndex {
     return this.#pages.stagedDigest(granuleCount(sizeBytes), sizeBytes);
   }
 
+  get stagedPages(): number {
+    return this.#pages.stagedPages;
+  }
+
   stagedUnknown(sizeBytes: number): number {
     this.#pages.stageEnd(granuleCount(sizeBytes));
     return this.#pages.stagedUnknown(granuleCount(sizeBytes));

@@ -23,6 +23,7 @@ export class HashPages {
   #level: Buffer;
   /** Staged pages by number; the shared zeroPage for blank ones. */
   #staged = new Map<number, Buffer>();
+  #copies = 0;
   /** Hashes of staged pages that already are in the table (spill). */
   #spilled = new Map<number, Buffer>();
   /** Entries that hold unknownHash. */
@@ -96,8 +97,9 @@ export class HashPages {
     return this.unknown === 0 ? this.#countStagedUnknown() : this.#countUnknown(pageCount(count));
   }
 
+  /** Pages of their own in memory since the last settle or discard; the shared blank ones cost nothing. */
   get stagedPages(): number {
-    return this.#staged.size;
+    return this.#copies;
   }
 
   /** Moves staged pages out of memory, into the transaction that the caller has open and will end. */
@@ -107,6 +109,7 @@ export class HashPages {
       this.#spilled.set(number, hash(page));
     }
     this.#staged.clear();
+    this.#copies = 0;
   }
 
   /** Inside the caller's transaction. Answers what to give to `settled` after it. */
@@ -128,6 +131,7 @@ export class HashPages {
   discard(): void {
     this.#staged = new Map();
     this.#spilled = new Map();
+    this.#copies = 0;
   }
 
   /** At once, in the present state; nothing may be spilled. */
@@ -192,6 +196,7 @@ export class HashPages {
     if (!page || page === zeroPage) {
       page = Buffer.from(this.#page(number));
       this.#staged.set(number, page);
+      this.#copies++;
     }
     return page;
   }

@@ -47,6 +47,9 @@ export const defaultLimits: ReplicaLimits = {
   segmentBytes: 64 << 20,
 };
 
+/** Of hashes in memory until the epoch closes: 128 MiB. A sender that means well commits long before. */
+const maxStagedPages = 32768;
+
 export interface ReplicaHead {
   sequence: number;
   initialized: boolean;
@@ -287,6 +290,9 @@ export class Replica {
       this.#mustWrite(session);
       if (this.#journal.openBytes > this.#limits.maxEpochBytes) {
         throw new ReplicationError('EpochTooLarge', `more than ${this.#limits.maxEpochBytes} bytes without a commit`);
+      }
+      if (this.#head.stagedPages > maxStagedPages) {
+        throw new ReplicationError('EpochTooLarge', `more than ${maxStagedPages} scattered stretches without a commit`);
       }
       stage();
       await this.#guarded(() => this.#journal.append(this.#head.sequence + 1, record));

@@ -161,6 +161,10 @@ export class TreeIndex implements VolumeIndex {
     return this.#hashes.stagedDigest(sizeBytes, sizeBytes);
   }
 
+  get stagedPages(): number {
+    return this.#hashes.stagedPages;
+  }
+
   stagedUnknown(): number {
     this.endEpoch();
     return this.#rows.count('unknown');

@@ -32,6 +32,8 @@ export interface VolumeIndex {
    * not add up to its node
    */
   stagedDigest(sizeBytes: number): Buffer;
+  /** Pages of 4 KiB that the open epoch holds in memory. */
+  readonly stagedPages: number;
   /** What `unknown` will be when the open epoch closes. A recovery point needs 0. */
   stagedUnknown(sizeBytes: number): number;
   /** Closes the open epoch. */

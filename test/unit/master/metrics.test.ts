@@ -33,6 +33,7 @@ const emptyReport: Report = {
   verifyRequestDone: 0,
   freezes: 0,
   lostEvents: 0,
+  dirtyKnown: false,
 };
 
 function setup() {
