@@ -46,8 +46,9 @@ for (const where of ['xfs', 'ext4'] as const) {
     const cluster = await startCluster(t, join(mounts, 'live'));
     const load = cluster.load(t);
     await world.startAgent();
-    // A scan of this image takes some hundred milliseconds on a slow machine, and all of it is frozen time.
-    await world.replicate('pg', image, { rpoSeconds: 2, maxFreezeMs: where === 'xfs' ? 500 : 5000 });
+    // A scan of this image takes some hundred milliseconds on a slow machine, and all of it is frozen time. A freeze that
+    // does not hold ends in a cut of less consistency, which is not what is looked at here.
+    await world.replicate('pg', image, { rpoSeconds: 2, maxFreezeMs: where === 'xfs' ? 2000 : 5000 });
     const freezes: number[] = [];
 
     for (let round = 0; round < rounds; round++) {
@@ -84,7 +85,7 @@ for (const where of ['xfs', 'ext4'] as const) {
         `${load.commits.length} rows, RTO ${rtoSeconds} s, ${count} freezes of ${(frozen / count).toFixed(1)} ms on average`,
       );
     }
-    t.ok((freezes.at(-1) ?? Infinity) < (where === 'xfs' ? 500 : 5000), 'frozen for less than maxFreezeMs');
+    t.ok((freezes.at(-1) ?? Infinity) < (where === 'xfs' ? 2000 : 5000), 'frozen for less than maxFreezeMs');
     await load.stop();
     await cluster.stop();
   });

@@ -248,3 +248,11 @@ export async function openWorld(t: Test, options: WorldOptions = {}): Promise<Wo
     },
   };
 }
+
+/** kill -9, and started again at once. */
+export async function killed(world: World, who: 'agent' | 'master' | 'both'): Promise<void> {
+  if (who !== 'agent') await world.master.kill();
+  if (who !== 'master') await world.agent.kill();
+  if (who !== 'agent') await world.startMaster();
+  if (who !== 'master') world.agent.start();
+}
