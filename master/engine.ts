@@ -3,6 +3,7 @@
  * data of a replica (recovery points) and work that must answer at once. Everything else is level-triggered: the API
  * writes spec and requests into the store, the controllers see the change and act.
  */
+import type { VolumeMode } from '../proto/wire.ts';
 import type { AgentVolume, PointView, Replication, StorageClass } from './resources.ts';
 
 export interface Engine {
@@ -19,6 +20,8 @@ export interface Engine {
   validateReplication(spec: Replication['spec']): { path: string; message: string }[];
   /** May the class lie there? Refuses system directories and the program's own data; problems as above. Absent: any path. */
   validateStorageClass?(spec: StorageClass['spec']): { path: string; message: string }[];
+  /** May a copy be written there? Problems as above; asked again when the copy is made. */
+  validateRecovery?(path: string, mode: VolumeMode): Promise<{ path: string; message: string }[]>;
   /** Ends the agent's connections and makes its certificates worthless. */
   revokeAgent(name: string): void;
 }

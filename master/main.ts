@@ -8,7 +8,7 @@
 import { mkdir, realpath } from 'node:fs/promises';
 import { join } from 'node:path';
 import { pino } from 'pino';
-import { allowList, refusedBySystem } from '../proto/allow.ts';
+import { type Allow, allowList, refusedBySystem } from '../proto/allow.ts';
 import {
   optional,
   parseArguments,
@@ -23,6 +23,7 @@ import { writeDurably } from '../proto/durable.ts';
 import { asReplicationError, messageOf } from '../proto/errors.ts';
 import { holdData } from '../proto/hold.ts';
 import { systemClock, systemEffects, systemRandom } from '../proto/system.ts';
+import type { VolumeMode } from '../proto/wire.ts';
 import { formatHostPort, isLoopback, parseChoice, parseFolder, parseHostPort, parseText } from '../proto/value.ts';
 import { startApi } from './api/server.ts';
 import { openAuthority } from './authority.ts';
@@ -33,7 +34,7 @@ import type { Engine } from './engine.ts';
 import { eventLog } from './events.ts';
 import { startMetrics, type Metrics } from './metrics.ts';
 import { mirrors } from './mirrors.ts';
-import { runRecoveries } from './recoveries.ts';
+import { mustBeFree, runRecoveries } from './recoveries.ts';
 import { apiVersion, type ReplicationSpec } from './resources.ts';
 import { startServer } from './server.ts';
 import { runSnapshots } from './snapshots.ts';
@@ -166,6 +167,7 @@ async function run(signal: AbortSignal): Promise<void> {
     look: (agent, path) => agents.look(agent, path),
     validateReplication: (spec) => problemsOf(spec, agents.volumes(spec.source.agent)),
     validateStorageClass: ({ parameters }) => classProblems(parameters.path, dir),
+    validateRecovery: (path, mode) => targetProblems(allow, path, mode),
     revokeAgent: (name) => server.disconnect(name, 'the agent was revoked'),
   };
   const { certificatePem, keyPem } = authority.server();
@@ -240,6 +242,19 @@ function classProblems(path: string, dir: string): { path: string; message: stri
     refusedBySystem(path, false) ??
     (ownRefusal(path, dir) ? `is this master's own data; use ${dir}/volumes or another folder` : undefined);
   return refusal === undefined ? [] : [{ path: 'spec.parameters.path', message: refusal }];
+}
+
+async function targetProblems(
+  { mayWriteRecovery }: Pick<Allow, 'mayWriteRecovery'>,
+  path: string,
+  mode: VolumeMode,
+): Promise<{ path: string; message: string }[]> {
+  try {
+    await mustBeFree(await mayWriteRecovery(path), mode);
+    return [];
+  } catch (error) {
+    return [{ path: 'target.path', message: messageOf(error) }];
+  }
 }
 
 function ownRefusal(path: string, dir: string): boolean {

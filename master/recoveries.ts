@@ -247,7 +247,7 @@ async function targetPath(
 }
 
 /** @throws TargetRefused: absent, or for a tree an empty directory */
-async function mustBeFree(path: string, mode: VolumeMode): Promise<void> {
+export async function mustBeFree(path: string, mode: VolumeMode): Promise<void> {
   try {
     if (mode === 'Filesystem' && (await fs.readdir(path)).length === 0) return;
     await fs.lstat(path);

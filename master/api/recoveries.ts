@@ -19,7 +19,7 @@ const url = '/api/v1/recoveries';
 const tag = 'recoveries';
 
 export function recoveryRoutes(app: FastifyInstance, context: Context): void {
-  const { store } = context;
+  const { store, engine } = context;
   route(app, {
     method: 'GET',
     url,
@@ -37,12 +37,15 @@ export function recoveryRoutes(app: FastifyInstance, context: Context): void {
     body: RecoveryCreate,
     answer: 'Recovery',
     status: 201,
-    handle({ body, caller, idempotencyKey }) {
+    async handle({ body, caller, idempotencyKey }) {
       const replication = store.get('Replication', body.replication);
       if (replication === undefined)
         throw invalid([{ path: 'replication', message: 'must name a replication that exists' }]);
       needPoint(context, replication);
       const point = chosenPoint(context, replication, body.point);
+      const mode = replication.spec.source.volumeMode;
+      const problems = body.target ? ((await engine.validateRecovery?.(body.target.path, mode)) ?? []) : [];
+      if (problems.length > 0) throw invalid(problems);
       const name = body.name ?? newName(body, idempotencyKey === undefined ? undefined : [caller.name, idempotencyKey]);
       return store.create('Recovery', name, {
         apiVersion,
