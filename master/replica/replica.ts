@@ -126,8 +126,13 @@ export class Replica {
     const note = await readNote(effects.disk, place.folder, mode);
     const opened = await openHead(effects.disk, place, mode, limits.segmentBytes, onDoubt);
     const replica = new Replica(effects, place, mode, limits, opened, note);
-    await replica.#settleHalfApplied(onDoubt);
-    return replica;
+    try {
+      await replica.#settleHalfApplied(onDoubt);
+      return replica;
+    } catch (error) {
+      await replica.close();
+      throw error;
+    }
   }
 
   get head(): ReplicaHead {

@@ -71,13 +71,12 @@ export class TreeBase implements Base {
     await fs.mkdir(contentPath, { recursive: true });
     const stagingPath = stagingPathOf(contentPath);
     await fs.mkdir(stagingPath, { recursive: true, mode: 0o700 });
-    const base = new TreeBase(
-      contentPath,
-      indexPath,
-      await fs.open(contentPath, directoryFlags),
-      await fs.open(stagingPath, directoryFlags),
-      step,
-    );
+    // A handle that is forgotten ends the program when it is collected.
+    await using opened = new AsyncDisposableStack();
+    const root = opened.use(await fs.open(contentPath, directoryFlags));
+    const staging = opened.use(await fs.open(stagingPath, directoryFlags));
+    const base = new TreeBase(contentPath, indexPath, root, staging, step);
+    opened.move();
     try {
       await base.#finish();
     } catch (error) {
@@ -374,11 +373,10 @@ export async function removeTree(path: string, keep = false): Promise<void> {
   if (!isThere) return;
   const spare = await fs.mkdtemp(`${stagingPathOf(path)}-`);
   try {
-    const [tree, trash] = [await fs.open(path, directoryFlags), await fs.open(spare, directoryFlags)];
+    await using tree = await fs.open(path, directoryFlags);
+    await using trash = await fs.open(spare, directoryFlags);
     if (!isPrivileged()) await tree.chmod(0o700);
     for await (const name of entryNames(tree)) await removeEntry(tree, name, trash);
-    await tree.close();
-    await trash.close();
     if (!keep) await fs.rmdir(path);
   } catch (error) {
     if (systemErrorCode(error) !== 'ENOENT') throw error;
