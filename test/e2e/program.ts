@@ -32,7 +32,7 @@ export interface Program {
 }
 
 /** @param argv asked for at each start, as ports are known only after the first one */
-export function program(name: ProgramName, argv: () => string[], logPath: string): Program {
+export function program(name: ProgramName, argv: () => string[], logPath: string, user?: number): Program {
   let child: ChildProcess | undefined;
   const gone = async (running: ChildProcess, signal: NodeJS.Signals): Promise<number | null> => {
     if (running.exitCode === null && running.signalCode === null) {
@@ -45,7 +45,9 @@ export function program(name: ProgramName, argv: () => string[], logPath: string
   return {
     start() {
       const log = openSync(logPath, 'a');
-      const command = [...(tied ? ['setpriv', '--pdeathsig', 'KILL'] : []), launcherOf(name), ...argv()];
+      const as = user === undefined ? [] : [`--reuid=${user}`, `--regid=${user}`, '--clear-groups'];
+      const setpriv = tied || user !== undefined ? ['setpriv', '--pdeathsig', 'KILL', ...as] : [];
+      const command = [...setpriv, launcherOf(name), ...argv()];
       child = spawn(command[0] ?? '', command.slice(1), { stdio: ['ignore', log, log] });
       closeSync(log);
     },

@@ -4,7 +4,7 @@
  * Everything waits for conditions; one that is not reached says what was waited for, where the replications stand and how the
  * logs end. Teardown kills both and removes the directory.
  */
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, realpathSync, rmSync } from 'node:fs';
+import { chownSync, existsSync, mkdirSync, mkdtempSync, readFileSync, realpathSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -63,6 +63,8 @@ export interface WorldOptions {
   /** More paths that the agent may read. */
   allow?: string[];
   masterFlags?: string[];
+  /** The master runs as this user; we are root then. */
+  masterUser?: number;
   agentFlags?: string[];
   /** The agent reaches the master through a proxy that the test may cut. */
   proxied?: boolean;
@@ -82,7 +84,9 @@ export async function openWorld(t: Test, options: WorldOptions = {}): Promise<Wo
       ...(options.masterFlags ?? []),
     ],
     join(dir, 'master.log'),
+    options.masterUser,
   );
+  if (options.masterUser !== undefined) chownSync(dir, options.masterUser, options.masterUser);
   const agent = program(
     'replicator-agent',
     () => [
