@@ -14,8 +14,10 @@ import { SimDisk } from '../../../sim/disk.ts';
 export const folder = '/class/r';
 export const none = new AbortController().signal;
 
-export function quietDisk(reflink = true): SimDisk {
-  const disk = new SimDisk({ clock: new SimClock(), dice: new Dice(7), reflink, capacityBytes: 1 << 30 });
+/** @param seed of what a power cut takes */
+export function quietDisk(seed = 7): SimDisk {
+  const dice = new Dice(seed);
+  const disk = new SimDisk({ clock: new SimClock(), dice, reflink: true, capacityBytes: 1 << 30 });
   disk.slowChance = 0;
   return disk;
 }
