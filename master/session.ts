@@ -118,8 +118,9 @@ async function take(
     await stream.send({ want: { number: message.number, bitmap: replica.want(session, object, first, hashes) } });
   } else if (message.commit) {
     const commit = await replica.commit(session, message.commit);
-    await stream.send({ committed: { sequence: commit.sequence, digest: commit.digest } });
+    // Told first: a line that breaks at the ack must not keep the status from moving on.
     events.onCommit(commit);
+    await stream.send({ committed: { sequence: commit.sequence, digest: commit.digest } });
   } else if (message.manifest) {
     await sendManifest(replica.manifest(), stream);
   } else if (message.verify) {
