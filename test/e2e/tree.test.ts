@@ -75,8 +75,20 @@ t.test(`a tree of real files under a writer (seed ${seed})`, { skip: missingRsyn
       120,
     );
 
+  await t.test('kill -9 at any moment: goes on by itself, what was acknowledged stays', async (t) => {
+    for (let round = 1; round <= (long ? 20 : 2); round++) {
+      await new Promise((done) => setTimeout(done, 2500 * next()));
+      const before = await world.points('tree');
+      const who = (['agent', 'master', 'both'] as const)[(round + seed) % 3] ?? 'both';
+      await killed(world, who);
+      await newer(before.at(-1)?.sequence ?? 0);
+      const after = new Map((await world.points('tree')).map(({ sequence, digest }) => [sequence, digest]));
+      const lost = before.filter(({ sequence, digest }) => after.get(sequence) !== digest);
+      t.same(lost, [], `round ${round}, ${who} killed`);
+    }
+  });
+
   await t.test('a point taken while the writer goes on is recovered and verified', async (t) => {
-    await newer((await world.points('tree')).at(-1)?.sequence ?? 0);
     const points = await world.points('tree');
     const chosen = points[Math.floor(next() * points.length)];
     if (!chosen) throw new Error('there is a point');
@@ -85,19 +97,6 @@ t.test(`a tree of real files under a writer (seed ${seed})`, { skip: missingRsyn
     t.equal(chosen.consistency, 'file');
     t.comment(`drill: RTO ${recovery.status.rtoSeconds} s`);
     fs.rmSync(path, { recursive: true });
-  });
-
-  await t.test('kill -9 at any moment: goes on by itself, what was acknowledged stays', async (t) => {
-    for (let round = 1; round <= (long ? 20 : 3); round++) {
-      await new Promise((done) => setTimeout(done, 2500 * next()));
-      const before = await world.points('tree');
-      const who = (['agent', 'master', 'both'] as const)[round % 3] ?? 'both';
-      await killed(world, who);
-      await newer(before.at(-1)?.sequence ?? 0);
-      const after = new Map((await world.points('tree')).map(({ sequence, digest }) => [sequence, digest]));
-      const lost = before.filter(({ sequence, digest }) => after.get(sequence) !== digest);
-      t.same(lost, [], `round ${round}, ${who} killed`);
-    }
   });
 
   await t.test('the copy of the resting source is the source', async (t) => {
@@ -126,9 +125,6 @@ t.test(`a tree of real files under a writer (seed ${seed})`, { skip: missingRsyn
     const sent = (await world.metric('sent_bytes_total', '"tree"')) - before;
     t.comment(`${sent} bytes sent, ${((performance.now() - startMs) / 1000).toFixed(1)} s`);
     t.ok(sent < 1 << 20, `${sent} bytes`);
-    fs.writeFileSync(join(source, 'mine'), noise(1000));
-    await world.normal('tree', Date.now(), 120);
-    t.ok((await world.metric('sent_bytes_total', '"tree"')) - before < 1 << 20, 'nor after that');
   });
 
   t.comment(`memory: agent ${rssMaxBytes.agent >> 20} MiB, master ${rssMaxBytes.master >> 20} MiB`);
@@ -139,7 +135,7 @@ t.test(
   { skip: missingRsync },
   async (t) => {
     const next = random(seed ^ 1);
-    const world = await openWorld(t);
+    const world = await openWorld(t, { proxied: true });
     const source = join(world.sources, 'tree');
     const sizeBytes = (long ? 600 : 150) << 20;
     for (let made = 0, file = 0; made < sizeBytes; file++) {
@@ -151,15 +147,18 @@ t.test(
     }
     await world.startAgent();
     await world.replicate('first', source, { ...Filesystem, compression: 'none', bandwidthBytesPerSecond: 40 << 20 });
-    const sent = () => world.metric('sent_bytes_total', '"first"');
+    const sent = () => world.proxy?.sentBytes ?? 0;
     const copied = (part: number) =>
-      world.until(`${part} of the first copy is sent`, async () => (await sent()) > part * sizeBytes, 120);
-    await copied(0.3);
-    await killed(world, 'both');
-    await copied(0.6);
-    await killed(world, 'agent');
+      world.until(`${part} of the first copy is sent`, async () => sent() > part * sizeBytes, 120);
+    // What a crash costs is at most what goes between two commits on the way: 64 MiB.
+    if (long) {
+      await copied(0.3);
+      await killed(world, 'both');
+    }
+    await copied(0.55);
+    await killed(world, long ? 'agent' : 'both');
     const path = await newestCopy(world, 'first');
-    const ratio = (await sent()) / sizeBytes;
+    const ratio = sent() / sizeBytes;
     t.comment(`sent ${ratio.toFixed(3)} times the volume`);
     t.ok(ratio < 1.35, 'only what is missing was sent again');
     t.same(rsyncDifferences(source, path), []);

@@ -5,6 +5,7 @@
 import { accessSync, constants, realpathSync, statfsSync, statSync, type Stats } from 'node:fs';
 import { basename, sep } from 'node:path';
 import { UsageError } from '../../proto/cli.ts';
+import { refusedBySystem } from '../../proto/allow.ts';
 import { systemErrorCode } from '../../proto/errors.ts';
 import type { VolumeMode } from '../../proto/wire.ts';
 
@@ -33,6 +34,14 @@ export function inspect(given: string, dataDirectory: string): Source {
   } catch (error) {
     throw refusal(given, error, facts.isBlockDevice());
   }
+  if (!facts.isDirectory() && !facts.isBlockDevice() && !facts.isFile())
+    throw new UsageError(
+      `${given} is neither a directory, a raw image nor a block device.`,
+      'Give one of these, or no PATH for a sample volume.',
+    );
+  const refused = refusedBySystem(path, facts.isBlockDevice());
+  if (refused !== undefined)
+    throw new UsageError(`${path} ${refused}.`, 'Agents never read these: give a folder of your own data.');
   if (facts.isDirectory()) {
     if (inside(dataDirectory, path))
       throw new UsageError(
@@ -42,11 +51,7 @@ export function inspect(given: string, dataDirectory: string): Source {
     return { path, volumeMode: 'Filesystem', what: 'directory', storedBytes: null };
   }
   if (facts.isBlockDevice()) return { path, volumeMode: 'Block', what: 'block device', storedBytes: null };
-  if (facts.isFile()) return { path, volumeMode: 'Block', what: 'raw image', storedBytes: facts.blocks * 512 };
-  throw new UsageError(
-    `${given} is neither a directory, a raw image nor a block device.`,
-    'Give one of these, or no PATH for a sample volume.',
-  );
+  return { path, volumeMode: 'Block', what: 'raw image', storedBytes: facts.blocks * 512 };
 }
 
 function inside(path: string, directory: string): boolean {
