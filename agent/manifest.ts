@@ -18,6 +18,7 @@ import assert from 'node:assert/strict';
 import { mkdirSync, rmSync } from 'node:fs';
 import { DatabaseSync, type SQLInputValue, type StatementSync } from 'node:sqlite';
 import { nodeHash } from '../proto/node.ts';
+import { isSqliteDamage } from '../proto/sqlite.ts';
 import { nodeTypes, type Name, type Node } from '../proto/wire.ts';
 
 export interface Key {
@@ -492,8 +493,7 @@ export function openManifest(folder: string): Manifest {
   try {
     return new Manifest(folder);
   } catch (error) {
-    const { errcode } = error as { errcode?: number };
-    if (errcode !== 11 && errcode !== 26) throw error; // SQLITE_CORRUPT, SQLITE_NOTADB
+    if (!isSqliteDamage(error)) throw error;
     for (const suffix of ['', '-wal', '-shm']) rmSync(`${folder}/manifest.db${suffix}`, { force: true });
     return new Manifest(folder);
   }

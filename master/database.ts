@@ -35,19 +35,6 @@ export function openDatabase(path: string): DatabaseSync {
   return database;
 }
 
-/** All of it or nothing. */
-export function transaction<T>(database: DatabaseSync, work: () => T): T {
-  database.exec('BEGIN IMMEDIATE');
-  try {
-    const result = work();
-    database.exec('COMMIT');
-    return result;
-  } catch (error) {
-    if (database.isTransaction) database.exec('ROLLBACK');
-    throw error;
-  }
-}
-
 /* What SQLite hands out, as the type that the column has. */
 
 export function number(value: unknown): number {

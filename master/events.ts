@@ -12,10 +12,11 @@ import { apiVersion } from './resources.ts';
 import type { EventView } from './api/schema.ts';
 import { levels } from './api/schema.ts';
 import { changed } from './changed.ts';
-import { number, text, transaction } from './database.ts';
+import { number, text } from './database.ts';
 import type { EventInput, Events } from './engine.ts';
 import { StoreConflict } from './store.ts';
 import type { Clock } from '../proto/effects.ts';
+import { transaction } from '../proto/sqlite.ts';
 
 /** Every code, what it belongs to and what it means. */
 export const eventCodes = {

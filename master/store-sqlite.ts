@@ -9,8 +9,9 @@
 import { isDeepStrictEqual } from 'node:util';
 import type { DatabaseSync } from 'node:sqlite';
 import type { Clock, Random } from '../proto/effects.ts';
+import { transaction } from '../proto/sqlite.ts';
 import { changed } from './changed.ts';
-import { number, text, transaction } from './database.ts';
+import { number, text } from './database.ts';
 import { apiVersion } from './resources.ts';
 import type { Kind, Metadata, Resources } from './resources.ts';
 import { StoreConflict } from './store.ts';

@@ -7,6 +7,7 @@
  */
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
+import { isSqliteBusy } from './sqlite.ts';
 
 /** Kept from being collected: that would let go of the lock. */
 const held: DatabaseSync[] = [];
@@ -18,8 +19,7 @@ export function holdData(dir: string): void {
     database.exec('PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE');
   } catch (error) {
     database.close();
-    const busy = (error as { errcode?: number }).errcode === 5; // SQLITE_BUSY
-    if (!busy) throw error;
+    if (!isSqliteBusy(error)) throw error;
     throw new Error(
       `${dir} is in use by another running process; stop that one, or name another directory with --data`,
       {

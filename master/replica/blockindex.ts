@@ -3,10 +3,11 @@ import type { DatabaseSync } from 'node:sqlite';
 import assert from 'node:assert/strict';
 import { granuleCount, hashBytes, unknownHash } from '../../proto/granule.ts';
 import { ReplicationError } from '../../proto/errors.ts';
+import { transaction } from '../../proto/sqlite.ts';
 import type { Data, Node } from '../../proto/wire.ts';
 import type { CommitRecord } from './frame.ts';
 import { HashPages } from './hashpages.ts';
-import { openIndexDatabase, readPosition, transaction, writePosition } from './indexdatabase.ts';
+import { openIndexDatabase, readPosition, writePosition } from './indexdatabase.ts';
 import type { VolumeIndex } from './volumeindex.ts';
 
 export class BlockIndex implements VolumeIndex {

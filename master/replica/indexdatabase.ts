@@ -4,7 +4,6 @@
  */
 import { constants, copyFile, open, rm } from 'node:fs/promises';
 import { DatabaseSync } from 'node:sqlite';
-import { systemErrorCode } from '../../proto/errors.ts';
 import { decode, encode } from '../../proto/wire.ts';
 import type { CommitRecord } from './frame.ts';
 
@@ -25,31 +24,9 @@ export function writePosition(database: DatabaseSync, newest: CommitRecord): voi
   database.prepare('INSERT OR REPLACE INTO position (only, newest) VALUES (1, ?)').run(encode('JournalCommit', newest));
 }
 
-export function transaction(database: DatabaseSync, work: () => void): void {
-  database.exec('BEGIN IMMEDIATE');
-  try {
-    work();
-    database.exec('COMMIT');
-  } catch (error) {
-    database.exec('ROLLBACK');
-    throw error;
-  }
-}
-
 /** What is committed is durable: no power cut takes it back. */
 export function makeDurable(database: DatabaseSync): void {
   database.exec('PRAGMA wal_checkpoint(TRUNCATE)');
-}
-
-/**
- * The disk below is full, fails or lacks something, which says nothing about what an index holds: it is tried again later.
- * SQLite's primary codes NOMEM, IOERR, FULL and CANTOPEN (sqlite.org/rescode.html), or a system error.
- */
-export function isOfStorage(error: unknown): boolean {
-  const code = systemErrorCode(error);
-  if (code === 'ERR_SQLITE_ERROR')
-    return [7, 10, 13, 14].includes(((error as { errcode?: number }).errcode ?? 0) & 0xff);
-  return ['ENOSPC', 'EDQUOT', 'EIO', 'EMFILE', 'ENFILE', 'ENOMEM', 'EROFS'].includes(code ?? '');
 }
 
 /** Copies an index that nobody writes meanwhile; `to` is overwritten. Durable once its directory is synced. */

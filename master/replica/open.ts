@@ -4,16 +4,18 @@
  * The journal decides what is committed. The head's index is a cache of base + journal: when it does not fit (it is ahead
  * of the journal, or does not end at the digest of the newest commit) it is copied from the base and the journal is
  * replayed. When even that does not fit the base, the head falls back to the base: older, but right, and the next session
- * offers everything (resync).
+ * offers everything (resync). Points are given up for proven damage only: whatever else goes wrong is thrown, and the
+ * replica is opened again later with all that it has.
  */
 import { mkdir } from 'node:fs/promises';
 import type { Disk } from '../../proto/effects.ts';
-import { messageOf } from '../../proto/errors.ts';
+import { messageOf, ReplicationError } from '../../proto/errors.ts';
+import { isOfStorage, isSqliteDamage } from '../../proto/sqlite.ts';
 import type { VolumeMode } from '../../proto/wire.ts';
 import type { Base } from './base.ts';
 import type { CommitRecord } from './frame.ts';
 import type { Point } from './horizon.ts';
-import { copyIndex, isOfStorage, removeIndex } from './indexdatabase.ts';
+import { copyIndex, removeIndex } from './indexdatabase.ts';
 import { Journal, type JournalRecord } from './journal.ts';
 import { inside, openBase, openIndex, type Place } from './place.ts';
 import type { VolumeIndex } from './volumeindex.ts';
@@ -74,6 +76,7 @@ export async function openHead(
   await first.journal.close();
   first = await replay(disk, journalFolder, segmentBytes, head, base);
   if (first.wrong === undefined) return await finished(first, head);
+  if (first.fault !== undefined && !isDamage(first.fault)) throw first.fault;
 
   onDoubt(`the journal does not fit the base and was dropped: ${first.wrong}. Everything since is offered again`);
   await copyHead();
@@ -108,7 +111,15 @@ async function openOrCopy(
 interface Replayed {
   journal: Journal;
   commits: CommitRecord[];
+  /** Why head and journal do not fit; undefined = they do. */
   wrong: string | undefined;
+  /** What was thrown, where that is why. */
+  fault: Error | undefined;
+}
+
+/** Says something about what is stored, and will be so the next time. */
+function isDamage(fault: unknown): boolean {
+  return fault instanceof ReplicationError || isSqliteDamage(fault);
 }
 
 async function replay(
@@ -120,10 +131,22 @@ async function replay(
 ): Promise<Replayed> {
   const commits: CommitRecord[] = [];
   let wrong: string | undefined;
+  let fault: Error | undefined;
   const journal = await Journal.open(disk, folder, segmentBytes, (records, commit) => {
     if (commit.sequence > base.index.sequence) commits.push(commit);
     if (wrong !== undefined || commit.sequence <= head.sequence) return;
-    wrong = replayEpoch(head, records, commit);
+    if (commit.sequence !== head.sequence + 1) {
+      wrong = `commit ${commit.sequence} does not follow ${head.sequence}`;
+      return;
+    }
+    try {
+      replayEpoch(head, records, commit);
+    } catch (error) {
+      // A disk that is full or fails says nothing about the journal, and must not cost it.
+      if (isOfStorage(error)) throw error;
+      wrong = `commit ${commit.sequence} cannot be replayed: ${messageOf(error)}`;
+      fault = error as Error;
+    }
   });
   const last = journal.lastSequence ?? base.index.sequence;
   wrong ??= misfit(journal, head, base, Math.max(last, base.index.sequence));
@@ -131,23 +154,19 @@ async function replay(
   if (wrong === undefined && newest && head.unknown === 0 && !head.digest.equals(newest.digest)) {
     wrong = `its digest is not that of commit ${newest.sequence}`;
   }
-  return { journal, commits, wrong };
+  return { journal, commits, wrong, fault };
 }
 
-function replayEpoch(head: VolumeIndex, records: JournalRecord[], commit: CommitRecord): string | undefined {
-  if (commit.sequence !== head.sequence + 1) return `commit ${commit.sequence} does not follow ${head.sequence}`;
+function replayEpoch(head: VolumeIndex, records: JournalRecord[], commit: CommitRecord): void {
   try {
     for (const record of records) {
       if ('data' in record) head.stageData(record.data);
       else if ('nodes' in record) head.stageNodes(record.nodes);
     }
     head.commit(commit);
-    return undefined;
   } catch (error) {
     head.discard();
-    // A disk that is full or fails says nothing about the journal, and must not cost it.
-    if (isOfStorage(error)) throw error;
-    return `commit ${commit.sequence} cannot be replayed: ${messageOf(error)}`;
+    throw error;
   }
 }
 

@@ -16,10 +16,11 @@ import assert from 'node:assert/strict';
 import { ReplicationError } from '../../proto/errors.ts';
 import { granuleCount, hashBytes, unknownHash, zeroHash } from '../../proto/granule.ts';
 import { checkedNode, compareNames, maxFileBytes, maxSlots, nodeHash } from '../../proto/node.ts';
+import { rollBack, transaction } from '../../proto/sqlite.ts';
 import { encode, nodeTypes, type Data, type Name, type Node, type Nodes } from '../../proto/wire.ts';
 import type { CommitRecord } from './frame.ts';
 import { asBuffer, HashPages } from './hashpages.ts';
-import { openIndexDatabase, readPosition, transaction, writePosition } from './indexdatabase.ts';
+import { openIndexDatabase, readPosition, writePosition } from './indexdatabase.ts';
 import { Rows } from './rows.ts';
 import { TreeContent } from './treecontent.ts';
 import { toNode, TreeLog } from './treelog.ts';
@@ -192,7 +193,7 @@ export class TreeIndex implements VolumeIndex {
 
   discard(): void {
     if (!this.#open) return;
-    this.database.exec('ROLLBACK');
+    rollBack(this.database);
     this.#hashes.discard();
     this.#closed();
     const marks = this.#marks;

@@ -3,9 +3,9 @@
  * transaction; a commit leaves it as work (treework.ts), with the phase that the work has reached, until it is done.
  */
 import type { DatabaseSync } from 'node:sqlite';
+import { transaction } from '../../proto/sqlite.ts';
 import { decode, encode, nodeTypes, type Node } from '../../proto/wire.ts';
 import { asBuffer } from './hashpages.ts';
-import { transaction } from './indexdatabase.ts';
 import type { Row, Rows } from './rows.ts';
 
 /** What a commit does to one slot. */

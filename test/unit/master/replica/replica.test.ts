@@ -1,11 +1,15 @@
 import { DatabaseSync } from 'node:sqlite';
-import { copyFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { copyFileSync, readdirSync, rmSync, statfsSync, writeFileSync } from 'node:fs';
 import t from 'tap';
+import { asReplicationError } from '../../../../proto/errors.ts';
 import { granuleBytes, granuleHash, hash } from '../../../../proto/granule.ts';
+import { run } from '../../../loop.ts';
 import { volumeDigest } from '../../../sim/digest.ts';
 import { commitOf, dataOf, folder, imageOf, none, put, recovered, rig, writer } from './blockreplica.ts';
 
 const size = 10 * granuleBytes - 1000;
+/** Of one page of the index. */
+const hashesPerPage = 256;
 const journalPath = (paths: string[]): string => paths.filter((path) => path.includes('/journal/')).at(-1) ?? '';
 
 t.test('a commit survives, and every point of the journal is the volume of its time', async (t) => {
@@ -116,6 +120,42 @@ t.test(
     const reopened = await r.open();
     t.same([r.doubts, reopened.head.sequence], [[], 2]);
     await reopened.close();
+  },
+);
+
+t.test(
+  'an index that does not fit on its disk at opening costs no point',
+  { skip: process.getuid?.() === 0 ? false : 'needs root, for a small filesystem' },
+  async (t) => {
+    const r = await rig(t);
+    run('mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', r.indexFolder);
+    t.teardown(() => void run('umount', '--lazy', r.indexFolder));
+    const pages = 40;
+    const large = pages * hashesPerPage * granuleBytes;
+    const before = await r.open();
+    const session = await before.attach({ ...writer, sizeBytes: large });
+    for (let page = 0; page < pages; page++) await put(before, session, { [page * hashesPerPage]: page + 1 }, large);
+    const points = before.points.map(({ sequence, digest }) => [sequence, digest]);
+    await before.close();
+    const filler = `${r.indexFolder}/filler`;
+    const codes: string[] = [];
+    for (const left of [0, 30_000, 60_000, 90_000]) {
+      for (const suffix of ['', '-wal', '-shm']) rmSync(`${r.indexFolder}/head.db${suffix}`, { force: true });
+      const { bavail, bsize } = statfsSync(r.indexFolder);
+      writeFileSync(filler, Buffer.alloc(Math.max(0, bavail * bsize - left), 1));
+      const full = await r.open().then((replica) => replica.close(), asReplicationError);
+      if (full) codes.push(full.code);
+      rmSync(filler);
+      const after = await r.open();
+      t.same(
+        after.points.map(({ sequence, digest }) => [sequence, digest]),
+        points,
+        'all points are there',
+      );
+      t.notMatch(r.doubts.join(), /dropped/);
+      await after.close();
+    }
+    t.ok(codes.includes('TargetFull'), `it was full indeed: ${codes.join()}`);
   },
 );
 

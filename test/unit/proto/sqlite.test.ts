@@ -1,0 +1,24 @@
+import { DatabaseSync } from 'node:sqlite';
+import t from 'tap';
+import { asReplicationError } from '../../../proto/errors.ts';
+import { isOfStorage, isSqliteBusy, isSqliteDamage, rollBack, transaction } from '../../../proto/sqlite.ts';
+
+t.test('a transaction that a full disk ended says that the disk is full', async (t) => {
+  const database = new DatabaseSync(':memory:');
+  database.exec('CREATE TABLE big (bytes BLOB); PRAGMA max_page_count = 40');
+  const insert = database.prepare('INSERT INTO big VALUES (zeroblob(4000))');
+  const fill = (): void => {
+    for (let i = 0; i < 1000; i++) insert.run();
+  };
+  const error = t.throws(() => transaction(database, fill)) as unknown as Error;
+  t.ok(isOfStorage(error), error.message);
+  t.notOk(isSqliteDamage(error) || isSqliteBusy(error));
+  t.equal(asReplicationError(error).code, 'TargetFull');
+  t.notOk(database.isTransaction, 'nothing is left open');
+  t.equal(database.prepare('SELECT count(*) AS n FROM big').get()?.['n'], 0, 'and nothing half done');
+  t.doesNotThrow(() => rollBack(database), 'rolling back once more is no error');
+  t.equal(
+    transaction(database, () => 7),
+    7,
+  );
+});
