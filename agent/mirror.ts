@@ -11,7 +11,7 @@ import { asReplicationError, ReplicationError, type ErrorCode } from '../proto/e
 import type { CompressionChoice } from '../proto/payload.ts';
 import { Pace } from '../proto/pace.ts';
 import type { Assignment, Report } from '../proto/wire.ts';
-import { nextStep, type Step } from './plan.ts';
+import { nextStep, type PlanInput, type Step } from './plan.ts';
 import { ReplicationProgress } from './progress.ts';
 import { Sender, type MirrorCall } from './sender.ts';
 import type { Cut, Source } from './source.ts';
@@ -161,7 +161,7 @@ interface Session {
   initialized: boolean;
   whole: boolean;
   resyncing: boolean;
-  last: { startMs: number; endMs: number } | undefined;
+  last: PlanInput['last'];
   /** The newest attempt made no point. */
   refused: boolean;
 }
@@ -180,6 +180,7 @@ async function loop(run: Session, onSuccess: () => void): Promise<void> {
       continue;
     }
     const startMs = deps.clock.monotonicMs();
+    const isFirst = !run.initialized && run.last === undefined;
     await checkFacts(run);
     const unchangedUs = step.asked ? undefined : await source.unchangedUntil();
     if (unchangedUs !== undefined) {
@@ -187,7 +188,7 @@ async function loop(run: Session, onSuccess: () => void): Promise<void> {
     } else {
       await sync(run, step, assignment);
     }
-    run.last = { startMs, endMs: deps.clock.monotonicMs() };
+    run.last = { startMs, endMs: deps.clock.monotonicMs(), whole: step.whole || isFirst };
     onSuccess();
   }
 }

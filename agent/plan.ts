@@ -19,7 +19,8 @@ export interface PlanInput {
   initialized: boolean;
   /** What the replica holds is not known: the next round offers everything. */
   whole: boolean;
-  last: { startMs: number; endMs: number } | undefined;
+  /** `whole`: everything had to be read (first copy, resync, verify); it says nothing about what the next cut costs. */
+  last: { startMs: number; endMs: number; whole: boolean } | undefined;
   /** The newest attempt made no point: what was asked for is tried again at the pace of cuts. */
   refused: boolean;
 }
@@ -68,9 +69,7 @@ function asked(input: PlanInput, step: Step): Step {
 function pacedSync(input: PlanInput, step: Step): Step {
   const { last, assignment, nowMs } = input;
   if (!last) return step;
-  const dueMs = Math.max(
-    last.startMs + assignment.cutIntervalSeconds * 1000,
-    last.endMs + restFactor * Math.min(last.endMs - last.startMs, 60_000),
-  );
+  const restMs = last.whole ? 0 : restFactor * Math.min(last.endMs - last.startMs, 60_000);
+  const dueMs = Math.max(last.startMs + assignment.cutIntervalSeconds * 1000, last.endMs + restMs);
   return nowMs >= dueMs ? step : { kind: 'wait', untilMs: dueMs };
 }

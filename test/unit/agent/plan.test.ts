@@ -16,7 +16,7 @@ const calm: PlanInput = {
   resyncing: false,
   initialized: true,
   whole: false,
-  last: { startMs: 99_000, endMs: 99_100 },
+  last: { startMs: 99_000, endMs: 99_100, whole: false },
   refused: false,
 };
 const given = (change: Partial<PlanInput>, assignment: Partial<PlanInput['assignment']> = {}): PlanInput => ({
@@ -56,10 +56,15 @@ t.test('cuts keep to the interval, from start to start', async (t) => {
 });
 
 t.test('a slow volume is read at most a third of the time, and waits two minutes at most', async (t) => {
-  const slow = given({ last: { startMs: 70_000, endMs: 100_000 } });
+  const slow = given({ last: { startMs: 70_000, endMs: 100_000, whole: false } });
   t.same(nextStep(slow), { kind: 'wait', untilMs: 160_000 });
-  const slower = given({ last: { startMs: -500_000, endMs: 100_000 } });
+  const slower = given({ last: { startMs: -500_000, endMs: 100_000, whole: false } });
   t.same(nextStep(slower), { kind: 'wait', untilMs: 220_000 });
+});
+
+t.test('what had to be read whole does not put off the next cut', async (t) => {
+  const first = given({ last: { startMs: 40_000, endMs: 100_000, whole: true } });
+  t.same(nextStep(first), { ...sync, why: 'Mirroring', asked: false });
 });
 
 t.test('without a trigger it waits to be asked; what was refused is asked for at the pace of cuts', async (t) => {
@@ -87,10 +92,13 @@ t.test('it never waits for the past, and never waits when nothing was done yet',
     initialized: fc.boolean(),
     whole: fc.boolean(),
     last: fc.option(
-      fc.record({ startMs: fc.nat({ max: 1e6 }), endMs: fc.nat({ max: 1e6 }) }).map(({ startMs, endMs }) => ({
-        startMs: Math.min(startMs, endMs),
-        endMs: Math.max(startMs, endMs),
-      })),
+      fc
+        .record({ startMs: fc.nat({ max: 1e6 }), endMs: fc.nat({ max: 1e6 }), whole: fc.boolean() })
+        .map(({ startMs, endMs, whole }) => ({
+          startMs: Math.min(startMs, endMs),
+          endMs: Math.max(startMs, endMs),
+          whole,
+        })),
       { nil: undefined },
     ),
     refused: fc.boolean(),
