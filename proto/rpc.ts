@@ -15,7 +15,7 @@ import { type ErrorCode, ReplicationError, asReplicationError, errorCodes, messa
 import { type Stream, bell } from './stream.ts';
 import { isLoopback, parsePeer } from './value.ts';
 import type { AgentMessage, JoinReply, JoinRequest, MasterMessage, Messages, RenewRequest } from './wire.ts';
-import { type MirrorReply, type MirrorRequest, decode, encode, maxMessageBytes } from './wire.ts';
+import { type MirrorReply, type MirrorRequest, decode, encode, encodeParts, maxMessageBytes } from './wire.ts';
 
 /** Flow-control window of each stream and of each connection, both directions: the default 64 KiB halves the speed. */
 export const windowBytes = 8 << 20;
@@ -197,9 +197,10 @@ function wrap<O extends keyof Messages, I extends keyof Messages>(call: Call, ou
     async send(message) {
       if (failure !== undefined) throw failure;
       if (over || call.writableEnded) throw new ReplicationError('Disconnected', 'the call has ended');
-      const bytes = encode(out, message);
+      const bytes = encodeParts(out, message);
       queuedBytes += bytes.length;
-      call.write(bytes, () => {
+      // grpc-js copies it into its frame, and needs no more of a Buffer than that.
+      call.write(bytes as Buffer, () => {
         queuedBytes -= bytes.length;
         sentBytes += bytes.length;
         ring();

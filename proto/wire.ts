@@ -284,6 +284,46 @@ export function encode<K extends keyof Messages>(kind: K, message: Messages[K]):
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
 }
 
+/** What grpc-js asks of a message that it puts into a frame: a Buffer, or parts that are copied there and nowhere before. */
+export interface Encoded {
+  readonly length: number;
+  readonly byteLength: number;
+  copy(target: Uint8Array, at: number): number;
+}
+
+/** As `encode`, but the payload of a Data is not copied: it must stay as it is until the message has been written. */
+export function encodeParts<K extends keyof Messages>(kind: K, message: Messages[K]): Encoded {
+  const { data, ...rest } = message as Messages['MirrorRequest'];
+  if (kind !== 'MirrorRequest' || !data) return encode(kind, message);
+  const { payload, ...described } = data;
+  // A length-delimited field is its tag, its length, its bytes; fields may stand in any order.
+  const body = lengthDelimited('Data', 'payload', payload.length);
+  const description = encode('Data', { ...described, payload: none });
+  const envelope = lengthDelimited('MirrorRequest', 'data', description.length + body.length + payload.length);
+  const parts = [encode('MirrorRequest', rest), envelope, description, body, payload];
+  const length = parts.reduce((sum, part) => sum + part.length, 0);
+  return {
+    length,
+    byteLength: length,
+    copy(target, at) {
+      let end = at;
+      for (const part of parts) {
+        target.set(part, end);
+        end += part.length;
+      }
+      return length;
+    },
+  };
+}
+
+const none = Buffer.alloc(0);
+const lengthDelimitedWire = 2;
+
+function lengthDelimited(kind: 'MirrorRequest' | 'Data', field: string, length: number): Uint8Array {
+  const tag = ((lookup(kind).fields[field]?.id ?? 0) << 3) | lengthDelimitedWire;
+  return new protobuf.Writer().uint32(tag).uint32(length).finish();
+}
+
 /** @throws ReplicationError BadMessage */
 export function decode<K extends keyof Messages>(kind: K, bytes: Uint8Array): Messages[K] {
   const type = lookup(kind);
