@@ -270,11 +270,11 @@ export class Manifest {
     this.#dirtyBytes = undefined;
   }
 
-  /** The name stands for this slot now, and no longer for the one it had. A directory keeps no other name. */
-  setName(parent: number, name: Buffer, slot: number, isDirectory: boolean): void {
+  /** The name stands for this slot now, and no longer for the one it had. `alone`: the slot keeps no other name. */
+  setName(parent: number, name: Buffer, slot: number, alone: boolean): void {
     const before = this.#get('SELECT slot FROM name WHERE parent = ? AND name = ?', parent, name);
     if (before) this.#lose(Number(before['slot']));
-    if (isDirectory) this.#run('DELETE FROM name WHERE slot = ?', slot);
+    if (alone) this.#run('DELETE FROM name WHERE slot = ?', slot);
     this.#run('INSERT OR REPLACE INTO name VALUES (?, ?, ?)', parent, name, slot);
     this.markDirty(slot);
   }
@@ -295,8 +295,17 @@ export class Manifest {
     this.#run('INSERT OR IGNORE INTO orphan VALUES (?)', slot);
   }
 
+  /** It has lost its last name and was not found under another one yet. */
+  isOrphan(slot: number): boolean {
+    return (
+      this.#get('SELECT 1 FROM orphan WHERE slot = ?', slot) !== undefined &&
+      this.#get('SELECT 1 FROM name WHERE slot = ?', slot) === undefined
+    );
+  }
+
   get hasOrphans(): boolean {
-    return this.#get('SELECT 1 FROM orphan LIMIT 1') !== undefined;
+    const nameless = 'NOT EXISTS (SELECT 1 FROM name WHERE name.slot = orphan.slot)';
+    return this.#get(`SELECT 1 FROM orphan WHERE ${nameless} LIMIT 1`) !== undefined;
   }
 
   /** What has no name left is gone, with all below it. Only after a look at every place where it might have moved to. */

@@ -18,9 +18,10 @@ import { syncfs } from '../proto/libc.ts';
 import { Pace } from '../proto/pace.ts';
 import type { MirrorWelcome, Node } from '../proto/wire.ts';
 import { collect, tickMs, type Collected, type Collecting } from './capture/collect.ts';
+import { Looks } from './capture/looks.ts';
 import { visit, walk, type Walk } from './capture/scan.ts';
 import { isSame, keyOf, openTree, type Tree } from './capture/tree.ts';
-import { watchTree, type Hints } from './capture/watch.ts';
+import { remoteKind, watchTree, type Hints } from './capture/watch.ts';
 import { freezable, type Guard } from './guard.ts';
 import { openManifest, type Manifest } from './manifest.ts';
 import { mountOf, readBlockDevices, readMounts } from './mounts.ts';
@@ -36,9 +37,8 @@ const freezeTries = 3;
 const freezeAgainMs = 60_000;
 /** Part of the time that scanning may take. */
 const scanRatio = 0.05;
-/** Looks at what moved meanwhile, per scan and per cut. */
-const settleTries = 5;
-const vanishTries = 10;
+/** Looks at what had moved on, per cut. */
+const vanishTries = 8;
 /** Slots remembered between two of these; with more of them everything dirty is read again. */
 const maxVanished = 100_000;
 
@@ -85,6 +85,7 @@ export class TreeSource implements Source {
   readonly #pace: Pace;
   #hints: Hints | undefined;
   #blank = false;
+  #isRemote = false;
   /** A generator or a look is under way. */
   #busy = false;
   /** Directories that moved are only partly sent. */
@@ -157,6 +158,7 @@ export class TreeSource implements Source {
     manifest: () => AsyncIterable<Node>,
   ): Promise<{ whole: boolean; reason: string }> {
     return this.#alone(async () => {
+      this.#isRemote = (await remoteKind(this.#options.path)) !== undefined;
       this.#hints ??= await watchTree(this.#options.path);
       [this.#scan, this.#scanReason, this.#wholeDone, this.#headIsPoint] = [undefined, 'start', false, false];
       this.#backlog = true;
@@ -249,14 +251,21 @@ export class TreeSource implements Source {
 
   /** Everything that changed before `look` began is dirty afterwards, when it scans; answers the newest ctime it met. */
   async #look(tree: Tree, mustScan: boolean, signal: AbortSignal): Promise<bigint> {
-    const started = this.#now();
+    const { clock } = this.#options;
+    const startedMs = clock.nowMs();
+    const first = await this.#find(tree, mustScan, signal);
+    const looks = new Looks(tree, this.#manifest, clock, this.#isRemote, startedMs, first);
+    await looks.settle(signal);
+    return looks.newestNs;
+  }
+
+  /** A scan when one is due, else a look where hints say. What moves meanwhile may be missed, see Looks. */
+  async #find(tree: Tree, mustScan: boolean, signal: AbortSignal): Promise<Walk> {
     const hints = this.#hints?.take();
     if (!hints && this.#hints?.failure === undefined) this.#scanReason ||= 'too many hints';
     if (mustScan) this.#scanReason ||= 'round';
-    if (this.#isScanDue()) return this.#fullScan(tree, started, signal);
-    if (!hints || hints.size === 0) return 0n;
-    const found = await visit(tree, this.#manifest, this.#resolve(tree, hints), signal);
-    return this.#settle(tree, found, started.wallMs, signal);
+    if (this.#isScanDue()) return this.#fullScan(tree, this.#now(), signal);
+    return visit(tree, this.#manifest, this.#resolve(tree, hints ?? new Set()), signal);
   }
 
   #isScanDue(): boolean {
@@ -266,38 +275,18 @@ export class TreeSource implements Source {
     return costMs <= scanRatio * Math.max(sinceMs, this.#options.cutIntervalSeconds * 1000);
   }
 
-  async #fullScan(tree: Tree, started: Instant, signal: AbortSignal, isFrozen = false): Promise<bigint> {
+  async #fullScan(tree: Tree, started: Instant, signal: AbortSignal, isFrozen = false): Promise<Walk> {
     const startedMonotonicMs = this.#options.clock.monotonicMs();
     this.counters.fullScans++;
     this.counters.fullScanReason = this.#scanReason || (isFrozen ? 'freeze' : 'pace');
     const found = await walk(tree, this.#manifest, undefined, signal);
-    const newestNs = isFrozen ? this.#buried(found) : await this.#settle(tree, found, started.wallMs, signal);
     this.#scan = {
       startedUs: started.agentUs,
       startedMonotonicMs,
       costMs: this.#options.clock.monotonicMs() - startedMonotonicMs,
     };
     this.#scanReason = '';
-    return newestNs;
-  }
-
-  /** What moved while we looked is looked for where directories changed since; what is nowhere then is gone. */
-  async #settle(tree: Tree, first: Walk, startedMs: number, signal: AbortSignal): Promise<bigint> {
-    let found = first;
-    let sinceMs = startedMs;
-    for (let left = settleTries; found.restless && left > 0; left--) {
-      const nextMs = this.#options.clock.nowMs();
-      const newestNs = found.newestNs;
-      found = await walk(tree, this.#manifest, BigInt(Math.floor(sinceMs - tickMs)) * 1_000_000n, signal);
-      if (newestNs > found.newestNs) found.newestNs = newestNs;
-      sinceMs = nextMs;
-    }
-    return this.#buried(found);
-  }
-
-  #buried(found: Walk): bigint {
-    this.#manifest.buryOrphans();
-    return found.newestNs;
+    return found;
   }
 
   /** Hinted names by the directory they are in; what cannot be found that way asks for a scan. */
@@ -390,29 +379,30 @@ export class TreeSource implements Source {
 
   async *#fileCut(made: Made, signal: AbortSignal): AsyncGenerator<Piece> {
     const { clock } = this.#options;
+    const manifest = this.#manifest;
     await using tree = await this.#open(true);
-    let lookedMs = clock.nowMs();
-    const newestNs = await this.#look(tree, false, signal);
+    const startedMs = clock.nowMs();
+    const first = await this.#find(tree, false, signal);
+    await using looks = new Looks(tree, manifest, clock, this.#isRemote, startedMs, first);
+    await looks.settle(signal);
     // Once for all instead of once for each file, see `standing`.
-    const waitMs = Number(newestNs / 1_000_000n) + tickMs + 1 - clock.nowMs();
+    const waitMs = Number(looks.newestNs / 1_000_000n) + tickMs + 1 - clock.nowMs();
     if (waitMs > 0) await clock.sleep(Math.min(waitMs, tickMs), signal);
     const how = { mode: 'still' as const, sinceMs: clock.nowMs() };
-    if (this.#manifest.hasDirty) await syncfs(tree.fd);
+    if (manifest.hasDirty) await syncfs(tree.fd);
     let only: Set<number> | undefined;
     for (let left = vanishTries; ; left--) {
-      const collected: Collected = yield* collect({ ...this.#collecting(tree, how, signal), only });
+      const collected: Collected = yield* collect({ ...this.#collecting(tree, how, signal), only, held: looks.held });
       if (collected.torn !== undefined) made.broken ??= `${collected.torn} was written to whenever it was read`;
       if (collected.vanished.size === 0) break;
       if (left === 0) {
         this.#scanReason ||= 'names that kept moving';
-        made.broken ??= 'files were renamed or removed faster than they could be read';
+        made.broken ??= 'files were renamed faster than they could be read';
         break;
       }
       // What is new since then belongs to the next cut: this one ends, however busy the tree is.
       only = collected.vanished.size <= maxVanished ? collected.vanished : undefined;
-      const againMs = clock.nowMs();
-      await this.#settle(tree, { restless: true, newestNs: 0n, entries: 0, foreign: 0 }, lookedMs, signal);
-      lookedMs = againMs;
+      await looks.settleVanished(collected.vanished, signal);
     }
     assert(this.#scan);
     made.consistency = 'file';
@@ -449,6 +439,8 @@ export class TreeSource implements Source {
     try {
       const limit = AbortSignal.any([signal, AbortSignal.timeout(Math.max(1, Math.floor(maxFreezeMs * freezeRatio)))]);
       await this.#fullScan(tree, frozen, limit, true);
+      // Nothing moves: what was not found is nowhere.
+      this.#manifest.buryOrphans();
       let bytes = 0;
       for await (const piece of collect(this.#collecting(tree, { mode: 'frozen', sinceMs: frozen.wallMs }, limit))) {
         spool.push(piece);

@@ -64,6 +64,8 @@ export interface Collecting {
   moving(now: boolean): void;
   /** Only these slots are read, and what moved; undefined = everything that is dirty. */
   only?: ReadonlySet<number> | undefined;
+  /** Handles of regular files that keep moving, by slot. */
+  held?: ReadonlyMap<number, number>;
   signal: AbortSignal;
 }
 
@@ -109,7 +111,7 @@ export async function* collect(options: Collecting): AsyncGenerator<Piece, Colle
     options.moving(false);
     yield* inOrder(options, result, ofType(directory, 'new'));
     yield* inOrder(options, result, (after) => manifest.dirty(after, batchRows), false, options.only);
-    yield* gone(options);
+    yield* gone(manifest);
     finished = true;
     return result;
   } finally {
@@ -211,7 +213,7 @@ function withParents(manifest: Manifest, rows: Row[]): Row[] {
 async function read(options: Collecting, row: Row, namesOnly: boolean): Promise<Read | number> {
   const { tree, manifest, clock, signal } = options;
   signal.throwIfAborted();
-  const inode = await openInode(tree, manifest, row);
+  const inode = await openInode(tree, manifest, row, options.held?.get(row.slot));
   if (!inode) return row.slot;
   const one: Read = { row, stat: inode.stat, inode, bytes: undefined, readMs: clock.nowMs(), isTorn: false };
   const { fd } = inode;
@@ -399,7 +401,7 @@ function* offered(manifest: Manifest, sending: { node: Node; expectSame: boolean
   if (nodes.length > 0) yield { kind: 'nodes', nodes, offer: true, expectSame: expected };
 }
 
-function* gone({ manifest }: Collecting): Generator<Piece> {
+function* gone(manifest: Manifest): Generator<Piece> {
   for (let after = -1; ;) {
     const rows = manifest.dirtyOf(nodeTypes.gone, 'all', after, maxPieceNodes);
     const last = rows.at(-1);

@@ -27,11 +27,14 @@ export interface Inode {
   xattrs: Xattr[];
 }
 
+/** @param held a handle (O_PATH) of the regular file, wherever it is by now; stays the caller's */
 export async function openInode(
   tree: Tree,
   manifest: Manifest,
   key: Key & { slot: number },
+  held?: number,
 ): Promise<Inode | undefined> {
+  if (held !== undefined) return openHandle(tree, held, key);
   const names = manifest.path(key.slot);
   const found = names && (await locate(tree, names));
   if (!found) return undefined;
@@ -49,13 +52,16 @@ export async function openInode(
 
 async function openFile(tree: Tree, path: Buffer, key: Key): Promise<Inode | undefined> {
   const handle = await open(path, O_PATH | O_NOFOLLOW);
-  let fd: number;
   try {
-    if (!isSame(keyOf(tree, await fstat(handle)), key)) return undefined;
-    fd = await openQuietly(Buffer.from(`/proc/self/fd/${handle}`), O_RDONLY);
+    return await openHandle(tree, handle, key);
   } finally {
     await close(handle);
   }
+}
+
+async function openHandle(tree: Tree, handle: number, key: Key): Promise<Inode | undefined> {
+  if (!isSame(keyOf(tree, await fstat(handle)), key)) return undefined;
+  const fd = await openQuietly(Buffer.from(`/proc/self/fd/${handle}`), O_RDONLY);
   return { fd, stat: await fstat(fd), target: empty, xattrs: [] };
 }
 

@@ -4,20 +4,34 @@
  * Guarantees: what was changed before a full walk began is dirty in the manifest when it has ended, whatever happened
  * meanwhile; the same inode under another name keeps its slot; memory does not grow with files or the length of a
  * directory. A walk over a tree in which names move can miss what moves past it: `restless` says that this may be, and a walk
- * `since` over the directories changed meanwhile settles it; only then may orphans be buried.
+ * `since` over the directories changed meanwhile settles it. What has lost its name is gone for sure only when a walk since
+ * the start of the one before finds no directory that changed (`listed` is 0): then nothing can have moved past.
  * Does not look at content, does not enter other filesystems (mount points are empty directories), follows no link.
  */
-import { type BigIntStats } from 'node:fs';
+import { constants, type BigIntStats } from 'node:fs';
 import { opendir } from 'node:fs/promises';
 import { systemErrorCode } from '../../proto/errors.ts';
 import { nodeTypes } from '../../proto/wire.ts';
 import type { Manifest } from '../manifest.ts';
-import { childPath, close, fstat, isMoved, isSame, keyOf, lstat, openDirectory, type Tree } from './tree.ts';
+import {
+  childPath,
+  close,
+  fstat,
+  isMoved,
+  isSame,
+  keyOf,
+  lstat,
+  O_PATH,
+  open,
+  openDirectory,
+  type Tree,
+} from './tree.ts';
 
 const maxDirectoriesAtOnce = 8;
 /** Names looked at together. */
 const batchNames = 128;
 const nothing = Buffer.alloc(0);
+const { O_NOFOLLOW } = constants;
 
 export interface Walk {
   /** Names went away or directories moved while, or before, we looked. */
@@ -25,9 +39,20 @@ export interface Walk {
   entries: number;
   /** Newest ctime met on what has changed; 0 = nothing has. */
   newestNs: bigint;
+  /** Directories whose names were looked through. */
+  listed: number;
   /** Directories on which other filesystems are mounted. */
   foreign: number;
 }
+
+/** Handles (O_PATH) of regular files, kept because they move on before they can be read. */
+export interface Holding {
+  wants(slot: number): boolean;
+  hold(slot: number, handle: number): Promise<void>;
+}
+
+/** everything: what is new, changed, moved, gone. missing: only the new place of what has lost its name, and directories. */
+export type Search = 'everything' | 'missing';
 
 /** Directories that wait to be looked at; `full`: with all that is below, whatever its times say. */
 interface Waiting {
@@ -41,10 +66,12 @@ export async function walk(
   manifest: Manifest,
   sinceNs: bigint | undefined,
   signal: AbortSignal,
+  search: Search = 'everything',
+  holding?: Holding,
 ): Promise<Walk> {
-  const found: Walk = { restless: false, entries: 0, newestNs: 0n, foreign: 0 };
+  const found = nothingFound();
   noteRoot(tree, manifest, found);
-  await drain(tree, manifest, found, [{ slot: 0, full: sinceNs === undefined }], sinceNs, signal);
+  await drain({ tree, manifest, found, search, holding }, [{ slot: 0, full: sinceNs === undefined }], sinceNs, signal);
   return found;
 }
 
@@ -55,7 +82,8 @@ export async function visit(
   hints: Map<number, Buffer[]>,
   signal: AbortSignal,
 ): Promise<Walk> {
-  const found: Walk = { restless: false, entries: 0, newestNs: 0n, foreign: 0 };
+  const found = nothingFound();
+  const looking: Looking = { tree, manifest, found, search: 'everything', holding: undefined };
   const waiting: Waiting[] = [];
   noteRoot(tree, manifest, found);
   for (const [parent, names] of hints) {
@@ -68,7 +96,7 @@ export async function visit(
     try {
       for (let at = 0; at < names.length; at += batchNames) {
         const some = names.slice(at, at + batchNames);
-        (await lookAt(tree, manifest, found, parent, fd, some, waiting, true)).forEach((isThere, index) => {
+        (await lookAt(looking, parent, fd, some, waiting, true)).forEach((isThere, index) => {
           if (!isThere) forget(manifest, found, parent, some[index] as Buffer);
         });
       }
@@ -76,8 +104,12 @@ export async function visit(
       await close(fd);
     }
   }
-  await drain(tree, manifest, found, waiting, undefined, signal);
+  await drain(looking, waiting, undefined, signal);
   return found;
+}
+
+function nothingFound(): Walk {
+  return { restless: false, entries: 0, newestNs: 0n, listed: 0, foreign: 0 };
 }
 
 function noteRoot(tree: Tree, manifest: Manifest, found: Walk): void {
@@ -90,14 +122,21 @@ function noteRoot(tree: Tree, manifest: Manifest, found: Walk): void {
   found.newestNs = tree.stat.ctimeNs;
 }
 
+interface Looking {
+  readonly tree: Tree;
+  readonly manifest: Manifest;
+  readonly found: Walk;
+  readonly search: Search;
+  readonly holding: Holding | undefined;
+}
+
 async function drain(
-  tree: Tree,
-  manifest: Manifest,
-  found: Walk,
+  looking: Looking,
   waiting: Waiting[],
   sinceNs: bigint | undefined,
   signal: AbortSignal,
 ): Promise<void> {
+  const { tree, manifest, found, search } = looking;
   let running = 0;
   await new Promise<void>((resolve, reject) => {
     let failed = false;
@@ -135,6 +174,7 @@ async function drain(
         found.foreign++;
         for (const name of known(manifest, slot)) forget(manifest, found, slot, name.name);
       } else if (full || sinceNs === undefined || before.ctimeNs >= sinceNs) {
+        found.listed++;
         await list(slot, fd, full);
         if ((await fstat(fd)).ctimeNs !== before.ctimeNs) found.restless = true;
       } else {
@@ -152,7 +192,7 @@ async function drain(
     let batch: Buffer[] = [];
     const flush = async (): Promise<void> => {
       signal.throwIfAborted();
-      const there = await lookAt(tree, manifest, found, slot, fd, batch, waiting, full);
+      const there = await lookAt(looking, slot, fd, batch, waiting, full);
       seen += there.filter(Boolean).length;
       batch = [];
     };
@@ -162,11 +202,11 @@ async function drain(
       if (batch.push(Buffer.from(entry.name, 'latin1')) >= batchNames) await flush();
     }
     await flush();
-    if (manifest.childCount(slot) === seen) return;
+    if (search === 'missing' || manifest.childCount(slot) === seen) return;
     // More names are known than there are: which? Asked one by one, so that no list of them is needed.
     for (const names of batches(known(manifest, slot))) {
       signal.throwIfAborted();
-      const there = await lookAt(tree, manifest, found, slot, fd, names, waiting, full);
+      const there = await lookAt(looking, slot, fd, names, waiting, full);
       names.forEach((name, index) => there[index] || forget(manifest, found, slot, name));
     }
   }
@@ -199,9 +239,7 @@ function forget(manifest: Manifest, found: Walk, parent: number, name: Buffer): 
 
 /** Answers for each name whether there is something by it. */
 async function lookAt(
-  tree: Tree,
-  manifest: Manifest,
-  found: Walk,
+  looking: Looking,
   parent: number,
   fd: number,
   names: Buffer[],
@@ -209,10 +247,29 @@ async function lookAt(
   full: boolean,
 ): Promise<boolean[]> {
   const stats = await Promise.all(names.map((name) => lstat(childPath(fd, name)).catch(absent)));
-  return stats.map((stat, index) => {
-    if (stat) note(tree, manifest, found, parent, names[index] as Buffer, stat, waiting, full);
+  const there = stats.map((stat, index) => {
+    if (stat) note(looking, parent, names[index] as Buffer, stat, waiting, full);
     return stat !== undefined;
   });
+  if (looking.holding) await hold(looking, looking.holding, fd, names, stats);
+  return there;
+}
+
+/** Whoever reads them finds out whether they are still the ones that were meant. */
+async function hold(
+  { tree, manifest }: Looking,
+  holding: Holding,
+  fd: number,
+  names: Buffer[],
+  stats: (BigIntStats | undefined)[],
+): Promise<void> {
+  for (const [index, stat] of stats.entries()) {
+    if (!stat?.isFile()) continue;
+    const slot = manifest.slotOf(keyOf(tree, stat));
+    if (slot === undefined || !holding.wants(slot)) continue;
+    const handle = await open(childPath(fd, names[index] as Buffer), O_PATH | O_NOFOLLOW).catch(absent);
+    if (handle !== undefined) await holding.hold(slot, handle);
+  }
 }
 
 function absent(error: unknown): undefined {
@@ -220,9 +277,7 @@ function absent(error: unknown): undefined {
 }
 
 function note(
-  tree: Tree,
-  manifest: Manifest,
-  found: Walk,
+  { tree, manifest, found, search, holding }: Looking,
   parent: number,
   name: Buffer,
   stat: BigIntStats,
@@ -233,6 +288,10 @@ function note(
   const key = keyOf(tree, stat);
   const isDirectory = key.type === nodeTypes.directory;
   const sizeBytes = key.type === nodeTypes.file ? stat.size : 0n;
+  if (search === 'missing' && !isDirectory) {
+    const slot = manifest.slotOf(key);
+    if (slot === undefined || !(holding?.wants(slot) === true || manifest.isOrphan(slot))) return;
+  }
   const row = manifest.child(parent, name);
   if (row && isSame(key, row)) {
     const changed =
@@ -256,9 +315,11 @@ function note(
     // Directories that were moved into one another while we looked, or one that is mounted below itself: leave it as it is.
     if (manifest.isAbove(existing, parent)) return;
   }
+  // Its other name was seen before it moved here.
+  if (existing !== undefined && !isDirectory && manifest.names(existing).length >= stat.nlink) found.restless = true;
   const slot = existing ?? manifest.insert(key, sizeBytes);
   if (row) found.restless = true;
-  manifest.setName(parent, name, slot, isDirectory);
+  manifest.setName(parent, name, slot, isDirectory || stat.nlink === 1n);
   if (isDirectory) waiting.push({ slot, full: true });
 }
 

@@ -32,13 +32,19 @@ const remote: ReadonlyMap<number, string> = new Map([
   [0x47504653, 'gpfs'],
 ]);
 
+/** Kind of the filesystem where it also changes from other machines, with times of their clocks. Undefined on errors too. */
+export async function remoteKind(path: string): Promise<string | undefined> {
+  const found = await statfs(path).catch(() => undefined);
+  return found && remote.get(found.type >>> 0);
+}
+
 /** Never throws: a tree without hints is scanned. */
 export async function watchTree(path: string): Promise<Hints> {
   let failure: string | undefined;
   let paths: Set<string> | undefined = new Set();
   let subscription: watcher.AsyncSubscription | undefined;
   try {
-    const kind = remote.get((await statfs(path)).type >>> 0);
+    const kind = await remoteKind(path);
     if (kind !== undefined) throw new Error(`${kind} may be changed from elsewhere, which gives no events here`);
     subscription = await watcher.subscribe(
       path,

@@ -307,3 +307,38 @@ t.test(
     t.ok(cut.freezeUs > 0 && cut.freezeUs < 3_000_000);
   },
 );
+
+t.test('files that are moved without pause are in every point', async (t) => {
+  const folders = 200;
+  const movers = 20;
+  const { root, replica, source } = await mirrored(t, (root) => {
+    for (let at = 0; at < folders; at++) {
+      fs.mkdirSync(`${root}/d${at}/e/f`, { recursive: true });
+      for (let file = 0; file < 5; file++) fs.writeFileSync(`${root}/d${at}/e/f/still${file}`, `${at} ${file}`);
+    }
+    for (let at = 0; at < movers; at++) fs.writeFileSync(`${root}/d0/moving${at}`, `content of ${at}`);
+  });
+  const script = `const fs = require('node:fs'); const root = process.argv[1];
+    const at = Array(${movers}).fill('d0'); let seed = 7;
+    const next = (n) => (seed = (seed * 1103515245 + 12345) % 2147483648) % n;
+    for (;;) {
+      const one = next(${movers});
+      const to = 'd' + next(${folders}) + ['', '/e', '/e/f'][next(3)];
+      fs.renameSync(root + '/' + at[one] + '/moving' + one, root + '/' + to + '/moving' + one);
+      at[one] = to;
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20);
+    }`;
+  const mover = spawn(process.execPath, ['-e', script, root], { stdio: ['ignore', 'ignore', 'inherit'] });
+  t.teardown(() => mover.kill('SIGKILL'));
+  const missing = new Map<number, string[]>();
+  let points = 0;
+  for (let cut = 1; cut <= 15; cut++) {
+    if ((await sync(source, replica)) !== undefined) continue;
+    points++;
+    const held = [...walkReplica(replica).keys()].map((path) => /moving\d+$/.exec(path)?.[0]);
+    const lost = Array.from({ length: movers }, (_, at) => `moving${at}`).filter((name) => !held.includes(name));
+    if (lost.length > 0) missing.set(cut, lost);
+  }
+  t.same([...missing], [], 'no file is missing from a point');
+  t.ok(points > 5, `${points} of 15 cuts made a point`);
+});
