@@ -39,6 +39,7 @@ type Way = { name: string; consistency: Consistency; take: (signal: AbortSignal)
 
 export class BlockSource implements Source {
   readonly captureMethod = 'scan';
+  readonly isIndivisible = false;
   readonly captureReason = 'every sync reads the volume and compares hashes';
   readonly counters: SourceCounters = {
     readBytes: 0,

@@ -33,6 +33,8 @@ export interface MirrorDependencies {
 
 /** Sent since the last commit at most, then the work so far is made durable by a commit that is no point. */
 const progressCommitBytes = 64 << 20;
+/** The same by time: what a slow line brings is not sent twice either. */
+const progressCommitMs = 1000;
 /** The same by stretches: each may cost the replica a page of hashes in memory until the commit. */
 const progressCommitRuns = 8192;
 const backoff = { firstMs: 250, mostMs: 10_000 };
@@ -227,6 +229,7 @@ async function sync(run: Session, step: Extract<Step, { kind: 'sync' }>, assignm
   const mismatchedBefore = sender.mismatched;
   let committedSent = sender.sentBytes;
   let committedRuns = sender.sentRuns;
+  let committedMs = deps.clock.monotonicMs();
   progress.set({ phase: step.why, bytesDone: 0, bytesTotal: run.facts.sizeBytes, bytesPerSecond: 0 });
 
   const verify = step.why === 'Verifying';
@@ -234,11 +237,15 @@ async function sync(run: Session, step: Extract<Step, { kind: 'sync' }>, assignm
 
   const saveProgress = async () => {
     progress.sent(sender.sentBytes);
-    if (sender.sentBytes - committedSent < progressCommitBytes && sender.sentRuns - committedRuns < progressCommitRuns)
-      return;
+    const isDue =
+      sender.sentBytes - committedSent >= progressCommitBytes ||
+      sender.sentRuns - committedRuns >= progressCommitRuns ||
+      (sender.sentBytes > committedSent && deps.clock.monotonicMs() - committedMs >= progressCommitMs);
+    if (!isDue || source.isIndivisible) return;
     await commit(run, { point: false, sourceUs: 0, consistency: '', startedUs, sentBytes: 0 });
     committedSent = sender.sentBytes;
     committedRuns = sender.sentRuns;
+    committedMs = deps.clock.monotonicMs();
   };
   await sender.send(
     source.round(step.whole, (done, total) => progress.step(done, total), signal),

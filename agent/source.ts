@@ -116,6 +116,8 @@ export interface Source {
   unchangedUntil(): Promise<number | undefined>;
   /** Known to be changed and not yet committed; undefined when the capture cannot say. */
   dirtyBytes(): number | undefined;
+  /** The pieces so far only make sense with some that are to come: no commit may part them. */
+  readonly isIndivisible: boolean;
   /** `Commit.size_bytes` for what the pieces so far add up to. */
   commitSizeBytes(): number;
   /**

@@ -114,6 +114,10 @@ export class TreeSource implements Source {
     return failure === undefined ? 'inotify gives hints between scans' : `scans only: ${failure}`;
   }
 
+  get isIndivisible(): boolean {
+    return this.#moving;
+  }
+
   async facts(): Promise<SourceFacts> {
     const { include, exclude, path } = this.#options;
     if (include.length + exclude.length > 0) {
@@ -484,7 +488,7 @@ export class TreeSource implements Source {
   }
 
   async prepare(sequence: number): Promise<void> {
-    if (this.#moving) throw new ReplicationError('Internal', 'a commit between directories that must move together');
+    assert(!this.#moving, 'no commit between directories that must move together');
     this.#headIsPoint = false;
     this.#manifest.prepare(sequence);
   }

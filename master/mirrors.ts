@@ -62,6 +62,7 @@ interface Mirror {
   openFailure: { trouble: Trouble; againMs: number; pauseMs: number } | undefined;
   applyTrouble: Trouble | undefined;
   journalShort: boolean;
+  withheld: number;
   lastSync: { durationSeconds: number; bytes: number } | undefined;
   lastAttemptMs: number | undefined;
   lastVerified: { ms: number; mismatchedGranules: number } | undefined;
@@ -123,6 +124,7 @@ export function mirrors(options: MirrorsOptions): Mirrors {
       openFailure: undefined,
       applyTrouble: undefined,
       journalShort: false,
+      withheld: 0,
       lastSync: undefined,
       lastAttemptMs: undefined,
       lastVerified: undefined,
@@ -265,6 +267,7 @@ export function mirrors(options: MirrorsOptions): Mirrors {
         nextSyncMs: mirror.nextCronMs,
         latestImage: latestImage(mirror.name),
         journalShort: mirror.journalShort,
+        withheld: mirror.withheld,
       },
       status,
     );
@@ -307,8 +310,9 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     void replica
       .advance(spec.journalSeconds, mirror.closing.signal)
       .then(
-        ({ short }) => {
+        ({ short, withheld }) => {
           mirror.journalShort = short;
+          mirror.withheld = withheld;
           mirror.applyTrouble = undefined;
         },
         (thrown: unknown) => {

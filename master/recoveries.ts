@@ -147,7 +147,7 @@ async function drill(options: RecoveriesOptions, recovery: Recovery, signal: Abo
   await fs.mkdir(dirname(path), { recursive: true, mode: 0o700 });
   let usableMs: number | undefined;
   let toldMs = -Infinity;
-  const { verified } = await replica.recover(point, path, {
+  const { verified, withheld } = await replica.recover(point, path, {
     verify: true,
     signal,
     progress(step, bytesDone, bytesTotal) {
@@ -169,7 +169,7 @@ async function drill(options: RecoveriesOptions, recovery: Recovery, signal: Abo
   set(options, name, (status) => {
     Object.assign(status, { state: 'Completed', outcome: 'success', verified, endTime, rtoSeconds });
     Object.assign(status, {
-      message: `the copy is at ${path}`,
+      message: `the copy is at ${path}${withheld > 0 ? `; ${withheld} files lack an owner, attribute or type that the master may not give them` : ''}`,
       rpoSeconds: seconds(createdMs - goodAsOfMs(point, replication)),
     });
     Object.assign(status.tasks[0] ?? {}, { state: 'Completed', endTime, progress: null });

@@ -25,6 +25,8 @@ export interface StatusFacts {
   latestImage: string | null;
   /** The source's journal is shorter than asked for. */
   journalShort: boolean;
+  /** Files and the like that are not in copies as they are at the source. */
+  withheld: number;
 }
 
 const phases: ReadonlySet<string> = new Set<Phase>([
@@ -38,10 +40,10 @@ const phases: ReadonlySet<string> = new Set<Phase>([
 
 export function statusOf(facts: StatusFacts, previous: ReplicationStatus): ReplicationStatus {
   const { report, newestPoint, nowMs } = facts;
-  const troubles = troublesOf(facts);
-  const stopped = troubles.find((trouble) => trouble.stops);
-  const phase = phaseOf(facts);
   const lastSyncMs = lastSyncOf(facts, previous);
+  const phase = phaseOf(facts);
+  const troubles = troublesOf(facts, previous, phase, lastSyncMs);
+  const stopped = troubles.find((trouble) => trouble.stops);
   const working = report !== undefined && ['InitialSync', 'Resyncing', 'Verifying'].includes(phase);
   return {
     state: stateOf(newestPoint !== undefined, stopped),
@@ -104,7 +106,16 @@ function progressOf({ bytesTotal, bytesDone, bytesPerSecond }: Report): Replicat
   };
 }
 
-function troublesOf({ spec, agentConnected, report, masterTroubles, journalShort }: StatusFacts): Trouble[] {
+/** Once missed, the target counts as met again only with some room, so that the condition does not flicker. */
+const metAgainRatio = 0.8;
+
+function troublesOf(
+  facts: StatusFacts,
+  previous: ReplicationStatus,
+  phase: Phase,
+  lastSyncMs: number | undefined,
+): Trouble[] {
+  const { spec, agentConnected, report, masterTroubles, journalShort, withheld } = facts;
   const troubles = [...masterTroubles];
   if (!agentConnected) {
     troubles.push({
@@ -121,6 +132,25 @@ function troublesOf({ spec, agentConnected, report, masterTroubles, journalShort
       message: `the journal is full and keeps less than journalSeconds ${spec.journalSeconds}; add space or ask for less`,
       stops: false,
     });
+  }
+  if (withheld > 0) {
+    troubles.push({
+      reason: 'Withheld',
+      message: `${withheld} files have an owner, attribute or type that the master may not give them in copies; run it as root, or with CAP_CHOWN, CAP_FOWNER, CAP_MKNOD, CAP_SETFCAP and CAP_SYS_ADMIN, on a filesystem that takes them`,
+      stops: false,
+    });
+  }
+  // Said only when nothing else explains it.
+  if (troubles.length === 0 && phase === 'Mirroring' && lastSyncMs !== undefined && spec.trigger.continuous === true) {
+    const missed = previous.conditions.some(({ type, reason }) => type === 'Degraded' && reason === 'RpoMissed');
+    const lagSeconds = (facts.nowMs - lastSyncMs) / 1000;
+    if (lagSeconds > spec.rpoSeconds * (missed ? metAgainRatio : 1)) {
+      troubles.push({
+        reason: 'RpoMissed',
+        message: `the copy is older than rpoSeconds ${spec.rpoSeconds}, see lagSeconds: reading what may have changed (capture ${report?.captureMethod || 'scan'}) or sending it takes longer; raise rpoSeconds, or the limits of bandwidth and reading`,
+        stops: false,
+      });
+    }
   }
   return troubles;
 }

@@ -375,7 +375,7 @@ export class Replica {
    * Applies what has left the journal's time to the base and drops it from the journal. Before the first point every
    * commit is applied at once. Call it after commits and now and then.
    */
-  async advance(journalSeconds: number, signal: AbortSignal): Promise<{ short: boolean }> {
+  async advance(journalSeconds: number, signal: AbortSignal): Promise<{ short: boolean; withheld: number }> {
     return this.#baseWork.run(async () => {
       const nowUs = this.#effects.clock.nowMs() * 1000;
       const { sequence, short } = baseTarget({
@@ -396,7 +396,7 @@ export class Replica {
         makeDurable(this.#base.index.database);
         await this.#journal.trim(unneeded);
       }
-      return { short };
+      return { short, withheld: this.#base.withheld ?? 0 };
     });
   }
 
@@ -452,7 +452,7 @@ export class Replica {
       signal: AbortSignal;
       progress: (step: string, done: number, total: number) => void;
     },
-  ): Promise<{ verified: boolean; readBytes: number }> {
+  ): Promise<{ verified: boolean; readBytes: number; withheld: number }> {
     const { signal, progress } = options;
     const indexPath =
       options.keepIndexAt ?? `${this.#place.indexFolder}/copy-${this.#effects.random.bytes(8).toString('hex')}.db`;
@@ -487,7 +487,7 @@ export class Replica {
           `${read.bad.length} pieces of the copy are not as they were mirrored; choose another point and run verify`,
         );
       }
-      return { verified: read !== undefined, readBytes: read?.readBytes ?? 0 };
+      return { verified: read !== undefined, readBytes: read?.readBytes ?? 0, withheld: copy.withheld ?? 0 };
     } catch (error) {
       // What is not our copy was there before.
       if (copy) {

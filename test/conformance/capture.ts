@@ -49,8 +49,8 @@ export async function sync(
 ): Promise<string | undefined> {
   let pieces = 0;
   const progress = async (): Promise<void> => {
-    if (options.commitEvery && ++pieces % options.commitEvery === 0)
-      await commit(source, replica, false).catch(unlessMoving);
+    if (options.commitEvery && ++pieces % options.commitEvery === 0 && !source.isIndivisible)
+      await commit(source, replica, false);
   };
   for await (const piece of source.round(options.whole ?? false, () => undefined, never)) {
     replica.take(piece);
@@ -85,11 +85,6 @@ async function settled(
     if (!String(error).includes('adds up to its root')) throw error;
   }
   return sync(source, replica, await attach(source, replica));
-}
-
-/** Moved directories are not torn apart by a commit; the loop would begin a new session. */
-function unlessMoving(error: unknown): void {
-  if (!String(error).includes('move together')) throw error;
 }
 
 /** Where a crash strikes in a sync. */

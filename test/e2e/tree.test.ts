@@ -319,5 +319,6 @@ t.test(
     );
     await verified(world, 'plain');
     t.equal(await world.metric('verify_mismatched_bytes_total', '"plain"'), 0, 'what is withheld is no damage');
+    await world.degraded('plain', 'Withheld');
   },
 );

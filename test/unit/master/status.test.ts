@@ -63,6 +63,7 @@ const facts: StatusFacts = {
   nextSyncMs: undefined,
   latestImage: null,
   journalShort: false,
+  withheld: 0,
 };
 const newestPoint = {
   sequence: 7,
@@ -98,6 +99,8 @@ t.test('every state says why and what to do', (t) => {
   t.match(conditionOf(gone, 'Degraded'), { status: 'True', reason: 'AgentGone', message: /start it/ });
   const short = statusOf({ ...facts, newestPoint, journalShort: true }, blank);
   t.match(conditionOf(short, 'Degraded'), { reason: 'JournalShort', message: /3600/ });
+  const withheld = statusOf({ ...facts, newestPoint, withheld: 3 }, blank);
+  t.match(conditionOf(withheld, 'Degraded'), { reason: 'Withheld', message: /^3 files .* run it as root/ });
   const full = statusOf(
     { ...facts, newestPoint, masterTroubles: [{ reason: 'SpaceLow', message: 'no space', stops: true }] },
     blank,
@@ -122,6 +125,21 @@ t.test('the age is that of the cut, and moves on only by a proof that nothing ch
     2,
     'an old proof does not make it older',
   );
+  t.end();
+});
+
+t.test('a copy that is older than asked for says so, and for good only when it is young again', (t) => {
+  const aged = (seconds: number, before = blank) =>
+    statusOf({ ...facts, newestPoint: { ...newestPoint, sourceUs: (nowMs - seconds * 1000) * 1000 } }, before);
+  const reasonOf = (status: ReplicationStatus) => conditionOf(status, 'Degraded')?.reason;
+  t.equal(reasonOf(aged(29)), 'AsExpected');
+  const missed = aged(31);
+  t.match(conditionOf(missed, 'Degraded'), { status: 'True', reason: 'RpoMissed', message: /rpoSeconds 30/ });
+  t.equal(missed.state, 'NORMAL', 'it can be recovered');
+  t.equal(reasonOf(aged(29, missed)), 'RpoMissed');
+  t.equal(reasonOf(aged(20, missed)), 'AsExpected');
+  const paused = { ...facts, spec: { ...facts.spec, paused: true }, newestPoint: { ...newestPoint, sourceUs: 0 } };
+  t.equal(reasonOf(statusOf(paused, blank)), 'AsExpected', 'nobody expects it to be young');
   t.end();
 });
 
