@@ -1,4 +1,5 @@
 import t from 'tap';
+import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import { join } from 'node:path';
 import { random, noise } from './content.ts';
@@ -282,7 +283,9 @@ t.test(
     const path = await newestCopy(world, 'own');
     // The root of the filesystem has its own folder, which is no part of anybody's data but of the volume.
     t.same(rsyncDifferences(loop.mountPoint, path), []);
-    run('umount', loop.mountPoint);
+    // The agent may be looking at it just now.
+    const unmounted = async () => spawnSync('umount', [loop.mountPoint]).status === 0;
+    await world.until('it is unmounted', unmounted);
     await world.until('it is told', async () => (await world.get('own')).status.state === 'ERROR');
     const kept = await world.copyOf('own');
     t.same(rsyncDifferences(path, kept.path), [], 'the replica keeps all');
