@@ -1,0 +1,118 @@
+/**
+ * The base that follows the journal: the oldest point kept, as bytes.
+ *
+ * Guarantees: the base moves only to a point that `baseTarget` allows, says so in the note before its first byte changes,
+ * and is read only where it stands whole; the journal is trimmed only after the base has it durably.
+ * Failure: a move that was broken off goes on where it stopped, before anything reads the base.
+ */
+import type { Clock } from '../../proto/effects.ts';
+import { Lock } from '../../proto/lock.ts';
+import { redo, type Base } from './base.ts';
+import { baseTarget } from './horizon.ts';
+import { makeDurable } from './indexdatabase.ts';
+import type { Journal } from './journal.ts';
+import type { Timeline } from './timeline.ts';
+import type { VolumeIndex } from './volumeindex.ts';
+
+export class Checkpoint {
+  readonly #clock: Clock;
+  readonly #base: Base;
+  readonly #head: VolumeIndex;
+  readonly #journal: Journal;
+  readonly #timeline: Timeline;
+  readonly #maxJournalBytes: number;
+  /** Everything that reads or writes the base's bytes. */
+  readonly #work = new Lock();
+  /** Where the base is going, as note.applying, also before the first point. */
+  #applying = 0;
+  /** Bytes written to the base since it was opened. */
+  writtenBytes = 0;
+
+  constructor(
+    clock: Clock,
+    parts: { base: Base; head: VolumeIndex; journal: Journal; timeline: Timeline },
+    maxJournalBytes: number,
+  ) {
+    this.#clock = clock;
+    this.#base = parts.base;
+    this.#head = parts.head;
+    this.#journal = parts.journal;
+    this.#timeline = parts.timeline;
+    this.#maxJournalBytes = maxJournalBytes;
+  }
+
+  /**
+   * Applies what has left the journal's time to the base and drops it from the journal. Before the first point every
+   * commit is applied at once.
+   */
+  async advance(journalSeconds: number, signal: AbortSignal): Promise<{ short: boolean; withheld: number }> {
+    return this.#work.run(async () => {
+      const { sequence, short } = baseTarget({
+        points: this.#timeline.points,
+        nowUs: this.#clock.nowMs() * 1000,
+        journalUs: journalSeconds * 1e6,
+        journalBytes: this.#journal.bytes,
+        maxJournalBytes: this.#maxJournalBytes,
+        pinned: this.#timeline.oldestPinned,
+      });
+      const target = sequence ?? this.#head.sequence;
+      if (target > this.#base.index.sequence) await this.#begin(target);
+      await this.#finish(signal);
+      this.#timeline.dropBelow(this.#base.index.sequence);
+      const unneeded = Math.min(this.#base.index.sequence, this.#timeline.oldestPinned ?? Infinity);
+      if (this.#journal.canTrim(unneeded)) {
+        // The index says that the base has them; a power cut must not take that back once the journal has them no more.
+        makeDurable(this.#base.index.database);
+        await this.#journal.trim(unneeded);
+      }
+      return { short, withheld: this.#base.withheld ?? 0 };
+    });
+  }
+
+  /** Runs `work` on the base, which stands whole at a commit and does not move until it is done. */
+  async hold<T>(signal: AbortSignal, work: (base: Base) => Promise<T>): Promise<T> {
+    return this.#work.run(async () => {
+      await this.#finish(signal);
+      return work(this.#base);
+    });
+  }
+
+  /** Without bringing the base anywhere first: for what only must not run beside a move. */
+  async exclusively<T>(work: () => Promise<T>): Promise<T> {
+    return this.#work.run(work);
+  }
+
+  /**
+   * The base was on its way and the journal that would bring it there is lost: its bytes are read, and what is not as the
+   * index says must come from the source again.
+   */
+  async settleHalfApplied(onDoubt: (why: string) => void): Promise<void> {
+    const { applying } = this.#timeline.note;
+    if (applying === undefined || applying <= this.#head.sequence) return;
+    const { bad } = await this.#base.verify(new AbortController().signal, () => undefined);
+    for (const { object, granule } of bad) {
+      this.#base.index.markUnknown(object, granule);
+      this.#head.markUnknown(object, granule);
+    }
+    const { newest } = this.#base.index;
+    this.#timeline.replace(bad.length === 0 && newest?.point === true ? [newest] : []);
+    onDoubt(
+      `the base was read whole, as the journal was lost while it was applied: ${bad.length} pieces are fetched again`,
+    );
+    await this.#timeline.setNote({ applying: 0 });
+  }
+
+  /** Only points are copied: before the first one there is nothing that a half-applied base could spoil. */
+  async #begin(target: number): Promise<void> {
+    if (this.#timeline.points.length > 0) await this.#timeline.setNote({ applying: target });
+    this.#timeline.dropBelow(target);
+    this.#applying = target;
+  }
+
+  /** The base stands where it was going: bytes and index are of one commit. */
+  async #finish(signal: AbortSignal): Promise<void> {
+    const target = Math.max(this.#applying, this.#timeline.note.applying ?? 0);
+    if (target <= this.#base.index.sequence) return;
+    await redo(this.#base, this.#journal, target, signal, (bytes) => (this.writtenBytes += bytes));
+  }
+}

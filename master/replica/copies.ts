@@ -1,0 +1,200 @@
+/**
+ * Copies of a replica's points: those handed out by recoveries, and its own snapshots.
+ *
+ * Guarantees: a copy is handed out only with the digest that its point was committed with; a snapshot is whole under its
+ * name or not there; nothing stays behind of a copy that failed, and nothing that was there before is touched.
+ */
+import { mkdir, rename, rm } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import type { Effects } from '../../proto/effects.ts';
+import { asReplicationError, ReplicationError } from '../../proto/errors.ts';
+import type { VolumeMode } from '../../proto/wire.ts';
+import { redo, type Base, type Progress } from './base.ts';
+import type { Checkpoint } from './checkpoint.ts';
+import type { Point } from './horizon.ts';
+import { removeIndex } from './indexdatabase.ts';
+import type { Journal } from './journal.ts';
+import { contentName, inside, openBase, type Place } from './place.ts';
+import type { Timeline } from './timeline.ts';
+import { removeTreeBase } from './treebase.ts';
+import type { VolumeIndex } from './volumeindex.ts';
+
+export interface CopyOptions {
+  /** Reads every byte of the copy again and compares it. */
+  verify: boolean;
+  /** The copy's index stays there; absent: it is removed at the end. */
+  keepIndexAt?: string;
+  signal: AbortSignal;
+  progress: (step: string, done: number, total: number) => void;
+}
+
+export interface Copied {
+  verified: boolean;
+  readBytes: number;
+  withheld: number;
+}
+
+export class Copies {
+  readonly #effects: Effects;
+  readonly #place: Place;
+  readonly #mode: VolumeMode;
+  readonly #head: VolumeIndex;
+  readonly #journal: Journal;
+  readonly #timeline: Timeline;
+  readonly #checkpoint: Checkpoint;
+  readonly #snapshots: Map<string, Base>;
+
+  constructor(
+    effects: Effects,
+    place: Place,
+    mode: VolumeMode,
+    parts: {
+      head: VolumeIndex;
+      journal: Journal;
+      timeline: Timeline;
+      checkpoint: Checkpoint;
+      snapshots: Map<string, Base>;
+    },
+  ) {
+    this.#effects = effects;
+    this.#place = place;
+    this.#mode = mode;
+    this.#head = parts.head;
+    this.#journal = parts.journal;
+    this.#timeline = parts.timeline;
+    this.#checkpoint = parts.checkpoint;
+    this.#snapshots = parts.snapshots;
+  }
+
+  /**
+   * Makes a copy of the point at `contentPath` (see Base.cloneTo) from the newest base or snapshot before it.
+   * @throws PointGone, ReplicaDamaged, TargetRefused, TargetFull
+   */
+  async recover(point: Point, contentPath: string, options: CopyOptions): Promise<Copied> {
+    const { signal, progress } = options;
+    const indexPath =
+      options.keepIndexAt ?? `${this.#place.indexFolder}/copy-${this.#effects.random.bytes(8).toString('hex')}.db`;
+    const pin = this.#timeline.pin(point.sequence);
+    let copy: Base | undefined;
+    try {
+      copy = await this.#cloneBefore(point, contentPath, indexPath, signal, (done, total) =>
+        progress('copying', done, total),
+      );
+      // From here on the copy needs the journal, not the base any more.
+      pin.sequence = copy.index.sequence;
+      const redoTotal = this.#journal.bytes;
+      let redone = 0;
+      await redo(copy, this.#journal, point.sequence, signal, (bytes) =>
+        progress('applying the journal', (redone += bytes), redoTotal),
+      );
+      if (!copy.index.digest.equals(point.digest)) {
+        throw new ReplicationError(
+          'ReplicaDamaged',
+          `point ${point.sequence} does not have its digest any more; choose another point and run verify`,
+        );
+      }
+      await copy.sync();
+      await this.#effects.disk.syncDirectory(dirname(contentPath));
+      const read = options.verify
+        ? await copy.verify(signal, (done, total) => progress('verifying', done, total))
+        : undefined;
+      if (read && read.bad.length > 0) {
+        throw new ReplicationError(
+          'ReplicaDamaged',
+          `${read.bad.length} pieces of the copy are not as they were mirrored; choose another point and run verify`,
+        );
+      }
+      return { verified: read !== undefined, readBytes: read?.readBytes ?? 0, withheld: copy.withheld ?? 0 };
+    } catch (error) {
+      // What is not our copy was there before.
+      if (copy) {
+        await copy.close();
+        copy = undefined;
+        await this.#removeContent(contentPath);
+      }
+      if (options.keepIndexAt !== undefined) await removeIndex(indexPath);
+      throw asReplicationError(error, 'TargetFailed');
+    } finally {
+      this.#timeline.unpin(pin);
+      await copy?.close();
+      if (options.keepIndexAt === undefined) await removeIndex(indexPath);
+    }
+  }
+
+  async #removeContent(contentPath: string): Promise<void> {
+    if (this.#mode === 'Block') return this.#effects.disk.remove(contentPath);
+    return removeTreeBase(contentPath);
+  }
+
+  async #cloneBefore(
+    point: Point,
+    contentPath: string,
+    indexPath: string,
+    signal: AbortSignal,
+    progress: Progress,
+  ): Promise<Base> {
+    const fits = (base: Base) => {
+      const journalBase = this.#journal.baseSequence ?? this.#head.sequence;
+      const { sequence } = base.index;
+      return sequence === point.sequence || (sequence < point.sequence && sequence >= journalBase);
+    };
+    // Work on the base goes on while we wait for our turn, so the choice is made when it is ours.
+    return this.#checkpoint.hold(signal, async (base) => {
+      const from = [base, ...this.#snapshots.values()]
+        .filter(fits)
+        .sort((a, b) => b.index.sequence - a.index.sequence)[0];
+      if (!from)
+        throw new ReplicationError('PointGone', `point ${point.sequence} is no longer kept; choose one that is listed`);
+      return from.cloneTo(contentPath, indexPath, signal, progress);
+    });
+  }
+
+  /** A named copy inside the replica that outlives the journal; whole or absent after a crash. */
+  async snapshot(name: string, point: Point, signal: AbortSignal, progress: Progress): Promise<void> {
+    const { disk } = this.#effects;
+    const folder = inside(this.#place, 'snapshots');
+    const unfinished = inside(folder, `.${name}`);
+    const finished = inside(folder, name);
+    await disk.remove(unfinished.folder);
+    await disk.mkdir(unfinished.folder);
+    await mkdir(unfinished.indexFolder, { recursive: true });
+    await this.recover(point, `${unfinished.folder}/${contentName(this.#mode)}`, {
+      verify: false,
+      keepIndexAt: `${unfinished.indexFolder}/index.db`,
+      signal,
+      progress: (_step, done, total) => progress(done, total),
+    });
+    await disk.syncDirectory(unfinished.folder);
+    await disk.rename(unfinished.folder, finished.folder);
+    if (unfinished.indexFolder !== unfinished.folder) await rename(unfinished.indexFolder, finished.indexFolder);
+    await disk.syncDirectory(folder.folder);
+    this.#snapshots.set(name, await openBase(disk, finished, this.#mode));
+  }
+
+  /** The point that a snapshot holds; undefined when there is no such snapshot. */
+  snapshotPoint(name: string): Point | undefined {
+    return this.#snapshots.get(name)?.index.newest;
+  }
+
+  async deleteSnapshot(name: string): Promise<void> {
+    await this.#checkpoint.exclusively(async () => {
+      const base = this.#snapshots.get(name);
+      this.#snapshots.delete(name);
+      await base?.close();
+      const { disk } = this.#effects;
+      const all = inside(this.#place, 'snapshots');
+      const { folder, indexFolder } = inside(all, name);
+      const going = inside(all, `.${name}`).folder;
+      // In one step, so that no crash leaves half of one under its name; what has no name goes at the next start.
+      if ((await disk.list(all.folder)).includes(name)) await disk.rename(folder, going);
+      await disk.syncDirectory(all.folder);
+      await this.#removeContent(`${going}/${contentName(this.#mode)}`);
+      await disk.remove(going);
+      await rm(indexFolder, { recursive: true, force: true });
+    });
+  }
+
+  async close(): Promise<void> {
+    for (const base of this.#snapshots.values()) await base.close();
+  }
+}

@@ -1,0 +1,81 @@
+/**
+ * Re-reads base and journal against their hashes and answers what of the newest commit is not right: what the base has
+ * wrong and no later epoch brings anew, and what the journal has wrong.
+ */
+import { granuleCount } from '../../proto/granule.ts';
+import { unpack } from '../../proto/payload.ts';
+import type { Data, VolumeMode } from '../../proto/wire.ts';
+import type { Progress } from './base.ts';
+import type { Checkpoint } from './checkpoint.ts';
+import type { Journal } from './journal.ts';
+import type { Timeline } from './timeline.ts';
+
+export interface Scrubbed {
+  readBytes: number;
+  bad: { object: number; granule: number }[];
+}
+
+/** Up to epoch `through`, the newest that is committed. */
+export async function scrubReplica(
+  {
+    journal,
+    timeline,
+    checkpoint,
+    mode,
+  }: {
+    journal: Journal;
+    timeline: Timeline;
+    checkpoint: Checkpoint;
+    mode: VolumeMode;
+  },
+  through: number,
+  signal: AbortSignal,
+  progress: Progress,
+): Promise<Scrubbed> {
+  const pin = timeline.pin(timeline.points[0]?.sequence ?? through);
+  try {
+    const bad = new Map<string, { object: number; granule: number }>();
+    const note = (object: number, granule: number) => bad.set(`${object}/${granule}`, { object, granule });
+    const journalBytes = journal.bytes;
+    const { readBytes, from } = await checkpoint.hold(signal, async (base) => {
+      const result = await base.verify(signal, (done, total) => progress(done, total + journalBytes));
+      result.bad.forEach(({ object, granule }) => note(object, granule));
+      pin.sequence = base.index.sequence;
+      return { readBytes: result.readBytes, from: base.index.sequence };
+    });
+    let journalRead = 0;
+    for await (const record of journal.read(from, through)) {
+      signal.throwIfAborted();
+      if ('commit' in record && mode === 'Block') {
+        // What a volume that shrank has lost is nobody's loss.
+        const count = granuleCount(record.commit.sizeBytes);
+        for (const [key, { granule }] of bad) if (granule >= count) bad.delete(key);
+      }
+      if (!('data' in record)) continue;
+      journalRead += record.data.payload.length;
+      // What was bad before and is good here is good from here on.
+      const right = isRight(record.data);
+      eachGranule(record.data, (object, granule, zero) => {
+        if (right || zero) bad.delete(`${object}/${granule}`);
+        else note(object, granule);
+      });
+      progress(readBytes + journalRead, readBytes + journalBytes);
+    }
+    return { readBytes: readBytes + journalRead, bad: [...bad.values()] };
+  } finally {
+    timeline.unpin(pin);
+  }
+}
+
+function isRight(data: Data): boolean {
+  try {
+    unpack(data);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function eachGranule(data: Data, visit: (object: number, granule: number, zero: boolean) => void): void {
+  for (const run of data.runs) for (let i = 0; i < run.count; i++) visit(run.object, run.first + i, run.zero);
+}
