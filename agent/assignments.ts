@@ -7,7 +7,7 @@
 import type { Logger } from 'pino';
 import type { Clock, Random } from '../proto/effects.ts';
 import type { AgentEvent, Assignment, Report } from '../proto/wire.ts';
-import { mirror } from './mirror.ts';
+import { mirror, type MirrorDependencies } from './mirror.ts';
 import type { MirrorCall } from './sender.ts';
 import type { Source } from './source.ts';
 
@@ -21,7 +21,7 @@ export interface AssignmentsOptions {
   connect(signal: AbortSignal): MirrorCall;
   report(report: Report): void;
   event(event: Omit<AgentEvent, 'agentUs'>): void;
-  openSource(assignment: Assignment): Promise<Source>;
+  openSource(assignment: Assignment, event: MirrorDependencies['event']): Promise<Source>;
 }
 
 interface Loop {
@@ -47,6 +47,10 @@ export function assignments(options: AssignmentsOptions): AssignedMirrors {
     const { replicationUid: uid, name } = assignment;
     const stop = new AbortController();
     const loop: Loop = { assignment, stop, ended: Promise.resolve(), changed: new Set() };
+    const event: MirrorDependencies['event'] = (one) => {
+      options.log[one.level === 'INFO' ? 'info' : 'warn']({ replication: name, code: one.code }, one.message);
+      options.event({ ...one, replicationUid: uid });
+    };
     loop.ended = after.then(() =>
       mirror(
         {
@@ -54,17 +58,11 @@ export function assignments(options: AssignmentsOptions): AssignedMirrors {
           random: options.random,
           assignment: () => loop.assignment,
           changed: (signal) => nextChange(loop, signal),
-          openSource: (now) => options.openSource(now),
+          openSource: (now) => options.openSource(now, event),
           connect: (signal) => options.connect(signal),
           toMasterUs: async (agentUs) => options.masterUs(agentUs),
           report: (report) => options.report(report),
-          event(event) {
-            options.log[event.level === 'INFO' ? 'info' : 'warn'](
-              { replication: name, code: event.code },
-              event.message,
-            );
-            options.event({ ...event, replicationUid: uid });
-          },
+          event,
         },
         stop.signal,
       ),

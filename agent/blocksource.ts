@@ -1,31 +1,33 @@
 /**
- * A block volume as a Source, captured by hash scan: the whole volume is read at each sync, and only what differs from
- * what the replica is known to hold goes on. Stamps (the image's times, the device's counters) prove that nothing
- * changed, so a quiet volume is not read at all.
+ * A block volume as a Source. Its capture (agent/capture) marks what may have changed in a durable dirty map; rounds read
+ * what is marked live until little is left, a cut (blockcuts.ts) brings the rest at one instant.
  *
- * Cuts, best first; each says why it cannot be:
- *   freeze and reflink   filesystem   frozen for the moment of a clone, then read at leisure
- *   freeze and scan      filesystem   read whole while frozen, what differs kept in memory: small volumes only
- *   reflink              crash        a clone of one instant, nothing quiesced
- *   quiet interval       crash        no write between the first and the last byte read, by the stamp
+ * Marks leave the map when the commit that carries them is acknowledged. A doubt of the capture marks everything: it is then
+ * read and offered to the replica, by itself. With capture `scan` everything is read at each sync, and only what differs from
+ * what the replica is known to hold goes on.
  */
 import type { Clock } from '../proto/effects.ts';
 import { ReplicationError } from '../proto/errors.ts';
-import { granuleCount } from '../proto/granule.ts';
+import { granuleBytes, granuleCount } from '../proto/granule.ts';
 import { Pace } from '../proto/pace.ts';
 import type { MirrorWelcome } from '../proto/wire.ts';
 import type { Consistency } from '../proto/wire.ts';
+import { ways, type CutContext } from './blockcuts.ts';
 import { Known, scan, type BufferPool } from './blockscan.ts';
-import type { BlockDevice, Frozen, Readable } from './device.ts';
+import type { Tracking } from './capture/tracking.ts';
+import type { BlockDevice, Readable } from './device.ts';
 import type { Cut, Piece, Source, SourceCounters, SourceFacts } from './source.ts';
 
-/** What a frozen scan may keep until the filesystem is thawed. */
-const spoolBytes = 64 << 20;
-/** A frozen scan is tried when the last scan took at most this part of maxFreezeMs. */
-const freezeScanRatio = 0.8;
+/** Rounds before a cut, at most. */
+const maxRounds = 5;
+/** So little is left to the cut. */
+const littleBytes = 2 << 20;
+/** A round that leaves more than this part of what the one before left is the last: writes come as fast as we read. */
+const shrinkRatio = 0.5;
 
 export interface BlockSourceOptions {
   device: BlockDevice;
+  tracking: Tracking;
   pool: BufferPool;
   clock: Clock;
   /** null: the best that works. */
@@ -35,12 +37,8 @@ export interface BlockSourceOptions {
   readBytesPerSecond: number;
 }
 
-type Way = { name: string; consistency: Consistency; take: (signal: AbortSignal) => Promise<Cut | string> };
-
 export class BlockSource implements Source {
-  readonly captureMethod = 'scan';
   readonly isIndivisible = false;
-  readonly captureReason = 'every sync reads the volume and compares hashes';
   readonly counters: SourceCounters = {
     readBytes: 0,
     skippedSameBytes: 0,
@@ -50,19 +48,32 @@ export class BlockSource implements Source {
     lostEvents: 0,
   };
   readonly #options: BlockSourceOptions;
+  readonly #tracking: Tracking;
   readonly #pace: Pace;
   #known: Known | undefined;
   #blank = false;
   #sizeBytes = 0;
-  #lastScanMs: number | undefined;
+  /** How fast what is marked was read, the last time that there was much of it. */
+  #lastPass: { bytes: number; ms: number } | undefined;
   #reflinks: { refusal: string | undefined } | undefined;
-  /** Taken before the cut that is under way, and before the newest committed one. */
+  /** Of the cut that is under way, and of the newest committed one. */
   #cutStamp: string | undefined;
   #committedStamp: string | undefined;
+  #lostBefore: number;
 
   constructor(options: BlockSourceOptions) {
     this.#options = options;
+    this.#tracking = options.tracking;
     this.#pace = new Pace(options.clock, options.readBytesPerSecond);
+    this.#lostBefore = this.#tracking.capture.lostEvents;
+  }
+
+  get captureMethod(): string {
+    return this.#tracking.capture.method;
+  }
+
+  get captureReason(): string {
+    return this.#tracking.capture.reason;
   }
 
   facts(): Promise<SourceFacts> {
@@ -71,13 +82,12 @@ export class BlockSource implements Source {
 
   async attach(welcome: MirrorWelcome): Promise<{ whole: boolean; reason: string }> {
     const { sizeBytes } = await this.facts();
-    this.#sizeBytes = sizeBytes;
     const granules = granuleCount(sizeBytes);
+    this.#sizeBytes = sizeBytes;
     this.#blank = welcome.blank;
     this.#known = granules <= Known.maxGranules ? new Known(granules, welcome.blank) : undefined;
     this.#committedStamp = undefined;
-    if (welcome.blank) return { whole: false, reason: 'the replica is blank' };
-    return { whole: true, reason: 'what the replica holds is asked anew in each session' };
+    return this.#tracking.attach(welcome, sizeBytes);
   }
 
   async *round(
@@ -85,16 +95,32 @@ export class BlockSource implements Source {
     progress: (done: number, total: number) => void,
     signal: AbortSignal,
   ): AsyncGenerator<Piece> {
-    if (!whole && !this.#blank && !(await this.#needsRound(signal))) return;
-    this.#sizeBytes = (await this.facts()).sizeBytes;
-    yield* this.#scan(this.#options.device, this.#sizeBytes, whole, this.#pace, progress, signal);
+    const { map, capture } = this.#tracking;
+    if (whole) map.markAll(true);
+    // A view is read at leisure, so only the other ways profit from a round before them.
+    else if (!this.#blank && !map.offer && (await this.#reflinkRefusal()) === undefined) return;
+    const rounds = capture.method === 'scan' ? 1 : maxRounds;
+    for (let round = 0, left = Infinity; round < rounds; round++) {
+      signal.throwIfAborted();
+      if ((round > 0 || !whole) && this.#options.consistency !== 'crash') await this.#options.device.flush();
+      await this.#drain();
+      this.#resize((await this.facts()).sizeBytes);
+      const marked = map.dirty.count * granuleBytes;
+      if (round > 0 && (marked <= littleBytes || marked > left * shrinkRatio)) return;
+      left = marked;
+      yield* this.#read(this.#options.device, this.#sizeBytes, { whole: whole && round === 0 }, progress, signal);
+    }
   }
 
-  /** A reflinked cut is read at leisure, so only the other ways profit from a round before them. */
-  async #needsRound(signal: AbortSignal): Promise<boolean> {
-    const refusal = await this.#reflinkRefusal();
-    signal.throwIfAborted();
-    return refusal !== undefined;
+  async #drain(): Promise<void> {
+    await this.#tracking.drain();
+    this.counters.lostEvents = this.#tracking.capture.lostEvents - this.#lostBefore;
+  }
+
+  #resize(sizeBytes: number): void {
+    this.#sizeBytes = sizeBytes;
+    this.#tracking.map.resize(sizeBytes);
+    this.#known?.resize(granuleCount(sizeBytes));
   }
 
   /** Tried once: whether this volume can be cloned does not change while it is open. */
@@ -107,32 +133,41 @@ export class BlockSource implements Source {
     return this.#reflinks.refusal;
   }
 
-  async *#scan(
+  /** What is marked. Its marks are gone from "changed" when it ends. */
+  async *#read(
     readable: Readable,
     sizeBytes: number,
-    whole: boolean,
-    pace: Pace,
+    { whole = false, limited = true }: { whole?: boolean; limited?: boolean },
     progress: (done: number, total: number) => void,
     signal: AbortSignal,
   ): AsyncGenerator<Piece> {
     const { clock, pool } = this.#options;
+    const { map } = this.#tracking;
     const startMs = clock.monotonicMs();
-    this.counters.fullScans++;
-    this.counters.fullScanReason = whole ? 'offer' : 'scan';
-    this.#known?.resize(granuleCount(sizeBytes));
+    const doubts = this.#tracking.doubtCount;
+    const bytes = map.dirty.count * granuleBytes;
+    const { offer } = map;
+    if (map.dirty.count === granuleCount(sizeBytes) && sizeBytes > 0) {
+      this.counters.fullScans++;
+      this.counters.fullScanReason = whole || offer ? 'offer' : this.#blank ? 'first' : 'scan';
+    }
     yield* scan({
       readable,
       sizeBytes,
+      parts: map,
       known: this.#known,
       blank: this.#blank,
       whole,
+      // Without a capture it is not known whether what is marked did change.
+      offer: offer || this.#tracking.capture.method === 'scan',
       pool,
-      pace,
+      pace: limited ? this.#pace : new Pace(clock, 0),
       counters: this.counters,
       progress: (done) => progress(done, sizeBytes),
       signal,
     });
-    this.#lastScanMs = clock.monotonicMs() - startMs;
+    if (doubts === this.#tracking.doubtCount) map.passed();
+    if (bytes > littleBytes) this.#lastPass = { bytes, ms: clock.monotonicMs() - startMs };
     // From here on the replica holds what was handed out.
     this.#blank = false;
   }
@@ -145,154 +180,68 @@ export class BlockSource implements Source {
         'spec.consistency "file" is for file volumes; use filesystem or crash',
       );
     }
-    const ways: Way[] = [
-      { name: 'freeze and reflink', consistency: 'filesystem', take: (s) => this.#freezeReflink(s) },
-      { name: 'freeze and scan', consistency: 'filesystem', take: (s) => this.#freezeScan(s) },
-      { name: 'reflink', consistency: 'crash', take: () => this.#reflink() },
-      { name: 'quiet interval', consistency: 'crash', take: () => this.#quiet() },
-    ];
     const refusals: string[] = [];
     for (const way of ways) {
       if (consistency !== null && way.consistency !== consistency) continue;
-      this.#sizeBytes = (await this.#options.device.facts()).sizeBytes;
-      this.#cutStamp = (await this.#options.device.stamp()).stamp;
-      const cut = await way.take(signal);
-      if (typeof cut !== 'string') return cut;
+      this.#resize((await this.facts()).sizeBytes);
+      this.#cutStamp = undefined;
+      const cut = await way.take(this.#context(), signal);
+      this.counters.lostEvents = this.#tracking.capture.lostEvents - this.#lostBefore;
+      if (typeof cut !== 'string') return withReasons(cut, refusals);
       refusals.push(`${way.name}: ${cut}`);
     }
     throw new ReplicationError('NoConsistentCut', refusals.join('; '));
   }
 
-  async #freezeReflink(signal: AbortSignal): Promise<Cut | string> {
-    const { device, maxFreezeMs } = this.#options;
-    // A clone that is not possible shall not cost the workload a freeze to find out.
-    const refusal = await this.#reflinkRefusal();
-    if (refusal !== undefined) return refusal;
-    const frozen = await device.freeze(maxFreezeMs, signal);
-    if (typeof frozen === 'string') return frozen;
-    const agentUs = this.#nowUs();
-    const view = await device.reflink().catch((error: unknown) => String(error));
-    const { held, freezeUs } = await frozen.thaw();
-    if (typeof view === 'string') return view;
-    if (!held) {
-      await view.release();
-      return `the freeze did not hold for the clone; maxFreezeMs is ${maxFreezeMs}`;
-    }
-    this.#sizeBytes = view.sizeBytes;
+  #context(): CutContext {
+    const { device, clock, maxFreezeMs } = this.#options;
     return {
-      consistency: 'filesystem',
-      agentUs,
-      freezeUs,
-      pieces: (s) => this.#scan(view, view.sizeBytes, false, this.#pace, () => undefined, s),
-      broken: async () => undefined,
-      release: () => view.release(),
+      device,
+      clock,
+      maxFreezeMs,
+      tracking: this.#tracking,
+      read: (readable, sizeBytes, limited, signal) =>
+        this.#read(readable, sizeBytes, { limited }, () => undefined, signal),
+      expectedMs: () => this.#expectedMs(),
+      resized: (sizeBytes) => this.#resize(sizeBytes),
+      stamped: (stamp) => (this.#cutStamp = stamp),
+      reflinkRefusal: () => this.#reflinkRefusal(),
     };
   }
 
-  async #freezeScan(signal: AbortSignal): Promise<Cut | string> {
-    const { device, maxFreezeMs } = this.#options;
-    if (!this.#known) return `the volume has more than ${Known.maxGranules} granules to scan while frozen`;
-    if (this.#lastScanMs === undefined || this.#lastScanMs > maxFreezeMs * freezeScanRatio) {
-      return `reading the volume takes ${Math.round(this.#lastScanMs ?? 0)} ms, more than maxFreezeMs ${maxFreezeMs} leaves; put the image on XFS or btrfs with reflink, or raise maxFreezeMs`;
-    }
-    const frozen = await device.freeze(maxFreezeMs, signal);
-    if (typeof frozen === 'string') return frozen;
-    return this.#readFrozen(frozen, signal);
-  }
-
-  async #readFrozen(frozen: Frozen, signal: AbortSignal): Promise<Cut> {
-    const { device, maxFreezeMs, clock } = this.#options;
-    const unlimited = new Pace(clock, 0);
-    const deadlineMs = clock.monotonicMs() + maxFreezeMs;
-    const agentUs = this.#nowUs();
-    const spool: Piece[] = [];
-    let spooled = 0;
-    let refusal: string | undefined;
-    try {
-      this.#sizeBytes = (await device.facts()).sizeBytes;
-      // Unlimited speed: while frozen, time is what matters.
-      for await (const piece of this.#scan(device, this.#sizeBytes, false, unlimited, () => undefined, signal)) {
-        spool.push(detached(piece));
-        if (piece.kind === 'content') spooled += piece.bytes.length;
-        if (spooled > spoolBytes) refusal = `more than ${spoolBytes} bytes changed since the last round`;
-        if (clock.monotonicMs() > deadlineMs)
-          refusal = `reading the volume took longer than maxFreezeMs ${maxFreezeMs}`;
-        if (refusal !== undefined) break;
-      }
-    } catch (error) {
-      await frozen.thaw();
-      throw error;
-    }
-    const { held, freezeUs } = await frozen.thaw();
-    if (!held) refusal ??= `the freeze did not hold; maxFreezeMs is ${maxFreezeMs}`;
-    return {
-      consistency: 'filesystem',
-      agentUs,
-      freezeUs,
-      // What was read belongs to the replica either way: `known` counts on it.
-      pieces: async function* () {
-        yield* spool;
-      },
-      broken: async () => refusal,
-      release: async () => undefined,
-    };
-  }
-
-  async #reflink(): Promise<Cut | string> {
-    const agentUs = this.#nowUs();
-    const view = await this.#options.device.reflink();
-    if (typeof view === 'string') return view;
-    this.#sizeBytes = view.sizeBytes;
-    return {
-      consistency: 'crash',
-      agentUs,
-      freezeUs: 0,
-      pieces: (signal) => this.#scan(view, view.sizeBytes, false, this.#pace, () => undefined, signal),
-      broken: async () => undefined,
-      release: () => view.release(),
-    };
-  }
-
-  async #quiet(): Promise<Cut | string> {
-    const { device } = this.#options;
-    const { reason } = await device.stamp();
-    const before = this.#cutStamp;
-    if (before === undefined) return reason;
-    const agentUs = this.#nowUs();
-    return {
-      consistency: 'crash',
-      agentUs,
-      freezeUs: 0,
-      pieces: (signal) => this.#scan(device, this.#sizeBytes, false, this.#pace, () => undefined, signal),
-      broken: async () => {
-        const { stamp } = await device.stamp();
-        return stamp === before ? undefined : 'quiet interval: the volume was written to while it was read';
-      },
-      release: async () => undefined,
-    };
+  #expectedMs(): number {
+    const { capture, map } = this.#tracking;
+    const bytes = capture.method === 'scan' ? this.#sizeBytes : map.dirty.count * granuleBytes;
+    if (bytes <= littleBytes) return 0;
+    return this.#lastPass ? (this.#lastPass.ms * bytes) / this.#lastPass.bytes : 0;
   }
 
   async unchangedUntil(): Promise<number | undefined> {
     if (this.#committedStamp === undefined) return undefined;
-    const agentUs = this.#nowUs();
-    const { stamp } = await this.#options.device.stamp();
-    return stamp === this.#committedStamp ? agentUs : undefined;
+    const agentUs = Math.floor(this.#options.clock.nowMs() * 1000);
+    return (await this.#stampNow()) === this.#committedStamp ? agentUs : undefined;
   }
 
-  dirtyBytes(): undefined {
-    return undefined;
+  async #stampNow(): Promise<string | undefined> {
+    if (this.#tracking.capture.hold) return (await this.#options.device.stamp()).stamp;
+    return (await this.#tracking.drain()).still;
+  }
+
+  dirtyBytes(): number | undefined {
+    return this.#tracking.capture.method === 'scan' ? undefined : this.#tracking.map.dirtyBytes;
   }
 
   commitSizeBytes(): number {
     return this.#sizeBytes;
   }
 
-  async prepare(): Promise<void> {
-    // Nothing is kept at the source: what the replica holds is asked of the replica.
+  async prepare(sequence: number): Promise<void> {
+    await this.#tracking.prepare(sequence);
   }
 
-  async committed(_sequence: number, point: boolean): Promise<void> {
+  async committed(sequence: number, point: boolean, digest: Buffer): Promise<void> {
     if (point) this.#committedStamp = this.#cutStamp;
+    await this.#tracking.committed(sequence, point, digest);
   }
 
   async idle(): Promise<void> {
@@ -300,18 +249,18 @@ export class BlockSource implements Source {
   }
 
   async close(): Promise<void> {
+    await this.#tracking.detach();
     await this.#options.device.rest();
-  }
-
-  #nowUs(): number {
-    return Math.floor(this.#options.clock.nowMs() * 1000);
   }
 }
 
-/** A piece that no longer needs its pool buffer. */
-function detached(piece: Piece): Piece {
-  if (piece.kind !== 'content') return piece;
-  const bytes = Buffer.from(piece.bytes);
-  piece.release();
-  return { ...piece, bytes, release: () => undefined };
+/** A cut that does not hold tells also why the better ways were none. */
+function withReasons(cut: Cut, refusals: string[]): Cut {
+  return {
+    ...cut,
+    async broken() {
+      const broken = await cut.broken();
+      return broken === undefined ? undefined : [...refusals, broken].join('; ');
+    },
+  };
 }

@@ -8,7 +8,7 @@
 import { constants, promises as fs } from 'node:fs';
 import type { Clock, DiskFile } from '../proto/effects.ts';
 import { messageOf, ReplicationError } from '../proto/errors.ts';
-import { blkgetsize64, ficlone } from '../proto/libc.ts';
+import { blkgetsize64, ficlone, syncfs } from '../proto/libc.ts';
 import { diskFile } from '../proto/system.ts';
 import type { BlockDevice, Frozen, View } from './device.ts';
 import { freezable, type Guard } from './guard.ts';
@@ -61,6 +61,7 @@ export function systemDevice(options: SystemDeviceOptions): BlockDevice {
       const { file, block } = await use();
       return block ? deviceStamp(file) : imageStamp(file, clock);
     },
+    flush: () => flush(options),
     freeze: (maxFreezeMs, signal) => freeze(options, maxFreezeMs, signal),
     async reflink() {
       const { file, block } = await use();
@@ -143,18 +144,34 @@ async function deviceStamp(file: fs.FileHandle): Promise<{ stamp: string | undef
   }
 }
 
+/** The mount point of what may be frozen, or why nothing may. */
+async function freezeTarget(options: SystemDeviceOptions): Promise<{ mountPoint: string } | string> {
+  const [mounts, devices] = await Promise.all([readMounts(), readBlockDevices()]);
+  const { mount, reason } = await wholeFilesystem(options.path, mounts, devices);
+  if (!mount) return reason;
+  const refusal = freezable(mount.mountPoint, mounts, devices, options.protectedPaths);
+  return refusal ?? { mountPoint: mount.mountPoint };
+}
+
+async function flush(options: SystemDeviceOptions): Promise<void> {
+  const target = await freezeTarget(options);
+  if (typeof target === 'string') return;
+  // Unmounted meanwhile, perhaps: then that has flushed it.
+  const file = await fs.open(target.mountPoint, constants.O_RDONLY | constants.O_DIRECTORY).catch(() => undefined);
+  if (!file) return;
+  await using held = file;
+  await syncfs(held.fd);
+}
+
 async function freeze(
   options: SystemDeviceOptions,
   maxFreezeMs: number,
   signal: AbortSignal,
 ): Promise<Frozen | string> {
-  const [mounts, devices] = await Promise.all([readMounts(), readBlockDevices()]);
-  const { mount, reason } = await wholeFilesystem(options.path, mounts, devices);
-  if (!mount) return reason;
-  const refusal = freezable(mount.mountPoint, mounts, devices, options.protectedPaths);
-  if (refusal !== undefined) return refusal;
+  const target = await freezeTarget(options);
+  if (typeof target === 'string') return target;
   try {
-    const held = await options.guard.freeze(mount.mountPoint, maxFreezeMs, signal);
+    const held = await options.guard.freeze(target.mountPoint, maxFreezeMs, signal);
     return {
       async thaw() {
         return { held: await held.thaw(), freezeUs: held.frozenUs };

@@ -30,6 +30,8 @@ export interface BlockDevice extends Readable {
    * Taken so that a write after it cannot hide in the same clock tick.
    */
   stamp(): Promise<{ stamp: string | undefined; reason: string }>;
+  /** Has what the mounted filesystem holds in memory written to the volume, so that a freeze finds little to write. */
+  flush(): Promise<void>;
   /** Freezes the mounted filesystem that this volume is; a string says why that cannot be. */
   freeze(maxFreezeMs: number, signal: AbortSignal): Promise<Frozen | string>;
   /** A view of this instant that shares the volume's blocks; a string says why that cannot be. */

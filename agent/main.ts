@@ -22,6 +22,7 @@ import { startGuard } from './guard.ts';
 import { joinOrLoad } from './identity.ts';
 import { pathsUnder, readMounts } from './mounts.ts';
 import { sourceOpener } from './opening.ts';
+import { openTrackings } from './trackings.ts';
 import { describeVolume, listVolumes } from './volumes.ts';
 
 const { options } = parseArguments(
@@ -129,6 +130,7 @@ async function run(signal: AbortSignal): Promise<void> {
     });
     // The wall clock may be set at any time; the line's own clock is steady, and it is what the master's is mapped from.
     const steady = { ...systemClock, nowMs: () => line.agentUs() / 1000 };
+    const trackings = openTrackings({ dataDir, clock: systemClock, log });
     const mirrors = assignments({
       clock: steady,
       random: systemRandom,
@@ -144,12 +146,14 @@ async function run(signal: AbortSignal): Promise<void> {
         clock: steady,
         dataDir,
         protectedPaths: [dataDir, kubelet, import.meta.dirname],
+        trackings,
       }),
     });
     log.info({ node: options.name, master: options.master }, 'started');
     try {
-      await Promise.all([line.run(signal), identity.run(signal), mirrors.run(signal)]);
+      await Promise.all([line.run(signal), identity.run(signal), mirrors.run(signal), trackings.run(signal)]);
     } finally {
+      await trackings.close();
       identity.close();
     }
   } finally {

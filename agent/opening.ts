@@ -13,6 +13,8 @@ import type { Assignment } from '../proto/wire.ts';
 import type { Consistency } from '../proto/wire.ts';
 import type { BufferPool } from './blockscan.ts';
 import { BlockSource } from './blocksource.ts';
+import type { CaptureEvent } from './capture/tracking.ts';
+import type { Trackings } from './trackings.ts';
 import { systemDevice } from './device-system.ts';
 import type { Guard } from './guard.ts';
 import type { Source } from './source.ts';
@@ -26,19 +28,23 @@ export interface OpeningOptions {
   dataDir: string;
   /** Resolved paths whose filesystems are never frozen. */
   protectedPaths: string[];
+  trackings: Trackings;
 }
 
 /** @throws SourceRefused, SourceGone */
-export function sourceOpener(options: OpeningOptions): (assignment: Assignment) => Promise<Source> {
+export function sourceOpener(
+  options: OpeningOptions,
+): (assignment: Assignment, event: (event: CaptureEvent) => void) => Promise<Source> {
   const { allow, guard, pool, clock, protectedPaths } = options;
-  return async (assignment) => {
+  return async (assignment, event) => {
     const path = await allow.mayRead(assignment.path);
     const consistency = assignment.consistency === '' ? null : (assignment.consistency as Consistency);
     const { maxFreezeMs, readBytesPerSecond } = assignment;
     if (assignment.volumeMode === 'Block') {
       // Files' times are of the wall clock.
       const device = systemDevice({ path, clock: systemClock, guard, protectedPaths });
-      return new BlockSource({ device, pool, clock, consistency, maxFreezeMs, readBytesPerSecond });
+      const tracking = await options.trackings.of(assignment.replicationUid, path, device, event);
+      return new BlockSource({ device, tracking, pool, clock, consistency, maxFreezeMs, readBytesPerSecond });
     }
     if (consistency === 'crash') {
       throw new ReplicationError(
@@ -46,9 +52,7 @@ export function sourceOpener(options: OpeningOptions): (assignment: Assignment) 
         'spec.consistency "crash" is for block volumes; use filesystem or file',
       );
     }
-    // By uid: a replication that is created anew under an old name begins with nothing remembered.
-    const folder = createHash('sha256').update(assignment.replicationUid).digest('hex').slice(0, 32);
-    const dataDir = `${options.dataDir}/replications/${folder}`;
+    const dataDir = folderOf(options.dataDir, assignment.replicationUid);
     await mkdir(dataDir, { recursive: true, mode: 0o700 });
     return new TreeSource({
       path,
@@ -66,4 +70,10 @@ export function sourceOpener(options: OpeningOptions): (assignment: Assignment) 
       protectedPaths,
     });
   };
+}
+
+/** By uid: a replication that is created anew under an old name begins with nothing remembered. */
+export function folderOf(dataDir: string, replicationUid: string): string {
+  const folder = createHash('sha256').update(replicationUid).digest('hex').slice(0, 32);
+  return `${dataDir}/replications/${folder}`;
 }

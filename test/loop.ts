@@ -25,6 +25,18 @@ export function run(program: string, ...args: string[]): string {
   return execFileSync(program, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
 }
 
+/** A loop device over a new sparse image, with partitions if the image gets a table. */
+export function loopDevice(t: Test, sizeMiB: number): { image: string; device: string } {
+  const directory = mkdtempSync(join(tmpdir(), 'loop-'));
+  t.teardown(() => rmSync(directory, { recursive: true, force: true }));
+  const image = join(directory, 'image');
+  writeFileSync(image, '');
+  truncateSync(image, sizeMiB * 2 ** 20);
+  const device = run('losetup', '--find', '--show', '--partscan', image).trim();
+  t.teardown(() => void spawnSync('losetup', ['--detach', device]));
+  return { image, device };
+}
+
 export async function loopMount(t: Test, type: string, sizeMiB: number, options: string[] = []): Promise<LoopMount> {
   const directory = mkdtempSync(join(tmpdir(), `loop-${type}-`));
   t.teardown(() => rmSync(directory, { recursive: true, force: true }));

@@ -9,6 +9,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Test } from 'tap';
+import { removeInstance } from '../../agent/capture/tracefs.ts';
+import { traceInstance } from '../../agent/trackings.ts';
 import { connect, Unreachable, type Client } from '../../master/cli/client.ts';
 import type {
   PointChoice,
@@ -101,6 +103,7 @@ export async function openWorld(t: Test, options: WorldOptions = {}): Promise<Wo
   t.teardown(async () => {
     await Promise.all([agent.kill(), master.kill()]);
     await proxy?.close();
+    removeInstance(traceInstance(join(dir, 'a')));
     rmSync(dir, { recursive: true, force: true });
   });
 

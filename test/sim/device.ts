@@ -7,6 +7,7 @@ import { ReplicationError } from '../../proto/errors.ts';
 import { granuleBytes } from '../../proto/granule.ts';
 import type { SimClock } from './clock.ts';
 import type { Dice } from './dice.ts';
+import { SimKernel } from './kernel.ts';
 import { readSlots, slotBytes, Volume } from './volume.ts';
 
 const granuleSlots = granuleBytes / slotBytes;
@@ -18,10 +19,13 @@ export interface Abilities {
   stamp: boolean;
   /** Holes can be told. */
   holes: boolean;
+  /** Its writes can be traced. */
+  trace: boolean;
 }
 
 export class SimDevice {
   readonly volume: Volume;
+  readonly kernel: SimKernel;
   readonly abilities: Abilities;
   readonly #clock: SimClock;
   readonly #dice: Dice;
@@ -39,6 +43,7 @@ export class SimDevice {
     this.#dice = dice;
     this.abilities = abilities;
     this.volume = new Volume(sizeBytes, clock.nowMs);
+    this.kernel = new SimKernel(clock, dice.fork('kernel'));
     this.#fill();
     this.#work();
   }
@@ -81,13 +86,17 @@ export class SimDevice {
     const at = this.#dice.below(volume.slotCount);
     const granule = at - (at % granuleSlots);
     const kind = this.#dice.fraction();
-    if (kind < 0.4) volume.write(at, [this.#fresh()], nowMs);
-    else if (kind < 0.6) volume.write(granule, repeat(this.#fresh(), granuleSlots), nowMs);
-    else if (kind < 0.75) volume.write(granule, repeat(this.#fresh(), granuleSlots * this.#dice.below(12)), nowMs);
-    else if (kind < 0.85) volume.write(granule, repeat(0, granuleSlots * (1 + this.#dice.below(12))), nowMs);
-    else if (kind < 0.92) volume.write(at, [volume.slot(at)], nowMs);
-    else if (kind < 0.99) volume.write(granule, repeat(1 + this.#dice.below(3), granuleSlots), nowMs);
-    else volume.write(0, repeat(this.#dice.chance(0.5) ? 0 : this.#fresh(), volume.slotCount), nowMs);
+    const write = (first: number, values: number[]): void => {
+      volume.write(first, values, nowMs);
+      this.kernel.wrote(first * slotBytes, values.length * slotBytes);
+    };
+    if (kind < 0.4) write(at, [this.#fresh()]);
+    else if (kind < 0.6) write(granule, repeat(this.#fresh(), granuleSlots));
+    else if (kind < 0.75) write(granule, repeat(this.#fresh(), granuleSlots * this.#dice.below(12)));
+    else if (kind < 0.85) write(granule, repeat(0, granuleSlots * (1 + this.#dice.below(12))));
+    else if (kind < 0.92) write(at, [volume.slot(at)]);
+    else if (kind < 0.99) write(granule, repeat(1 + this.#dice.below(3), granuleSlots));
+    else write(0, repeat(this.#dice.chance(0.5) ? 0 : this.#fresh(), volume.slotCount));
   }
 
   #fresh(): number {
@@ -105,6 +114,7 @@ export class SimDevice {
   replace(): void {
     const slots = this.volume.slots().map(() => (this.#dice.chance(0.3) ? this.#fresh() : 0));
     this.volume.replace(`sim:${this.#fresh()}`, slots, this.#clock.nowMs);
+    this.kernel.attachedAnew();
   }
 
   /** For one agent process; `dead` when that is gone. */
@@ -132,6 +142,7 @@ export class SimDevice {
         const stamp = this.abilities.stamp ? `version ${this.volume.version}` : undefined;
         return { stamp, reason: stamp === undefined ? 'writes do not show here' : '' };
       },
+      flush: async () => undefined,
       freeze: async (maxFreezeMs, signal) => {
         await turn();
         signal.throwIfAborted();

@@ -128,6 +128,18 @@ export class Faults {
             () => (device.gone = false),
           ),
       },
+      traceReset: { weight: 0.7, happen: () => device.kernel.reset() },
+      traceSteals: {
+        weight: 0.7,
+        happen: () =>
+          during(
+            100,
+            3000,
+            () => (device.kernel.stealChance = 0.3),
+            () => (device.kernel.stealChance = 0),
+          ),
+      },
+      attachedAnew: { weight: 0.3, happen: () => device.kernel.attachedAnew() },
       grow: { weight: 1, happen: () => device.grow(dice.pick([1, 512, 65_536, 300_000, 5 << 20])) },
       shrink: { weight: 0.4, happen: () => this.#lose(() => device.shrink(dice.below(device.volume.sizeBytes + 1))) },
       replace: { weight: 0.3, happen: () => this.#lose(() => device.replace()) },
@@ -258,6 +270,7 @@ export class Faults {
     world.disk.fullBytes = 1 << 30;
     world.device.eioChance = 0;
     world.device.gone = false;
+    world.device.kernel.stealChance = 0;
     world.assign({ paused: false });
     if (!world.agentRuns) world.startAgent();
     if (!world.master) world.startMaster();

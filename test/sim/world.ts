@@ -9,6 +9,12 @@ import assert from 'node:assert/strict';
 import { mirror } from '../../agent/mirror.ts';
 import { BlockSource } from '../../agent/blocksource.ts';
 import { BufferPool, chunkBytes } from '../../agent/blockscan.ts';
+import { DirtyMap } from '../../agent/capture/dirtymap.ts';
+import { Ftrace } from '../../agent/capture/ftrace.ts';
+import { Rescan } from '../../agent/capture/rescan.ts';
+import { Tracer } from '../../agent/capture/tracer.ts';
+import { Tracking } from '../../agent/capture/tracking.ts';
+import type { BlockDevice } from '../../agent/device.ts';
 import { readHello, serveSession, type MirrorStream } from '../../master/session.ts';
 import { Replica, type ReplicaLimits } from '../../master/replica/replica.ts';
 import type { CommitRecord } from '../../master/replica/frame.ts';
@@ -24,6 +30,7 @@ import { Dice } from './dice.ts';
 import { volumeDigest } from './digest.ts';
 import { SimDisk } from './disk.ts';
 import { Indexes } from './indexes.ts';
+import { SimMapFile } from './kernel.ts';
 import { Network } from './network.ts';
 import { readSlots } from './volume.ts';
 
@@ -53,6 +60,7 @@ export class World {
   readonly clock = new SimClock();
   readonly dice: Dice;
   readonly device: SimDevice;
+  readonly mapFile = new SimMapFile();
   readonly disk: SimDisk;
   readonly indexes: Indexes;
   readonly network: Network;
@@ -101,6 +109,7 @@ export class World {
       // One way at least that always works in the end.
       stamp: !reflink || dice.chance(0.8),
       holes: dice.chance(0.7),
+      trace: dice.fork('trace').chance(0.6),
     });
     this.disk = new SimDisk({
       clock,
@@ -197,6 +206,7 @@ export class World {
     const clock = this.clock.machine(epochMs, this.#agentAheadMs);
     const isDead = (): boolean => stopping.signal.aborted;
     const error = this.dice.between(0, 3);
+    const tracking = this.#tracking(clock, isDead, stopping.signal);
     // Few buffers, as if other volumes held the rest.
     const pool = new BufferPool(Array.from({ length: this.dice.pick([5, 8, 64]) }, () => Buffer.alloc(chunkBytes)));
     this.#run(
@@ -209,7 +219,7 @@ export class World {
           changed: (signal) => this.#changed(signal),
           openSource: async ({ consistency, maxFreezeMs, readBytesPerSecond }) =>
             new BlockSource({
-              device: this.device.open(isDead),
+              ...tracking(),
               pool,
               clock,
               consistency: consistency === 'crash' ? 'crash' : null,
@@ -228,11 +238,43 @@ export class World {
     );
   }
 
+  /** As agent/trackings.ts: one for the life of the process, another one each time where nothing but a scan works. */
+  #tracking(
+    clock: Clock,
+    isDead: () => boolean,
+    signal: AbortSignal,
+  ): () => { device: BlockDevice; tracking: Tracking } {
+    const { kernel, volume, abilities } = this.device;
+    const tracer = abilities.trace ? new Tracer(kernel.ring(isDead), clock) : undefined;
+    if (tracer) void tracer.run(signal);
+    let tracking: Tracking | undefined;
+    const dice = this.dice.fork(`map ${this.counts.agentStarts}`);
+    const turn = async (): Promise<void> => {
+      await this.clock.sleep(dice.between(0, 2));
+      if (isDead()) throw new ReplicationError('Stopped', 'this process is gone');
+    };
+    return () => {
+      const device = this.device.open(isDead);
+      if (!tracking || tracking.capture.method === 'scan') {
+        tracking = new Tracking({
+          map: new DirtyMap(this.mapFile.open(turn)),
+          capture: tracer
+            ? new Ftrace({ tracer, clock, stat: () => kernel.stat(volume.sizeBytes) })
+            : new Rescan(device, 'cannot be traced'),
+          fallBack: (why) => new Rescan(device, why),
+          event: ({ code, message }) => this.trace(`agent ${code} ${message}`),
+        });
+      }
+      return { device, tracking };
+    };
+  }
+
   /** The process is gone at this instant; `power`: its machine too, so that nobody is told. */
   crashAgent(power: boolean): void {
     if (!this.#agent) return;
     this.trace(`agent crashes${power ? ' with its machine' : ''}`);
     this.network.loseAgent(power);
+    if (power) this.device.kernel.reboot();
     this.#agent.abort(new ReplicationError('Stopped', 'crashed'));
     this.#agent = undefined;
     this.report = undefined;

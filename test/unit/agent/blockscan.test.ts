@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap';
-import { BufferPool, chunkBytes, Known, scan, type ScanOptions } from '../../../agent/blockscan.ts';
+import { BufferPool, chunkBytes, Known, scan, wholeVolume, type ScanOptions } from '../../../agent/blockscan.ts';
 import type { Readable } from '../../../agent/device.ts';
 import type { Piece } from '../../../agent/source.ts';
 import { granuleBytes, granuleCount, granuleHash, zeroHash } from '../../../proto/granule.ts';
@@ -29,9 +29,11 @@ function options(bytes: Buffer, change: Partial<ScanOptions> = {}): ScanOptions 
   return {
     readable: readable(bytes),
     sizeBytes: bytes.length,
+    parts: wholeVolume(change.sizeBytes ?? bytes.length),
     known: undefined,
     blank: false,
     whole: false,
+    offer: true,
     pool: new BufferPool(Array.from({ length: 6 }, () => Buffer.alloc(chunkBytes))),
     pace: new Pace(new SimClock().machine(0, 0), 0),
     counters: {

@@ -1,0 +1,230 @@
+/**
+ * One ftrace instance of this agent's own, with the completion events of the block layer for the disks that it watches.
+ *
+ * Guarantees: `take` answers a reason whenever something may be missing: dropped events, an instance that is gone, off,
+ * cleared of its filter, or a page that does not parse. The ring outlives a kill -9 of the agent, so that its successor
+ * (same data directory, same name) finds what was written meanwhile. The buffers of all processors together are at most
+ * `maxBufferBytes`. Nothing is ever written to a device.
+ *
+ * Loss that the kernel does not tell of (another program that switched tracing off and on between two looks, or emptied the
+ * ring) shows in the disks' statistics: that proof is ftrace.ts's. Root only; what is missing is said by the error.
+ */
+import { spawnSync } from 'node:child_process';
+import fs, { constants } from 'node:fs';
+import { messageOf, systemErrorCode } from '../../proto/errors.ts';
+import { parseEventLayout, parsePage, parsePageLayout, type EventLayout } from './ringpage.ts';
+import type { EventKind, Ring } from './ring.ts';
+
+/** Of all processors together. */
+const maxBufferBytes = 64 << 20;
+/** Of one: about 300,000 events. */
+const maxCpuBytes = 16 << 20;
+/** The kernel takes filters of less than a page. */
+const maxFilterBytes = 3800;
+const events: Record<EventKind, string> = { rq: 'block/block_rq_complete', bio: 'block/block_bio_complete' };
+const tracefsMagic = 0x74726163;
+const roots = ['/sys/kernel/tracing', '/sys/kernel/debug/tracing'];
+
+export interface TracefsOptions {
+  /** Letters, digits and dashes; one reader per name. */
+  instance: string;
+  /** For tests: a ring that overflows soon. */
+  bufferBytesPerCpu?: number;
+}
+
+/** @throws Error with why this machine cannot */
+export function openTracefs({ instance, bufferBytesPerCpu }: TracefsOptions): Ring {
+  const root = mountedTracefs();
+  const folder = `${root}/instances/${instance}`;
+  const page = parsePageLayout(text(`${root}/events/header_page`));
+  const layouts = new Map<number, EventLayout>();
+  const kinds = new Map<number, EventKind>();
+  for (const kind of ['rq', 'bio'] as const) {
+    const layout = parseEventLayout(text(`${root}/events/${events[kind]}/format`));
+    layouts.set(layout.id, layout);
+    kinds.set(layout.id, kind);
+  }
+  let pipes: Pipe[] = [];
+  let filter = '';
+  const inherited = exists(folder) ? devsOf(text(`${folder}/events/${events.rq}/filter`)) : [];
+
+  function setUp(): void {
+    closePipes();
+    const found = exists(folder);
+    if (!found) {
+      fs.mkdirSync(folder);
+      const cpus = cpusOf(folder).length;
+      const bytes = bufferBytesPerCpu ?? Math.min(maxCpuBytes, Math.floor(maxBufferBytes / Math.max(1, cpus)));
+      write(`${folder}/options/overwrite`, '0');
+      write(`${folder}/buffer_size_kb`, String(Math.max(4, Math.floor(bytes / 1024))));
+    }
+    pipes = cpusOf(folder).map((cpu) => openPipe(`${folder}/per_cpu/${cpu}`));
+  }
+
+  function closePipes(): void {
+    for (const { fd } of pipes.splice(0)) fs.closeSync(fd);
+  }
+
+  /** Filters first, so that nothing of other disks fills the ring. */
+  function apply(): void {
+    for (const event of Object.values(events)) {
+      write(`${folder}/events/${event}/filter`, filter === '' ? '0' : filter);
+      write(`${folder}/events/${event}/enable`, filter === '' ? '0' : '1');
+    }
+    write(`${folder}/tracing_on`, '1');
+  }
+
+  /** Why the instance is not as we left it. */
+  function disturbed(): string | undefined {
+    if (filter === '') return undefined;
+    if (text(`${folder}/tracing_on`) !== '1') return 'another program switched tracing off';
+    for (const event of Object.values(events)) {
+      if (text(`${folder}/events/${event}/enable`) !== '1') return `another program switched ${event} off`;
+      if (text(`${folder}/events/${event}/filter`) !== filter) return `another program changed the filter of ${event}`;
+    }
+    return undefined;
+  }
+
+  // Its buffers take memory: made when there is something to watch.
+  if (exists(folder)) setUp();
+  const buffer = Buffer.alloc(page.data.offset + page.data.size);
+
+  function take(each: Parameters<Ring['take']>[0]): ReturnType<Ring['take']> {
+    let taken = 0;
+    let lost = 0;
+    let reason: string | undefined;
+    for (const pipe of pipes) {
+      for (let length = readNow(pipe.fd, buffer); length > 0; length = readNow(pipe.fd, buffer)) {
+        const result = parsePage(buffer.subarray(0, length), page, layouts, ({ event, dev, sector, sectors }) => {
+          taken++;
+          each(kinds.get(event) ?? 'rq', dev, sector, sectors);
+        });
+        if (result.broken !== undefined) reason ??= `the trace cannot be read: ${result.broken}`;
+        if (result.lost) reason ??= 'the ring buffer says that events were lost';
+      }
+      const dropped = droppedIn(text(pipe.stats));
+      // Fewer than before: somebody emptied the ring, and its counters with it.
+      if (dropped > pipe.dropped) lost += dropped - pipe.dropped;
+      else if (dropped < pipe.dropped) reason ??= 'another program emptied the ring buffer';
+      pipe.dropped = dropped;
+    }
+    if (lost > 0) reason ??= `the ring buffer was full: ${lost} events were dropped`;
+    return { taken, lost, reason: reason ?? disturbed() };
+  }
+
+  return {
+    inherited,
+    watch(devs) {
+      filter = filterOf(devs);
+      if (devs.length === 0 && pipes.length === 0) return;
+      if (!exists(folder) || pipes.length === 0) setUp();
+      apply();
+    },
+    take(each) {
+      try {
+        const result = take(each);
+        if (result.reason !== undefined && filter !== '') apply();
+        return result;
+      } catch (error) {
+        // The instance was removed, perhaps; a new one begins with nothing.
+        const reason = `tracing failed: ${messageOf(error)}`;
+        try {
+          setUp();
+          apply();
+        } catch {
+          // Told again at the next call.
+        }
+        return { taken: 0, lost: 0, reason };
+      }
+    },
+    close: closePipes,
+  };
+}
+
+/** Takes the instance away, with all that waits in it, where there is one. */
+export function removeInstance(instance: string): void {
+  for (const root of roots) if (exists(`${root}/instances/${instance}`)) fs.rmdirSync(`${root}/instances/${instance}`);
+}
+
+interface Pipe {
+  fd: number;
+  stats: string;
+  /** As of the last look. What was dropped before us is for the statistics to show: ftrace.ts. */
+  dropped: number;
+}
+
+function openPipe(folder: string): Pipe {
+  const fd = fs.openSync(`${folder}/trace_pipe_raw`, constants.O_RDONLY | constants.O_NONBLOCK);
+  return { fd, stats: `${folder}/stats`, dropped: droppedIn(text(`${folder}/stats`)) };
+}
+
+function cpusOf(folder: string): string[] {
+  return fs.readdirSync(`${folder}/per_cpu`).filter((name) => /^cpu\d+$/.test(name));
+}
+
+/** Bytes, 0 when nothing waits. */
+function readNow(fd: number, buffer: Buffer): number {
+  try {
+    return fs.readSync(fd, buffer, 0, buffer.length, null);
+  } catch (error) {
+    if (systemErrorCode(error) === 'EAGAIN') return 0;
+    throw error;
+  }
+}
+
+function droppedIn(stats: string): number {
+  const dropped = Number(/^dropped events:\s*(\d+)$/m.exec(stats)?.[1]);
+  const overrun = Number(/^overrun:\s*(\d+)$/m.exec(stats)?.[1]);
+  if (!Number.isInteger(dropped) || !Number.isInteger(overrun)) throw new Error('per_cpu stats name no dropped events');
+  return dropped + overrun;
+}
+
+/** Writes of these disks: whatever has sectors and is no read. Too many disks for a filter: all disks' writes. */
+function filterOf(devs: readonly number[]): string {
+  if (devs.length === 0) return '';
+  const rest = 'nr_sector > 0 && !(rwbs ~ "R*")';
+  const some = [...devs]
+    .sort((a, b) => a - b)
+    .map((dev) => `dev == ${dev}`)
+    .join(' || ');
+  const filter = devs.length === 1 ? `${some} && ${rest}` : `(${some}) && ${rest}`;
+  return filter.length <= maxFilterBytes ? filter : rest;
+}
+
+function devsOf(filter: string): number[] {
+  return [...filter.matchAll(/dev == (\d+)/g)].map(([, dev]) => Number(dev));
+}
+
+/** Where tracefs is mounted; mounts it where it is not. */
+function mountedTracefs(): string {
+  for (const path of roots) if (isTracefs(path)) return path;
+  spawnSync('mount', ['-t', 'tracefs', 'tracefs', '/sys/kernel/tracing'], { stdio: 'ignore' });
+  if (isTracefs('/sys/kernel/tracing')) return '/sys/kernel/tracing';
+  throw new Error('tracefs is not mounted and cannot be: mount -t tracefs tracefs /sys/kernel/tracing, as root');
+}
+
+function isTracefs(path: string): boolean {
+  try {
+    return fs.statfsSync(path).type === tracefsMagic && exists(`${path}/instances`);
+  } catch {
+    return false;
+  }
+}
+
+function exists(path: string): boolean {
+  return fs.existsSync(path);
+}
+
+function text(path: string): string {
+  return fs.readFileSync(path, 'utf8').trim();
+}
+
+function write(path: string, value: string): void {
+  // Not truncated: that would empty the ring of some of these files.
+  const fd = fs.openSync(path, constants.O_WRONLY);
+  try {
+    fs.writeSync(fd, value);
+  } finally {
+    fs.closeSync(fd);
+  }
+}

@@ -1,0 +1,87 @@
+/**
+ * The block volumes that this agent tracks, one Tracking per replication for as long as the agent lives: writes are noted
+ * while the line is down, while mirroring is paused, and while the replication is not this agent's to send.
+ *
+ * The best capture that proves itself on the volume is taken: block devices with tracing are traced, everything else is
+ * scanned. What the better ones lacked is the reason of the one that is taken.
+ */
+import { createHash } from 'node:crypto';
+import { statSync } from 'node:fs';
+import type { Logger } from 'pino';
+import { messageOf } from '../proto/errors.ts';
+import type { Clock } from '../proto/effects.ts';
+import { tryBlockStat } from './blockstat.ts';
+import type { BlockCapture } from './capture/block.ts';
+import { DirtyMap } from './capture/dirtymap.ts';
+import { Ftrace } from './capture/ftrace.ts';
+import { mapFile } from './capture/mapfile.ts';
+import { Rescan } from './capture/rescan.ts';
+import { openTracefs } from './capture/tracefs.ts';
+import { Tracer } from './capture/tracer.ts';
+import { Tracking, type CaptureEvent } from './capture/tracking.ts';
+import type { BlockDevice } from './device.ts';
+import { folderOf } from './opening.ts';
+
+export interface Trackings {
+  /** Of this replication; anew when it is of another path now, or when nothing but a scan worked the last time. */
+  of(uid: string, path: string, device: BlockDevice, event: (event: CaptureEvent) => void): Promise<Tracking>;
+  /** Keeps the kernel's ring from filling. Until the signal aborts. */
+  run(signal: AbortSignal): Promise<void>;
+  /** Everything that was noted is kept. */
+  close(): Promise<void>;
+}
+
+export function openTrackings(options: { dataDir: string; clock: Clock; log: Pick<Logger, 'info'> }): Trackings {
+  const { dataDir, clock, log } = options;
+  const known = new Map<string, { path: string; device: BlockDevice; tracking: Tracking }>();
+  const tracing = openTracer(dataDir, clock);
+  if (typeof tracing === 'string') log.info(`block devices are scanned, not traced: ${tracing}`);
+
+  function choose(path: string, device: BlockDevice): BlockCapture {
+    if (!statSync(path).isBlockDevice()) return new Rescan(device, 'an image file is not traced');
+    if (typeof tracing === 'string') return new Rescan(device, `no tracing: ${tracing}`);
+    return new Ftrace({ tracer: tracing, clock, stat: () => tryBlockStat(path) });
+  }
+
+  return {
+    async of(uid, path, device, event) {
+      const found = known.get(uid);
+      if (found?.path === path && found.tracking.capture.method !== 'scan') {
+        found.device = device;
+        return found.tracking.with(event);
+      }
+      await found?.tracking.close();
+      const tracking = new Tracking({
+        map: new DirtyMap(mapFile(`${folderOf(dataDir, uid)}/blockmap`)),
+        capture: choose(path, device),
+        fallBack: (why) => new Rescan(known.get(uid)?.device ?? device, why),
+        event,
+      });
+      known.set(uid, { path, device, tracking });
+      return tracking;
+    },
+    async run(signal) {
+      if (typeof tracing !== 'string') await tracing.run(signal);
+    },
+    async close() {
+      if (typeof tracing === 'string') return;
+      tracing.drain();
+      // Tracing goes on without us: what is written until the next agent comes waits in the ring.
+      for (const { tracking } of known.values()) await tracking.detach();
+      tracing.close();
+    },
+  };
+}
+
+/** By the (resolved) data directory: several agents of one machine do not meet, and each finds its own again. */
+export function traceInstance(dataDir: string): string {
+  return `cdmr-${createHash('sha256').update(dataDir).digest('hex').slice(0, 16)}`;
+}
+
+function openTracer(dataDir: string, clock: Clock): Tracer | string {
+  try {
+    return new Tracer(openTracefs({ instance: traceInstance(dataDir) }), clock);
+  } catch (error) {
+    return messageOf(error);
+  }
+}

@@ -1,0 +1,110 @@
+import t from 'tap';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { openTracefs, removeInstance } from '../../agent/capture/tracefs.ts';
+import { messageOf } from '../../proto/errors.ts';
+import { loopMount, missingForLoop, run } from '../loop.ts';
+import { noise, sameBytes } from './content.ts';
+import { long, openWorld, type World } from './world.ts';
+
+function missing(type: string): string | false {
+  const loop = missingForLoop(type);
+  if (loop !== false) return loop;
+  try {
+    openTracefs({ instance: 'cdmr-probe' }).close();
+    removeInstance('cdmr-probe');
+    return false;
+  } catch (error) {
+    return messageOf(error);
+  }
+}
+
+/** Mounted once, so that the log is replayed as a recovery would, then checked. Empty = nothing is wrong. */
+function whyNotWhole(type: string, image: string): string {
+  const place = `${image}.mounted`;
+  mkdirSync(place);
+  run('mount', '-o', type === 'xfs' ? 'loop,nouuid' : 'loop', image, place);
+  run('umount', place);
+  const check = type === 'xfs' ? ['xfs_repair', '-n', image] : ['e2fsck', '-fn', image];
+  const { status, stdout, stderr } = spawnSync(check[0] ?? '', check.slice(1), { encoding: 'utf8' });
+  return status === 0 ? '' : `${stdout}${stderr}`;
+}
+
+async function captureEvents(world: World): Promise<string[]> {
+  const events = await world.events();
+  return events.filter(({ message }) => message.includes('Capture')).map(({ message }) => message);
+}
+
+for (const type of long ? ['ext4', 'xfs'] : ['xfs']) {
+  await t.test(`a mounted ${type} on a block device is traced`, { skip: missing(type) }, async (t) => {
+    const { device, mountPoint } = await loopMount(t, type, 400);
+    const world = await openWorld(t, { allow: [device] });
+    const write = (name: string, mebibytes: number): void => {
+      writeFileSync(join(mountPoint, name), noise(mebibytes << 20));
+    };
+    const scans = (): Promise<number> => world.metric('full_scans_total');
+    await world.startAgent();
+    await world.replicate('traced', device);
+    const first = await world.normal('traced');
+    t.equal(first.status.captureMethod, 'ftrace');
+
+    await t.test('each change comes at a frozen instant, and nothing else is read', async (t) => {
+      const [scansBefore, readBefore] = [await scans(), await world.metric('read_bytes_total')];
+      for (let i = 0; i < 4; i++) {
+        write(`file ${i}`, 3);
+        const { status } = await world.normal('traced', Date.now());
+        t.equal(status.recoveryPoint?.consistency, 'filesystem');
+      }
+      t.equal(await scans(), scansBefore, 'no scan');
+      const read = async (): Promise<number> => (await world.metric('read_bytes_total')) - readBefore;
+      await world.until('what was read is told', async () => (await read()) >= 12 << 20);
+      t.ok((await read()) < 100 << 20, `${await read()} bytes`);
+    });
+
+    await t.test('what is written while the agent is down is known when it comes again', async (t) => {
+      const [scansBefore, eventsBefore] = [await scans(), (await captureEvents(world)).length];
+      await world.agent.kill();
+      write('while it was down', 5);
+      spawnSync('sync', ['--file-system', mountPoint]);
+      await world.startAgent();
+      const { status } = await world.normal('traced', Date.now());
+      t.equal(status.captureMethod, 'ftrace');
+      t.match((await captureEvents(world)).slice(0, -eventsBefore).join(), /CaptureResumed: .* the ring brought/);
+      t.equal(await scans(), scansBefore, 'no scan');
+    });
+
+    await t.test('stopped as it should be, too', async (t) => {
+      const scansBefore = await scans();
+      await world.agent.stop();
+      write('while it was stopped', 2);
+      spawnSync('sync', ['--file-system', mountPoint]);
+      await world.startAgent();
+      await world.normal('traced', Date.now());
+      t.equal(await scans(), scansBefore, 'no scan');
+    });
+
+    await t.test('a writer without pause: every point is a filesystem that is whole', async (t) => {
+      const writer = spawn('sh', [
+        '-c',
+        `i=0; while :; do i=$((i+1)); dd if=/dev/urandom of=${mountPoint}/w$((i % 7)) bs=64k count=$((i % 40 + 1)) conv=fsync status=none; sleep 0.1; done`,
+      ]);
+      t.teardown(() => writer.kill('SIGKILL'));
+      const from = (await world.points('traced')).length;
+      await world.until('some more points', async () => (await world.points('traced')).length >= from + 4, 120);
+      writer.kill('SIGKILL');
+      await once(writer, 'exit');
+      for (const { sequence, sourceTime } of (await world.points('traced')).slice(-3)) {
+        const { path } = await world.copyOf('traced', { time: sourceTime });
+        t.equal(whyNotWhole(type, path), '', `point ${sequence}`);
+      }
+    });
+
+    run('umount', mountPoint);
+    await world.normal('traced', Date.now());
+    const { path } = await world.copyOf('traced');
+    t.ok(sameBytes(device, path), 'byte for byte');
+    t.equal(await world.metric('capture_lost_events_total'), 0);
+  });
+}

@@ -1,0 +1,215 @@
+import t, { type Test } from 'tap';
+import { openSync, writeSync, closeSync, constants, readFileSync, writeFileSync } from 'node:fs';
+import { setTimeout as delay } from 'node:timers/promises';
+import { tryBlockStat, type BlockStat } from '../../../../agent/blockstat.ts';
+import { Ftrace } from '../../../../agent/capture/ftrace.ts';
+import { openTracefs, removeInstance } from '../../../../agent/capture/tracefs.ts';
+import { Tracer } from '../../../../agent/capture/tracer.ts';
+import { messageOf } from '../../../../proto/errors.ts';
+import { alignedPool } from '../../../../proto/libc.ts';
+import { systemClock } from '../../../../proto/system.ts';
+import { noise } from '../../../e2e/content.ts';
+import { loopDevice, missingForLoop, run } from '../../../loop.ts';
+
+const instance = `cdmr-test-${process.pid}`;
+const root = `/sys/kernel/tracing/instances/${instance}`;
+
+function missing(): string | false {
+  const loop = missingForLoop('ext4');
+  if (loop !== false) return loop;
+  try {
+    openTracefs({ instance }).close();
+    return false;
+  } catch (error) {
+    return messageOf(error);
+  }
+}
+
+interface Traced {
+  device: string;
+  capture: Ftrace;
+  marks: [number, number][];
+  /** As an agent that is killed: the ring stays. */
+  killed: () => Promise<{ capture: Ftrace; marks: [number, number][] }>;
+  write: (offset: number, length: number) => void;
+}
+
+async function traced(t: Test, bufferBytesPerCpu?: number): Promise<Traced> {
+  const { device } = loopDevice(t, 64);
+  const page = alignedPool(1 << 20)[0] as Buffer;
+  noise(page.length).copy(page);
+  let tracer: Tracer | undefined;
+  t.teardown(() => {
+    tracer?.close();
+    removeInstance(instance);
+  });
+  const open = (): { capture: Ftrace; marks: [number, number][] } => {
+    const ring = openTracefs({ instance, ...(bufferBytesPerCpu === undefined ? {} : { bufferBytesPerCpu }) });
+    tracer = new Tracer(ring, systemClock);
+    const marks: [number, number][] = [];
+    const capture = new Ftrace({ tracer, clock: systemClock, stat: () => tryBlockStat(device) });
+    capture.marks = (offset, length) => marks.push([offset, length]);
+    return { capture, marks };
+  };
+  return {
+    device,
+    ...open(),
+    async killed() {
+      // No capture is closed: that would end the tracing.
+      tracer?.close();
+      return open();
+    },
+    write(offset, length) {
+      const file = openSync(device, constants.O_WRONLY | constants.O_DIRECT);
+      for (let at = 0; at < length; at += page.length)
+        writeSync(file, page, 0, Math.min(page.length, length - at), offset + at);
+      closeSync(file);
+    },
+  };
+}
+
+function covers(marks: [number, number][], offset: number, length: number): boolean {
+  const bytes = new Set<number>();
+  for (const [from, size] of marks) for (let at = from; at < from + size; at += 512) bytes.add(at);
+  for (let at = offset; at < offset + length; at += 512) if (!bytes.has(at)) return false;
+  return true;
+}
+
+await t.test('a traced loop device', { skip: missing() }, async (t) => {
+  await t.test('every kind of write is marked and proven', async (t) => {
+    const { capture, marks, write, device } = await traced(t);
+    const began = await capture.begin(undefined);
+    t.same(began, { proven: false, reason: 'nothing was noted of this volume before' });
+    write(8192, 4096);
+    run('blkdiscard', '-o', '1048576', '-l', '65536', device);
+    run('blkdiscard', '-z', '-o', '4194304', '-l', '131072', device);
+    const drained = await capture.drain();
+    t.equal(drained.doubt, undefined);
+    t.match(drained.still, /^[-0-9a-f]+:7:\d+:\d+:67108864:\d+$/);
+    t.ok(covers(marks, 8192, 4096) && covers(marks, 1048576, 65536) && covers(marks, 4194304, 131072));
+    const length = marks.length;
+    t.equal((await capture.drain()).still, drained.still, 'nothing was written');
+    t.equal(marks.length, length);
+    write(0, 4096);
+    t.not((await capture.drain()).still, drained.still);
+  });
+
+  await t.test('what was written while no agent looked comes out of the ring', async (t) => {
+    const { capture, write, killed } = await traced(t);
+    await capture.begin(undefined);
+    await capture.drain();
+    const state: unknown = JSON.parse(JSON.stringify(capture.state()));
+    const quiet = await killed();
+    t.same(await quiet.capture.begin(state), { proven: true, reason: "the device's counters are what they were" });
+    write(16384, 8192);
+    const next = await killed();
+    const { proven, reason } = await next.capture.begin(state);
+    t.equal(proven, true);
+    t.match(reason, /the ring brought the 16 sectors/);
+    t.ok(covers(next.marks, 16384, 8192));
+  });
+
+  await t.test('what is not proven is a doubt, with its reason', async (t) => {
+    const { capture, write, killed, device } = await traced(t);
+    await capture.begin(undefined);
+    const state = { ...capture.state() };
+    write(0, 4096);
+    await capture.drain(); // taken from the ring, and not in the state
+    for (const [change, why] of [
+      [{}, /counters say other writes/],
+      [{ bootId: 'another' }, /started anew/],
+      [{ diskseq: '1' }, /detached and attached/],
+      [{ device: '7:99' }, /another device/],
+      [{ sectors: null }, /not exact/],
+    ] as const) {
+      const { capture: next } = await killed();
+      const { proven, reason } = await next.begin({ ...state, ...change });
+      t.equal(proven, false);
+      t.match(reason, why);
+    }
+    t.match(await (await killed()).capture.begin('nonsense'), { proven: false });
+    const gone = await killed();
+    await gone.capture.begin(undefined);
+    run('losetup', '--detach', device);
+    t.match((await gone.capture.drain()).doubt, /cannot be read|another device|other writes/);
+  });
+
+  await t.test('a ring that is full drops events, and says so; the next look is sound again', async (t) => {
+    const { capture, write } = await traced(t, 8192);
+    await capture.begin(undefined);
+    for (let i = 0; i < 600; i++) write((i % 1000) * 4096, 4096);
+    t.match((await capture.drain()).doubt, /events were dropped|other writes/);
+    t.ok(capture.lostEvents > 0);
+    t.equal((await capture.drain()).doubt, undefined);
+    write(0, 4096);
+    t.equal((await capture.drain()).doubt, undefined);
+  });
+
+  const meddling: Record<string, (write: Traced['write']) => void> = {
+    'switches tracing off': () => writeFileSync(`${root}/tracing_on`, '0'),
+    'switches it off and on again': (write) => {
+      writeFileSync(`${root}/tracing_on`, '0');
+      write(4096, 4096);
+      writeFileSync(`${root}/tracing_on`, '1');
+    },
+    'switches the event off': () => writeFileSync(`${root}/events/block/enable`, '0'),
+    'changes the filter': () => writeFileSync(`${root}/events/block/block_rq_complete/filter`, 'nr_sector > 77'),
+    'empties the ring': (write) => {
+      write(4096, 4096);
+      writeFileSync(`${root}/trace`, '');
+    },
+    'removes the instance': () => undefined,
+  };
+  for (const [what, meddle] of Object.entries(meddling)) {
+    if (what === 'removes the instance') continue; // the kernel keeps what has a reader
+    await t.test(`another program ${what}: noticed, and mended`, async (t) => {
+      const { capture, write, marks } = await traced(t);
+      await capture.begin(undefined);
+      write(0, 4096);
+      t.equal((await capture.drain()).doubt, undefined);
+      meddle(write);
+      write(8192, 4096);
+      t.type((await capture.drain()).doubt, 'string');
+      write(65536, 4096);
+      t.equal((await capture.drain()).doubt, undefined, 'the look after the next');
+      t.ok(covers(marks, 65536, 4096));
+    });
+  }
+
+  await t.test('counters that are off cannot prove anything', async (t) => {
+    const { capture, device } = await traced(t);
+    const iostats = `/sys/class/block/${device.slice(5)}/queue/iostats`;
+    t.teardown(() => writeFileSync(iostats, '1'));
+    writeFileSync(iostats, '0');
+    await t.rejects(capture.begin(undefined), /iostats/);
+    writeFileSync(iostats, '1');
+    await capture.begin(undefined);
+    writeFileSync(iostats, '0');
+    t.match((await capture.drain()).doubt, /iostats/);
+  });
+
+  await t.test('under load nothing is doubted', async (t) => {
+    const { capture, device } = await traced(t);
+    await capture.begin(undefined);
+    const ended = new AbortController();
+    const { spawn } = await import('node:child_process');
+    const writer = spawn('dd', ['if=/dev/zero', `of=${device}`, 'bs=4k', 'count=3000', 'oflag=direct']);
+    writer.once('exit', () => ended.abort());
+    let looks = 0;
+    for (; !ended.signal.aborted || looks < 10; looks++) {
+      t.equal((await capture.drain()).doubt, undefined);
+      await delay(3);
+    }
+    t.ok((await capture.drain()).still);
+  });
+});
+
+t.test('facts of a device', { skip: missingForLoop('ext4') }, async (t) => {
+  const { device } = loopDevice(t, 8);
+  const stat = tryBlockStat(device) as BlockStat;
+  t.equal(stat.sizeBytes, 8 << 20);
+  t.equal(stat.bootId, readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim());
+  t.equal(stat.counted, true);
+  t.match(tryBlockStat('/dev/null'), /is no block device/);
+  t.match(tryBlockStat('/dev/absent'), /ENOENT/);
+});
