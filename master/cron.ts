@@ -1,8 +1,9 @@
 /**
- * Cron expressions of five fields (minute, hour, day of month, month, day of week), in UTC: `*`, lists, ranges, steps,
- * three-letter names, 7 for Sunday, and @hourly @daily @weekly @monthly @yearly. As in cron, when both days are given
- * either one is enough. Pure; knows no time zones.
+ * Cron expressions of five fields (minute, hour, day of month, month, day of week), in UTC, read by node-cron: `*`, lists,
+ * ranges, steps, three-letter names, 7 for Sunday, and @hourly @daily @weekly @monthly @yearly. As in cron, when both days
+ * are given either one is enough. Pure: node-cron's own next time goes by the computer's clock, so it is found here.
  */
+import { validateDetailed } from 'node-cron';
 
 export interface Cron {
   minutes: Set<number>;
@@ -14,55 +15,29 @@ export interface Cron {
   eitherDay: boolean;
 }
 
-const months = ['jan', 'feb', 'mar', 'apr', 'may', 'jun', 'jul', 'aug', 'sep', 'oct', 'nov', 'dec'];
-const weekdays = ['sun', 'mon', 'tue', 'wed', 'thu', 'fri', 'sat'];
-const aliases: Record<string, string> = {
-  '@hourly': '0 * * * *',
-  '@daily': '0 0 * * *',
-  '@weekly': '0 0 * * 0',
-  '@monthly': '0 0 1 * *',
-  '@yearly': '0 0 1 1 *',
-};
 /** Long enough for 29 February on a given weekday. */
 const searchYears = 29;
+const example = 'give a cron expression of five fields such as "*/5 * * * *"';
 
 /** @throws Error whose message says what is wrong and gives an example */
 export function parseCron(text: string): Cron {
-  const fields = (Object.hasOwn(aliases, text) ? (aliases[text] ?? '') : text).trim().split(/\s+/);
-  const [minute, hour, day, month, weekday] = fields;
-  if (fields.length !== 5 || !minute || !hour || !day || !month || !weekday)
-    throw new Error('is not a cron expression of five fields such as "*/5 * * * *"');
-  const cron = {
-    minutes: field('minute', minute, 0, 59),
-    hours: field('hour', hour, 0, 23),
-    days: field('day', day, 1, 31),
-    months: field('month', month, 1, 12, months),
-    weekdays: new Set([...field('day of week', weekday, 0, 7, weekdays)].map((value) => value % 7)),
-    eitherDay: !day.startsWith('*') && !weekday.startsWith('*'),
+  const words = text.trim().split(/\s+/);
+  const alias = words.length === 1 && text.startsWith('@');
+  const { fields, errors } = validateDetailed(text);
+  const [wrong] = errors;
+  if (wrong)
+    throw new Error(`has ${JSON.stringify(wrong.value ?? text)} as ${wrong.field}, which is not valid; ${example}`);
+  if (!fields || (words.length !== 5 && !alias)) throw new Error(`has ${words.length} fields; ${example}`);
+  const days = [...fields.dayOfMonth, ...fields.dayOfWeek].find((day) => typeof day === 'string');
+  if (days !== undefined) throw new Error(`has ${JSON.stringify(days)} as a day; write days as numbers or names`);
+  return {
+    minutes: new Set(fields.minute),
+    hours: new Set(fields.hour),
+    days: new Set(fields.dayOfMonth.map(Number)),
+    months: new Set(fields.month),
+    weekdays: new Set(fields.dayOfWeek.map((day) => Number(day) % 7)),
+    eitherDay: !alias && !(words[2] ?? '').startsWith('*') && !(words[4] ?? '').startsWith('*'),
   };
-  if (nextTime(cron, Date.UTC(2000, 0, 1)) === undefined) throw new Error('names a day that never comes');
-  return cron;
-}
-
-function field(what: string, text: string, min: number, max: number, names: string[] = []): Set<number> {
-  const values = new Set<number>();
-  const value = (word: string): number => {
-    const index = names.indexOf(word.toLowerCase());
-    const found = index >= 0 ? index + min : /^\d{1,2}$/.test(word) ? Number(word) : NaN;
-    if (found >= min && found <= max) return found;
-    throw new Error(`has "${word}" as ${what}; it must be within ${min}-${max}`);
-  };
-  for (const part of text.split(',')) {
-    const match = /^(?:(\*)|(\w+)(?:-(\w+))?)(?:\/(\d{1,2}))?$/.exec(part);
-    const step = Number(match?.[4] ?? 1);
-    if (match === null || step < 1) throw new Error(`has "${part}" as ${what}; write it as *, 5, 1-5, */15 or 1,2`);
-    const from = match[2] === undefined ? min : value(match[2]);
-    const last = match[4] === undefined ? from : max;
-    const to = match[1] !== undefined ? max : match[3] === undefined ? last : value(match[3]);
-    if (to < from) throw new Error(`has "${part}" as ${what}; the range goes backwards`);
-    for (let at = from; at <= to; at += step) values.add(at);
-  }
-  return values;
 }
 
 /** First whole minute after the time that fits, or undefined when none comes. */

@@ -22,6 +22,8 @@ export interface Engine {
   validateStorageClass?(spec: StorageClass['spec']): { path: string; message: string }[];
   /** May a copy be written there? Problems as above; asked again when the copy is made. */
   validateRecovery?(path: string, mode: VolumeMode): Promise<{ path: string; message: string }[]>;
+  /** Locks a snapshot on storage until then (ms since the epoch), durably. @throws ReplicationError when that cannot be now */
+  lockSnapshot?(replicationUid: string, snapshot: string, untilMs: number): Promise<void>;
   /** Ends the agent's connections and makes its certificates worthless. */
   revokeAgent(name: string): void;
 }

@@ -59,6 +59,11 @@ export const eventCodes = {
   RecoveryCancelled: { service: 'recovery', text: 'A recovery was cancelled and what it had made is removed.' },
   RecoveryFailed: { service: 'recovery', text: 'A recovery failed; the message says why.' },
   RecoveryRolledBack: { service: 'recovery', text: 'What a recovery had made is removed.' },
+  SpaceLow: { service: 'storage', text: 'Replicas of a storage class are going to need more than it has.' },
+  ClockJumped: {
+    service: 'master',
+    text: "The machine's clock went ahead; journals and locks follow only after a day.",
+  },
   StorageTrouble: { service: 'storage', text: 'A storage class cannot be used as it is.' },
   AuditWrite: { service: 'api', text: 'Someone changed something by the API: who, what, and the answer.' },
 } as const satisfies Record<string, { service: string; text: string }>;

@@ -20,7 +20,7 @@ import {
   withDefault,
 } from '../proto/cli.ts';
 import { writeDurably } from '../proto/durable.ts';
-import { asReplicationError, messageOf } from '../proto/errors.ts';
+import { asReplicationError, messageOf, ReplicationError } from '../proto/errors.ts';
 import { holdData } from '../proto/hold.ts';
 import { systemClock, systemEffects, systemRandom } from '../proto/system.ts';
 import type { VolumeMode } from '../proto/wire.ts';
@@ -36,12 +36,14 @@ import { startMetrics, type Metrics } from './metrics.ts';
 import { mirrors } from './mirrors.ts';
 import { mustBeFree, runRecoveries } from './recoveries.ts';
 import { apiVersion, type ReplicationSpec } from './resources.ts';
+import { runSchedules } from './schedules.ts';
 import { startServer } from './server.ts';
 import { runSnapshots } from './snapshots.ts';
 import { sqliteStore } from './store-sqlite.ts';
 import type { Store } from './store.ts';
 import { runSpace } from './space.ts';
 import { openTokens } from './tokens.ts';
+import { trustedClock } from './trustedclock.ts';
 
 const { options: typed } = parseArguments(
   {
@@ -136,9 +138,16 @@ async function run(signal: AbortSignal): Promise<void> {
   });
   provideLocalClass(store, join(dir, 'volumes'));
 
+  const trusted = trustedClock(systemClock, store, (aheadMs) => {
+    const message =
+      `the machine's clock is ${Math.round(aheadMs / 1000)} s ahead of the time that has passed; ` +
+      'journals and locks follow after a day of it. Set the clock right if it is wrong';
+    events.emit({ code: 'ClockJumped', level: 'WARNING', message, object: null });
+  });
   const running = mirrors({
     store,
     effects: systemEffects,
+    trusted,
     events,
     metrics,
     notify: () => agents.notify(),
@@ -168,6 +177,12 @@ async function run(signal: AbortSignal): Promise<void> {
     validateReplication: (spec) => problemsOf(spec, agents.volumes(spec.source.agent)),
     validateStorageClass: ({ parameters }) => classProblems(parameters.path, dir),
     validateRecovery: (path, mode) => targetProblems(allow, path, mode),
+    async lockSnapshot(uid, snapshot, untilMs) {
+      const replica = running.replica(uid);
+      if (!replica) throw new ReplicationError('TargetFailed', 'the replica is not open; lock it again when it is');
+      // One that is being made gets its lock with its name.
+      if (replica.snapshotNames.includes(snapshot)) await replica.lockSnapshot(snapshot, untilMs);
+    },
     revokeAgent: (name) => server.disconnect(name, 'the agent was revoked'),
   };
   const { certificatePem, keyPem } = authority.server();
@@ -178,6 +193,7 @@ async function run(signal: AbortSignal): Promise<void> {
     events,
     tokens,
     clock: systemClock,
+    trusted,
     newJoinToken: () => authority.createToken(),
     listen: { ...listen.http, ...(tls ? { tls } : {}) },
     metrics,
@@ -190,6 +206,7 @@ async function run(signal: AbortSignal): Promise<void> {
     running.run(signal),
     runSnapshots({ store, clock: systemClock, mirrors: running, events, metrics }, signal),
     runRecoveries({ store, clock: systemClock, mirrors: running, events, metrics, allow, folder: recoveries }, signal),
+    runSchedules({ store, clock: systemClock, trusted, mirrors: running, events }, signal),
     runSpace({ store, clock: systemClock, mirrors: running, events }, signal),
     agents.settle(signal),
   ];

@@ -99,6 +99,7 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
     target: gauge('rpo_target_seconds', 'How old the copy may be', of),
     lag: gauge('lag_seconds', 'How old the copy is; absent before the first point', of),
     lagBytes: gauge('lag_bytes', 'Bytes known to be changed and not yet durable in the replica', of),
+    replica: gauge('replica_bytes', 'What the replica holds; blocks that copies share count for each of them', of),
     initial: gauge('initial_sync_ratio', 'Part of the first copy that is done, 0 to 1', of),
     snapshots: gauge('snapshots', 'Snapshots by state', of, 'state'),
     agents: gauge('agents', 'Agents by state', 'state'),
@@ -173,6 +174,7 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
     if (status.lastSyncTime !== null)
       read.lag.set(labels, Math.max(0, clock.nowMs() / 1000 - secondsOf(status.lastSyncTime)));
     if (status.lagBytes !== null) read.lagBytes.set(labels, status.lagBytes);
+    if (status.usedBytes !== null) read.replica.set(labels, status.usedBytes);
     read.initial.set(labels, initialRatio(status));
   }
   function readStore(): Set<string> {

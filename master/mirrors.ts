@@ -7,7 +7,7 @@
  * its data is removed; data is removed only for a replication that was deleted without keepReplica.
  * Failure: a replica that cannot be opened is tried again with growing pauses, and its status says why.
  */
-import type { Effects } from '../proto/effects.ts';
+import type { Clock, Effects } from '../proto/effects.ts';
 import { asReplicationError, ReplicationError } from '../proto/errors.ts';
 import { granuleBytes } from '../proto/granule.ts';
 import { Lock } from '../proto/lock.ts';
@@ -15,12 +15,14 @@ import type { Assignment, Report, Trouble } from '../proto/wire.ts';
 import type { EventInput, Events } from './engine.ts';
 import { follow, type Seen } from './follow.ts';
 import type { Metrics } from './metrics.ts';
+import { latestReady } from './references.ts';
 import type { CommitRecord } from './replica/frame.ts';
 import type { Point } from './replica/horizon.ts';
 import { Replica, type ReplicaLimits } from './replica/replica.ts';
 import type { PointView, Replication, ReplicationStatus } from './resources.ts';
 import { nextTime, parseCron } from './cron.ts';
 import { readHello, serveSession, type MirrorStream } from './session.ts';
+import { nextTime as nextDue } from './schedule.ts';
 import { pointView, statusOf } from './status.ts';
 import { openStorage, type StorageDriver } from './storage.ts';
 import type { Store } from './store.ts';
@@ -43,6 +45,8 @@ export interface MirrorsOptions {
   events: Events;
   metrics: Pick<Metrics, 'onReport' | 'onSync' | 'onVerify' | 'onWritten'>;
   limits?: ReplicaLimits;
+  /** By which journals and locks end; default the effects' clock. */
+  trusted?: Clock;
   /** Assignments of an agent may have changed. */
   notify: () => void;
   /** Whether the agent's control line is up. */
@@ -74,6 +78,10 @@ interface Mirror {
   advancedMs: number;
   advancing: boolean;
   nextCronMs: number | undefined;
+  /** Of the newest look at the schedules of this generation. */
+  nextSnapshot: { generation: number; ms: number } | undefined;
+  usedBytes: number | undefined;
+  spaceTrouble: Trouble | undefined;
 }
 
 export interface Mirrors {
@@ -89,11 +97,14 @@ export interface Mirrors {
   view(uid: string, point: Point): PointView;
   driver(storageClass: string): StorageDriver | undefined;
   drilled(uid: string, ms: number): void;
+  /** What it holds on storage, and whether that is going to be too much. */
+  space(uid: string, usedBytes: number | undefined, trouble: Trouble | undefined): void;
 }
 
 export function mirrors(options: MirrorsOptions): Mirrors {
   const { store, effects, events } = options;
   const { clock } = effects;
+  const trusted = options.trusted ?? clock;
   const all = new Map<string, Mirror>();
   const drivers = new Map<string, { path: string; driver: StorageDriver }>();
 
@@ -102,7 +113,7 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     if (!spec) return undefined;
     const known = drivers.get(name);
     if (known?.path === spec.parameters.path) return known.driver;
-    const opened = openStorage(spec, effects.disk, effects.random);
+    const opened = openStorage(spec, effects.disk, effects.random, trusted);
     drivers.set(name, { path: spec.parameters.path, driver: opened });
     return opened;
   }
@@ -135,6 +146,9 @@ export function mirrors(options: MirrorsOptions): Mirrors {
       advancedMs: -Infinity,
       advancing: false,
       nextCronMs: undefined,
+      nextSnapshot: undefined,
+      usedBytes: undefined,
+      spaceTrouble: undefined,
     };
     all.set(uid, mirror);
     return mirror;
@@ -176,6 +190,7 @@ export function mirrors(options: MirrorsOptions): Mirrors {
         place: await storage.provision(mirror.name, mirror.uid),
         mode: replication.spec.source.volumeMode,
         ...(options.limits ? { limits: options.limits } : {}),
+        trusted,
         onDoubt: (why) => tell(mirror, 'ReplicaOpened', 'WARNING', why),
       });
       mirror.openFailure = undefined;
@@ -239,6 +254,17 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     mirror.nextCronMs ??= nextTime(parseCron(schedule), nowMs);
   }
 
+  /** Looked up again only when it has passed: calendars cost more than a comparison. */
+  function nextSnapshot(mirror: Mirror, { spec, metadata }: Replication): number | undefined {
+    const { generation } = metadata;
+    const nowMs = clock.nowMs();
+    if (mirror.nextSnapshot?.generation !== generation || mirror.nextSnapshot.ms <= nowMs) {
+      const ms = Math.min(...spec.snapshotSchedules.map((schedule) => nextDue(schedule, nowMs)));
+      mirror.nextSnapshot = { generation, ms };
+    }
+    return Number.isFinite(mirror.nextSnapshot.ms) ? mirror.nextSnapshot.ms : undefined;
+  }
+
   function connectedNow(mirror: Mirror, agent: string): boolean {
     const nowMs = clock.monotonicMs();
     if (options.connected(agent)) mirror.lastConnectedMs = nowMs;
@@ -248,7 +274,9 @@ export function mirrors(options: MirrorsOptions): Mirrors {
   function writeStatus(mirror: Mirror, replication: Replication): void {
     const { spec, metadata, status } = replication;
     const newestPoint = mirror.replica?.newestPoint;
-    const troubles = [mirror.openFailure?.trouble, mirror.applyTrouble].filter((trouble) => trouble !== undefined);
+    const troubles = [mirror.openFailure?.trouble, mirror.applyTrouble, mirror.spaceTrouble].filter(
+      (trouble) => trouble !== undefined,
+    );
     const next = statusOf(
       {
         spec,
@@ -265,7 +293,9 @@ export function mirrors(options: MirrorsOptions): Mirrors {
         lastVerified: mirror.lastVerified,
         lastDrilledMs: mirror.lastDrilledMs,
         nextSyncMs: mirror.nextCronMs,
-        latestImage: latestImage(mirror.name),
+        latestImage: latestReady(store.list('Snapshot'), mirror.name)?.metadata.name ?? null,
+        nextSnapshotMs: nextSnapshot(mirror, replication),
+        usedBytes: mirror.usedBytes,
         journalShort: mirror.journalShort,
         withheld: mirror.withheld,
       },
@@ -295,20 +325,12 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     }
   }
 
-  function latestImage(name: string): string | null {
-    const ready = store
-      .list('Snapshot')
-      .filter(({ spec, status }) => spec.replication === name && status.state === 'Ready');
-    ready.sort((a, b) => (a.status.point?.sequence ?? 0) - (b.status.point?.sequence ?? 0));
-    return ready.at(-1)?.metadata.name ?? null;
-  }
-
   function advanceSoon(mirror: Mirror, { spec }: Replication): void {
     const { replica } = mirror;
     if (!replica || mirror.advancing || clock.monotonicMs() - mirror.advancedMs < advanceEveryMs) return;
     mirror.advancing = true;
     void replica
-      .advance(spec.journalSeconds, mirror.closing.signal)
+      .advance(spec.journalSeconds, mirror.closing.signal, spec.maxJournalBytes)
       .then(
         ({ short, withheld }) => {
           mirror.journalShort = short;
@@ -468,6 +490,13 @@ export function mirrors(options: MirrorsOptions): Mirrors {
       return points
         .filter((point) => shownMs(point) >= fromMs && shownMs(point) <= toMs)
         .map((point) => view(uid, point));
+    },
+
+    space(uid, usedBytes, trouble) {
+      const mirror = all.get(uid);
+      if (!mirror) return;
+      if (trouble && !mirror.spaceTrouble) tell(mirror, 'SpaceLow', 'WARNING', trouble.message);
+      Object.assign(mirror, { usedBytes, spaceTrouble: trouble });
     },
 
     drilled(uid, ms) {

@@ -53,6 +53,19 @@ export type Phase =
   | 'Demoted'
   | 'Disconnected';
 
+export type SnapshotPeriod = 'minute' | 'hour' | 'day' | 'week' | 'month';
+/** A snapshot every so many of the period; one schedule of each period at most. See schedule.ts. */
+export interface SnapshotSchedule {
+  period: SnapshotPeriod;
+  every: number;
+  /** Of this schedule's snapshots the newest so many stay. */
+  retain: number;
+  /** null: Monday, 1 January 2001, midnight in the time zone. */
+  startTime: string | null;
+  /** IANA name. */
+  timeZone: string;
+}
+
 export interface ReplicationSpec {
   source: { agent: string; path: string; volumeMode: VolumeMode; include: string[]; exclude: string[] };
   target: { storageClass: string };
@@ -65,7 +78,10 @@ export interface ReplicationSpec {
   /** null: the best that the volume can have. */
   consistency: Consistency | null;
   maxFreezeMs: number;
+  snapshotSchedules: SnapshotSchedule[];
   journalSeconds: number;
+  /** The journal gives up its oldest points beyond this (Degraded/JournalShort). */
+  maxJournalBytes: number;
   compression: 'auto' | 'none' | 'lz4' | 'zstd';
   /** 0 = no limit. */
   bandwidthBytesPerSecond: number;
@@ -105,6 +121,9 @@ export interface ReplicationStatus {
   lastDrilledTime: string | null;
   nextSyncTime: string | null;
   latestImage: string | null;
+  nextSnapshotTime: string | null;
+  /** What replica, journal and snapshots hold on storage; blocks that copies share count for each of them. */
+  usedBytes: number | null;
   observedGeneration: number;
   conditions: Condition[];
 }
@@ -179,6 +198,8 @@ export interface SnapshotStatus {
   point: PointView | null;
   sizeBytes: number | null;
   readyTime: string | null;
+  /** The schedule that took it, and may remove it; null: a person. */
+  schedule: SnapshotPeriod | null;
 }
 /** metadata.name is unique within its replication; the store's key is `<replication>/<name>`. */
 export type Snapshot = Resource<'Snapshot', SnapshotSpec, SnapshotStatus>;

@@ -85,7 +85,12 @@ async function make(
     const found = replica.snapshotPoint(name);
     const point = found ?? replica.newestPoint;
     if (!point) throw new Error('there is no recovery point yet; wait for state NORMAL');
-    if (!found) await replica.snapshot(name, point, signal, () => undefined);
+    const until = snapshot.spec.lockedUntil;
+    const untilMs = until === null ? undefined : Date.parse(until);
+    if (!found) await replica.snapshot(name, point, signal, () => undefined, untilMs);
+    // It may have been locked for longer meanwhile, or was found as an earlier run left it.
+    const newest = store.get('Snapshot', keyOf(snapshot))?.spec.lockedUntil;
+    if (newest !== null && newest !== undefined) await replica.lockSnapshot(name, Date.parse(newest));
     const view = { ...mirrors.view(uid, point), snapshot: name };
     update(options, snapshot, (status) => {
       if (status.state !== 'Creating') return;
@@ -93,6 +98,7 @@ async function make(
         state: 'Ready',
         message: null,
         point: view,
+        sizeBytes: replica.snapshotBytes(name) ?? null,
         readyTime: new Date(clock.nowMs()).toISOString(),
       });
     });

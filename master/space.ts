@@ -1,12 +1,20 @@
-/** Keeps the storage classes' figures: capacity, used space, whether copies share blocks. */
+/**
+ * Keeps the storage classes' figures - capacity, used space, whether copies share blocks - and what each replica holds,
+ * and says ahead of time when a class is going to be too small (spacerule.ts).
+ */
 import type { Clock } from '../proto/effects.ts';
 import { messageOf } from '../proto/errors.ts';
 import type { Events } from './engine.ts';
 import type { Mirrors } from './mirrors.ts';
 import type { StorageClassStatus } from './resources.ts';
+import { needOf, shortage } from './spacerule.ts';
+import type { Usage } from './storage.ts';
 import type { Store } from './store.ts';
 
 const everyMs = 10_000;
+/** What a replica holds is counted file by file: at most this part of the time goes into it, and never more often than that. */
+const usagePart = 0.02;
+const usageEveryMs = 60_000;
 /** Figures that move by less are not worth a write. */
 const worthBytes = 1 << 20;
 
@@ -15,9 +23,82 @@ export async function runSpace(
   signal: AbortSignal,
 ): Promise<void> {
   const { store, clock } = options;
+  const known = new Map<string, Known>();
   while (!signal.aborted) {
+    await lookAtReplicas(options, known, signal);
     for (const { metadata } of store.list('StorageClass')) await look(options, metadata.name);
     await clock.sleep(everyMs, signal).catch(() => undefined);
+  }
+}
+
+interface Known {
+  usage: Usage;
+  againMs: number;
+  /** Had a point: what is written before it is no change of the source. */
+  initialized: boolean;
+  /** What it had written when it was seen first after that. */
+  written: { atMs: number; bytes: number };
+}
+
+async function lookAtReplicas(
+  { store, clock, mirrors }: Parameters<typeof runSpace>[0],
+  known: Map<string, Known>,
+  signal: AbortSignal,
+): Promise<void> {
+  const replications = store.list('Replication');
+  const uids = new Set(replications.map(({ metadata }) => metadata.uid));
+  for (const uid of known.keys()) if (!uids.has(uid)) known.delete(uid);
+  for (const { metadata, spec } of replications) {
+    signal.throwIfAborted();
+    const replica = mirrors.replica(metadata.uid);
+    const startMs = clock.monotonicMs();
+    const before = known.get(metadata.uid);
+    if (!replica || (before && startMs < before.againMs)) continue;
+    // Storage that cannot be read says so where it is used.
+    const usage = await mirrors
+      .driver(spec.target.storageClass)
+      ?.usage(metadata.uid)
+      .catch(() => undefined);
+    const endMs = clock.monotonicMs();
+    if (!usage) continue;
+    const againMs = endMs + Math.max(usageEveryMs, (endMs - startMs) / usagePart);
+    const written = before?.initialized === true ? before.written : { atMs: startMs, bytes: replica.writtenBytes };
+    known.set(metadata.uid, { usage, againMs, written, initialized: replica.newestPoint !== undefined });
+  }
+  const snapshots = Map.groupBy(store.list('Snapshot'), ({ spec }) => spec.replication);
+  for (const [name, group] of Map.groupBy(replications, ({ spec }) => spec.target.storageClass)) {
+    const status = store.get('StorageClass', name)?.status;
+    if (!status) continue;
+    let [need, held] = [0, 0];
+    for (const { metadata, spec } of group) {
+      const one = known.get(metadata.uid);
+      const replica = mirrors.replica(metadata.uid);
+      if (!one || !replica) continue;
+      const own = (snapshots.get(metadata.name) ?? []).filter(({ status }) => status.state === 'Ready');
+      const seconds = Math.max(60, (clock.monotonicMs() - one.written.atMs) / 1000);
+      need += needOf({
+        ...one.usage,
+        ...spec,
+        changedBytesPerSecond: Math.max(0, replica.writtenBytes - one.written.bytes) / 2 / seconds,
+        schedules: spec.snapshotSchedules,
+        snapshots: own.length,
+        scheduledSnapshots: own.filter(({ status }) => status.schedule !== null).length,
+        reflink: status.reflink === true,
+      });
+      const { baseBytes, journalBytes, snapshotBytes } = one.usage;
+      held += baseBytes + journalBytes + (status.reflink === true ? 0 : snapshotBytes);
+    }
+    const freeBytes = (status.capacityBytes ?? Infinity) - (status.usedBytes ?? 0);
+    const message = shortage(name, need, held, freeBytes);
+    for (const { metadata } of group) {
+      const { usage } = known.get(metadata.uid) ?? {};
+      const used = usage && usage.baseBytes + usage.journalBytes + usage.snapshotBytes;
+      mirrors.space(
+        metadata.uid,
+        used,
+        message === undefined ? undefined : { reason: 'SpaceLow', message, stops: false },
+      );
+    }
   }
 }
 

@@ -23,6 +23,8 @@ export interface StatusFacts {
   lastDrilledMs: number | undefined;
   nextSyncMs: number | undefined;
   latestImage: string | null;
+  nextSnapshotMs: number | undefined;
+  usedBytes: number | undefined;
   /** The source's journal is shorter than asked for. */
   journalShort: boolean;
   /** Files and the like that are not in copies as they are at the source. */
@@ -66,6 +68,8 @@ export function statusOf(facts: StatusFacts, previous: ReplicationStatus): Repli
     lastDrilledTime: timeText(facts.lastDrilledMs) ?? previous.lastDrilledTime,
     nextSyncTime: timeText(facts.nextSyncMs),
     latestImage: facts.latestImage,
+    nextSnapshotTime: timeText(facts.nextSnapshotMs),
+    usedBytes: facts.usedBytes ?? previous.usedBytes,
     observedGeneration: facts.generation,
     conditions: conditionsOf(facts, troubles, phase, previous),
   };

@@ -4,28 +4,40 @@
  * copies share blocks where that filesystem has reflinks.
  *
  * Guarantees: a place is `<folder>/<name>-<uid>`, so no two replications ever share one, and one that was deleted never
- * comes back under the same name. Failure: a folder that cannot be made or written is TargetFailed, naming it.
+ * comes back under the same name; a replica with a locked snapshot is not removed by anybody. Failure: a folder that cannot be made or written is TargetFailed, naming it.
  */
-import type { Disk, Random } from '../proto/effects.ts';
+import type { Clock, Disk, Random } from '../proto/effects.ts';
 import { asReplicationError, messageOf, ReplicationError } from '../proto/errors.ts';
 import type { Place } from './replica/place.ts';
+import { mustBeOver, readLock, removeFolder } from './replica/snapshotlock.ts';
 import type { StorageClass } from './resources.ts';
 
 export interface StorageDriver {
   /** Where a replica lies; makes the folder. */
   provision(name: string, uid: string): Promise<Place>;
-  /** Removes a replica and all its snapshots; no error when absent. */
+  /** Removes a replica and all its snapshots; no error when absent. @throws SnapshotLocked, and then nothing is gone */
   remove(uid: string): Promise<void>;
   /** Uids of the replicas that lie here. */
   list(): Promise<string[]>;
+  /** Snapshots of a replica that are locked on storage, until when in milliseconds since the epoch. */
+  locks(uid: string): Promise<Map<string, number>>;
+  /** What a replica holds; blocks that copies share count for each of them. undefined: absent, or this storage cannot tell. */
+  usage(uid: string): Promise<Usage | undefined>;
   space(): Promise<{ capacityBytes: number; freeBytes: number }>;
   /** Whether copies share blocks; tried once with a small file. */
   reflink(): Promise<boolean>;
 }
 
+export interface Usage {
+  baseBytes: number;
+  journalBytes: number;
+  snapshotBytes: number;
+}
+
 const uidPattern = /-([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})$/;
 
-export function openStorage(spec: StorageClass['spec'], disk: Disk, random: Random): StorageDriver {
+/** `clock` is the one by which locks end. */
+export function openStorage(spec: StorageClass['spec'], disk: Disk, random: Random, clock: Clock): StorageDriver {
   const folder = spec.parameters.path;
   let reflink: boolean | undefined;
 
@@ -45,11 +57,29 @@ export function openStorage(spec: StorageClass['spec'], disk: Disk, random: Rand
     async remove(uid) {
       const name = await find(uid);
       if (name === undefined) return;
+      const snapshots = `${folder}/${name}/snapshots`;
+      const nowMs = clock.nowMs();
+      for (const [snapshot, untilMs] of await locksBelow(disk, snapshots))
+        mustBeOver(untilMs, snapshot, nowMs, `${snapshots}/${snapshot}`);
+      for (const snapshot of await disk.list(snapshots)) await removeFolder(disk, `${snapshots}/${snapshot}`);
       await disk.remove(`${folder}/${name}`);
       await disk.syncDirectory(folder);
     },
     async list() {
       return (await disk.list(folder)).map((name) => uidPattern.exec(name)?.[1]).filter((uid) => uid !== undefined);
+    },
+    async locks(uid) {
+      const name = await find(uid);
+      return name === undefined ? new Map<string, number>() : locksBelow(disk, `${folder}/${name}/snapshots`);
+    },
+    async usage(uid) {
+      const name = await find(uid);
+      if (name === undefined || !disk.usage) return undefined;
+      return {
+        baseBytes: await disk.usage(`${folder}/${name}/base`),
+        journalBytes: await disk.usage(`${folder}/${name}/journal`),
+        snapshotBytes: await disk.usage(`${folder}/${name}/snapshots`),
+      };
     },
     async space() {
       await disk.mkdir(folder);
@@ -60,6 +90,16 @@ export function openStorage(spec: StorageClass['spec'], disk: Disk, random: Rand
       return reflink;
     },
   };
+}
+
+async function locksBelow(disk: Disk, folder: string): Promise<Map<string, number>> {
+  const locks = new Map<string, number>();
+  for (const name of await disk.list(folder)) {
+    // What has a dot before it was never whole, or is on its way out.
+    const untilMs = name.startsWith('.') ? undefined : await readLock(disk, `${folder}/${name}`);
+    if (untilMs !== undefined) locks.set(name, untilMs);
+  }
+  return locks;
 }
 
 async function tryReflink(folder: string, disk: Disk, random: Random): Promise<boolean> {

@@ -39,6 +39,13 @@ export interface Disk {
     signal?: AbortSignal,
     progress?: (bytesDone: number) => void,
   ): Promise<'reflink' | 'copy'>;
+  /**
+   * Keeps the kernel from changing, moving or removing a file, or lets it again. Answers false where this filesystem or
+   * process cannot. Absent: never.
+   */
+  immutable?(path: string, on: boolean): Promise<boolean>;
+  /** Bytes that a file, or a tree with all below it, holds on storage; 0 when absent. Absent: not known. */
+  usage?(path: string): Promise<number>;
   /** Of the filesystem that holds the path. */
   space(path: string): Promise<{ capacityBytes: number; freeBytes: number }>;
 }

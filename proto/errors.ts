@@ -49,6 +49,10 @@ export const errorCodes = {
   TargetFailed: { retry: 'backoff', text: 'The target storage answered with an error.' },
   ReplicaDamaged: { retry: 'resync', text: 'Stored bytes of the replica do not have their hash.' },
   NoConsistentCut: { retry: 'backoff', text: 'No way to take a consistent cut worked; the message says what would.' },
+  SnapshotLocked: {
+    retry: 'never',
+    text: 'The snapshot is locked until a date; before it nothing removes it or its replica.',
+  },
   PointGone: { retry: 'never', text: 'The recovery point is not (any more) in the journal.' },
   Disconnected: { retry: 'backoff', text: 'The line to the other side is down.' },
   Stopped: { retry: 'backoff', text: 'The program is being stopped or the work was cancelled.' },

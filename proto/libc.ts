@@ -91,6 +91,9 @@ const FICLONERANGE = 0x4020940d;
 const FIFREEZE = 0xc0045877;
 const FITHAW = 0xc0045878;
 const BLKGETSIZE64 = 0x80081272;
+const FS_IOC_GETFLAGS = 0x80086601;
+const FS_IOC_SETFLAGS = 0x40086602;
+const FS_IMMUTABLE_FL = 0x10;
 
 /** Makes the destination share all blocks of the source. Rejects with ENOTSUP, EXDEV, EINVAL or ENOTTY where that cannot be. */
 export async function ficlone(destFd: number, srcFd: number): Promise<void> {
@@ -124,6 +127,18 @@ export async function blkgetsize64(fd: number): Promise<number> {
   const size = new BigInt64Array(1);
   await ioctlBuffer([fd, BLKGETSIZE64, size]);
   return Number(size[0]);
+}
+
+/** chattr +i and -i: nobody can change, move or remove the file. EPERM without CAP_LINUX_IMMUTABLE, ENOTTY or ENOTSUP where there is none. */
+export async function setImmutable(fd: number, on: boolean): Promise<void> {
+  // The kernel reads and writes an int, whatever the request's name says.
+  const flags = Buffer.alloc(8);
+  await ioctlBuffer([fd, FS_IOC_GETFLAGS, flags]);
+  const before = flags.readInt32LE(0);
+  const after = on ? before | FS_IMMUTABLE_FL : before & ~FS_IMMUTABLE_FL;
+  if (after === before) return;
+  flags.writeInt32LE(after, 0);
+  await ioctlBuffer([fd, FS_IOC_SETFLAGS, flags]);
 }
 
 // ---- ranges of open files

@@ -11,9 +11,19 @@
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { constants, promises as fs } from 'node:fs';
+import { join } from 'node:path';
 import { systemErrorCode } from './errors.ts';
 import type { Clock, Disk, DiskFile, Effects, Random } from './effects.ts';
-import { blkgetsize64, copyFileRange, fallocatePunch, ficlone, realtimeMs, seekData, seekHole } from './libc.ts';
+import {
+  blkgetsize64,
+  copyFileRange,
+  fallocatePunch,
+  ficlone,
+  realtimeMs,
+  seekData,
+  seekHole,
+  setImmutable,
+} from './libc.ts';
 
 /** Pieces in which a clone without reflink is copied: how soon an abort is seen and progress told. */
 const copyBytes = 1 << 20;
@@ -84,6 +94,25 @@ export const systemDisk: Disk = {
     } finally {
       await target.close();
     }
+  },
+  async immutable(path, on) {
+    await using file = await fs.open(path, constants.O_RDONLY);
+    try {
+      await setImmutable(file.fd, on);
+      return true;
+    } catch (error) {
+      if (!isUnsupported(error) && systemErrorCode(error) !== 'EPERM') throw error;
+      return false;
+    }
+  },
+  async usage(path) {
+    const stat = await fs.lstat(path).catch(ifAbsent(undefined));
+    if (!stat) return 0;
+    let bytes = stat.blocks * 512;
+    if (!stat.isDirectory()) return bytes;
+    // One after the other: millions of files must not be in memory, nor keep others from the disk.
+    for await (const entry of await fs.opendir(path)) bytes += (await systemDisk.usage?.(join(path, entry.name))) ?? 0;
+    return bytes;
   },
   async space(path) {
     const { blocks, bavail, bsize } = await fs.statfs(path);

@@ -56,3 +56,16 @@ export async function loopMount(t: Test, type: string, sizeMiB: number, options:
   });
   return { directory, image, device, mountPoint };
 }
+
+export function missingForTmpfs(): string | false {
+  if (process.getuid?.() !== 0) return 'needs root';
+  return spawnSync('sh', ['-c', 'command -v mount']).status === 0 ? false : 'needs mount';
+}
+
+export function tmpfsMount(t: Test): string {
+  const mountPoint = mkdtempSync(join(tmpdir(), 'tmpfs-'));
+  t.teardown(() => rmSync(mountPoint, { recursive: true, force: true }));
+  run('mount', '-t', 'tmpfs', '-o', 'size=64m', 'none', mountPoint);
+  t.teardown(() => void spawnSync('umount', [mountPoint]));
+  return mountPoint;
+}

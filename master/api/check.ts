@@ -40,6 +40,8 @@ export function fromQuery(schema: TSchema, value: unknown): unknown {
 }
 
 function fill(schema: Plain, value: unknown): void {
+  const items = schema['items'] as Plain | undefined;
+  if (items !== undefined && Array.isArray(value)) for (const item of value) fill(items, item);
   const properties = schema['properties'] as Record<string, Plain> | undefined;
   if (properties === undefined || typeof value !== 'object' || value === null || Array.isArray(value)) return;
   const object = value as Plain;

@@ -5,6 +5,7 @@
 import { isDeepStrictEqual } from 'node:util';
 import type { FastifyInstance } from 'fastify';
 import type { Static } from 'typebox';
+import { isTimeZone } from '../calendar.ts';
 import { parseCron } from '../cron.ts';
 import { apiVersion } from '../resources.ts';
 import type { Recovery, Replication, ReplicationSpec } from '../resources.ts';
@@ -214,6 +215,16 @@ function complete(context: Context, spec: ReplicationSpec, old?: ReplicationSpec
       wrong('trigger.schedule', (error as Error).message);
     }
   }
+  const periods = spec.snapshotSchedules.map(({ period }) => period);
+  spec.snapshotSchedules.forEach(({ period, timeZone }, index) => {
+    if (periods.indexOf(period) !== index)
+      wrong(
+        `snapshotSchedules[${index}].period`,
+        `is there twice; give one schedule of each period, every ${period} once`,
+      );
+    if (!isTimeZone(timeZone))
+      wrong(`snapshotSchedules[${index}].timeZone`, 'must be a time zone of the IANA data base, such as Asia/Seoul');
+  });
   // Where it reads from never changes: asking the agent again could only bar changes of other fields.
   if (errors.length === 0 && old === undefined) errors.push(...engine.validateReplication(spec));
   if (errors.length > 0) throw invalid(errors);
@@ -256,6 +267,8 @@ function draft(body: Input, spec: ReplicationSpec): Draft<'Replication'> {
       lastDrilledTime: null,
       nextSyncTime: null,
       latestImage: null,
+      nextSnapshotTime: null,
+      usedBytes: null,
       observedGeneration: 0,
       conditions: [],
     },
@@ -296,7 +309,7 @@ function replace(context: Context, old: Replication, body: Input, ifVersion: str
  * kept is recorded before anything is gone: whoever clears replicas that no object names spares those.
  */
 function remove(context: Context, old: Replication, keepReplica: boolean, ifVersion: string | undefined): Replication {
-  const { store, events, clock } = context;
+  const { store, events, clock, trusted } = context;
   const { name, uid } = old.metadata;
   if (ifVersion !== undefined) store.update('Replication', name, () => undefined, ifVersion); // changes nothing: the check alone
   const snapshots = store.list('Snapshot').filter(({ spec }) => spec.replication === name);
@@ -310,7 +323,7 @@ function remove(context: Context, old: Replication, keepReplica: boolean, ifVers
       });
   for (const { metadata, spec } of snapshots) {
     const path = `Snapshot/${name}/${metadata.name}`;
-    if (spec.lockedUntil !== null && Date.parse(spec.lockedUntil) > nowMs)
+    if (spec.lockedUntil !== null && Date.parse(spec.lockedUntil) > trusted.nowMs())
       errors.push({ path, message: `is locked until ${spec.lockedUntil}` });
     else if (spec.pinned) errors.push({ path, message: 'is pinned; unpin it first' });
   }

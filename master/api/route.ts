@@ -20,6 +20,8 @@ export interface Context {
   events: EventLog;
   tokens: Tokens;
   clock: Clock;
+  /** By which locks end: see trustedclock.ts. */
+  trusted: Clock;
   watches: Watches;
   newJoinToken: () => string | Promise<string>;
 }

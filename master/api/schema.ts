@@ -104,6 +104,18 @@ const Consistency = words('filesystem', 'crash', 'file');
 const globs = (description: string) =>
   Type.Array(Type.String({ minLength: 1, maxLength: 4095 }), { maxItems: 1000, default: [], description });
 
+const SnapshotPeriod = words('minute', 'hour', 'day', 'week', 'month');
+const SnapshotSchedule = Type.Object({
+  period: Type.Unsafe<R.SnapshotPeriod>({ ...SnapshotPeriod, description: 'minute, hour, day, week or month' }),
+  every: Type.Integer({ minimum: 1, maximum: 1000, default: 1, description: 'how many of the period lie in between' }),
+  retain: Type.Integer({ minimum: 1, maximum: 1000, description: 'how many of its snapshots stay' }),
+  startTime: Type.Unsafe<string | null>({
+    ...nullable(time('of the first one; its time of day is kept')),
+    default: null,
+  }),
+  timeZone: Type.String({ maxLength: 64, default: 'UTC', description: 'such as Asia/Seoul' }),
+});
+
 export const ReplicationSpec = Type.Object({
   source: Type.Object({
     agent: name('of the agent that reads the volume'),
@@ -153,7 +165,18 @@ export const ReplicationSpec = Type.Object({
     description: 'filesystem, crash or file; null: the best that the volume can have',
   }),
   maxFreezeMs: Type.Integer({ minimum: 1, maximum: 60_000, default: 500 }),
+  snapshotSchedules: Type.Array(SnapshotSchedule, {
+    maxItems: 5,
+    default: [],
+    description: 'one of each period at most',
+  }),
   journalSeconds: Type.Integer({ minimum: 0, maximum: 31_536_000, default: 3600, description: '0: snapshots only' }),
+  maxJournalBytes: Type.Integer({
+    minimum: 64 * 2 ** 20,
+    maximum: Number.MAX_SAFE_INTEGER,
+    default: 64 * 2 ** 30,
+    description: 'beyond it the oldest points are given up before journalSeconds have passed (Degraded/JournalShort)',
+  }),
   compression: Type.Unsafe<'auto' | 'none' | 'lz4' | 'zstd'>({
     ...words('auto', 'none', 'lz4', 'zstd'),
     default: 'auto',
@@ -209,6 +232,8 @@ const ReplicationStatus = Type.Object({
   lastDrilledTime: nullable(time()),
   nextSyncTime: nullable(time()),
   latestImage: nullable(Type.String()),
+  nextSnapshotTime: nullable(time()),
+  usedBytes: nullable(Type.Number()),
   observedGeneration: Type.Integer(),
   conditions: Type.Array(Condition),
 });
@@ -278,6 +303,7 @@ export const Snapshot = resource(
     point: nullable(Point),
     sizeBytes: nullable(Type.Number()),
     readyTime: nullable(time()),
+    schedule: nullable(SnapshotPeriod),
   }),
 );
 
@@ -389,6 +415,7 @@ const serverFields = ['uid', 'generation', 'resourceVersion', 'creationTimestamp
 /** Closed, and what has a default may be left out. The type stays: defaults are filled in before the check. */
 function input<S extends TSchema>(schema: S): S {
   const plain = schema as Record<string, unknown>;
+  if (plain['type'] === 'array') return { ...plain, items: input(plain['items'] as TSchema) } as unknown as S;
   if (plain['type'] !== 'object' || plain['properties'] === undefined) return schema;
   const properties = Object.entries(plain['properties'] as Record<string, Record<string, unknown>>);
   const required = ((plain['required'] ?? []) as string[]).filter((key) => {

@@ -6,12 +6,13 @@ import type { FastifyInstance } from 'fastify';
 import type { Static } from 'typebox';
 import { apiVersion } from '../resources.ts';
 import type { Snapshot } from '../resources.ts';
+import { snapshotReferences } from '../references.ts';
 import { snapshotKey } from '../store.ts';
 import { check } from './check.ts';
 import { listOrWatch } from './list.ts';
 import { mergePatch } from './patch.ts';
 import { ApiProblem, invalid, notFound } from './problem.ts';
-import { editableMetadata, ended, find, needPoint } from './replications.ts';
+import { editableMetadata, find, needPoint } from './replications.ts';
 import { route } from './route.ts';
 import type { Context } from './route.ts';
 import { ListQuery, MergePatch, SnapshotCreate, SnapshotInput } from './schema.ts';
@@ -20,7 +21,7 @@ const url = '/api/v1/replications/:name/snapshots';
 const tag = 'snapshots';
 
 export function snapshotRoutes(app: FastifyInstance, context: Context): void {
-  const { store, clock } = context;
+  const { store, engine, clock, trusted } = context;
   route(app, {
     method: 'GET',
     url,
@@ -47,7 +48,7 @@ export function snapshotRoutes(app: FastifyInstance, context: Context): void {
       const replication = find(context, params['name']);
       needPoint(context, replication);
       const lockedUntil = utc(body.lockedUntil);
-      if (lockedUntil !== null && Date.parse(lockedUntil) <= clock.nowMs())
+      if (lockedUntil !== null && Date.parse(lockedUntil) <= trusted.nowMs())
         throw invalid([{ path: 'lockedUntil', message: 'must lie in the future' }]);
       const name = body.name ?? nameAt(clock.nowMs());
       return store.create('Snapshot', snapshotKey(replication.metadata.name, name), {
@@ -55,7 +56,7 @@ export function snapshotRoutes(app: FastifyInstance, context: Context): void {
         kind: 'Snapshot',
         metadata: { name },
         spec: { replication: replication.metadata.name, lockedUntil, pinned: body.pinned },
-        status: { state: 'Creating', message: null, point: null, sizeBytes: null, readyTime: null },
+        status: { state: 'Creating', message: null, point: null, sizeBytes: null, readyTime: null, schedule: null },
       });
     },
   });
@@ -74,24 +75,31 @@ export function snapshotRoutes(app: FastifyInstance, context: Context): void {
     summary: 'Pin or lock a snapshot: {"pinned": true, "lockedUntil": TIME}, there or under spec',
     body: MergePatch,
     answer: 'Snapshot',
-    handle({ params, body, ifVersion }) {
+    async handle({ params, body, ifVersion }) {
       const old = findSnapshot(context, params);
       const { apiVersion, kind, metadata, spec } = old;
       const input = check(SnapshotInput, mergePatch({ apiVersion, kind, metadata, spec }, underSpec(body)));
       if (input.metadata.name !== metadata.name || input.spec.replication !== spec.replication)
         throw invalid([{ path: 'metadata.name', message: 'and spec.replication cannot be changed' }]);
-      const change = (snapshot: Snapshot): void => setLock(snapshot, input.spec, clock.nowMs());
-      return store.update(
+      if (old.status.state === 'Deleting')
+        throw new ApiProblem('WrongState', `snapshot ${metadata.name} is being deleted; take another one`);
+      const key = snapshotKey(spec.replication, metadata.name);
+      const written = store.update(
         'Snapshot',
-        snapshotKey(spec.replication, metadata.name),
+        key,
         (snapshot) => {
-          change(snapshot);
+          setLock(snapshot, input.spec, trusted.nowMs());
           const { uid, generation, resourceVersion, creationTimestamp } = snapshot.metadata;
           const written = editableMetadata(input.metadata) as Snapshot['metadata'];
           snapshot.metadata = { ...written, uid, generation, resourceVersion, creationTimestamp };
         },
         ifVersion ?? input.metadata.resourceVersion,
       );
+      // Said only when storage has it too. Where that fails the object has the longer lock, and storage gets it later.
+      const { lockedUntil } = written.spec;
+      const { uid } = find(context, params['name']).metadata;
+      if (lockedUntil !== null) await engine.lockSnapshot?.(uid, metadata.name, Date.parse(lockedUntil));
+      return store.get('Snapshot', key) ?? written;
     },
   });
   route(app, {
@@ -104,22 +112,13 @@ export function snapshotRoutes(app: FastifyInstance, context: Context): void {
     handle({ params, ifVersion }) {
       const { metadata, spec } = findSnapshot(context, params);
       const { name } = metadata;
-      if (spec.lockedUntil !== null && Date.parse(spec.lockedUntil) > clock.nowMs())
+      if (spec.lockedUntil !== null && Date.parse(spec.lockedUntil) > trusted.nowMs())
         throw new ApiProblem('Locked', `snapshot ${name} is locked until ${spec.lockedUntil}; it can be deleted then`);
       if (spec.pinned)
         throw new ApiProblem('Pinned', `snapshot ${name} is pinned; unpin it first (PATCH {"pinned": false})`);
-      const user = store.list('Recovery').find((recovery) => {
-        const { point } = recovery.spec;
-        const chosen =
-          typeof point === 'object' && 'snapshot' in point ? point.snapshot : recovery.status.point?.snapshot;
-        return recovery.spec.replication === spec.replication && chosen === name && !ended(recovery);
-      });
-      if (user !== undefined)
-        throw new ApiProblem(
-          'Referenced',
-          `recovery ${user.metadata.name} uses snapshot ${name}; wait for it or cancel it`,
-        );
       const key = snapshotKey(spec.replication, name);
+      const users = snapshotReferences(store).get(key);
+      if (users !== undefined) throw new ApiProblem('Referenced', `snapshot ${name} is needed: ${users.join('; ')}`);
       return store.update('Snapshot', key, (snapshot) => (snapshot.status.state = 'Deleting'), ifVersion);
     },
   });

@@ -28,8 +28,13 @@ export class BlockBase implements Base {
     this.index = new BlockIndex(indexPath);
   }
 
-  static async open(disk: Disk, imagePath: string, indexPath: string): Promise<BlockBase> {
-    const image = await disk.open(imagePath, 'write');
+  static async open(
+    disk: Disk,
+    imagePath: string,
+    indexPath: string,
+    access: 'read' | 'write' = 'write',
+  ): Promise<BlockBase> {
+    const image = await disk.open(imagePath, access);
     try {
       return new BlockBase(disk, imagePath, indexPath, image);
     } catch (error) {

@@ -20,7 +20,6 @@ export class Checkpoint {
   readonly #head: VolumeIndex;
   readonly #journal: Journal;
   readonly #timeline: Timeline;
-  readonly #maxJournalBytes: number;
   /** Everything that reads or writes the base's bytes. */
   readonly #work = new Lock();
   /** Where the base is going, as note.applying, also before the first point. */
@@ -28,31 +27,31 @@ export class Checkpoint {
   /** Bytes written to the base since it was opened. */
   writtenBytes = 0;
 
-  constructor(
-    clock: Clock,
-    parts: { base: Base; head: VolumeIndex; journal: Journal; timeline: Timeline },
-    maxJournalBytes: number,
-  ) {
+  /** `clock` is the one by which the journal's time passes. */
+  constructor(clock: Clock, parts: { base: Base; head: VolumeIndex; journal: Journal; timeline: Timeline }) {
     this.#clock = clock;
     this.#base = parts.base;
     this.#head = parts.head;
     this.#journal = parts.journal;
     this.#timeline = parts.timeline;
-    this.#maxJournalBytes = maxJournalBytes;
   }
 
   /**
    * Applies what has left the journal's time to the base and drops it from the journal. Before the first point every
    * commit is applied at once.
    */
-  async advance(journalSeconds: number, signal: AbortSignal): Promise<{ short: boolean; withheld: number }> {
+  async advance(
+    journalSeconds: number,
+    maxJournalBytes: number,
+    signal: AbortSignal,
+  ): Promise<{ short: boolean; withheld: number }> {
     return this.#work.run(async () => {
       const { sequence, short } = baseTarget({
         points: this.#timeline.points,
         nowUs: this.#clock.nowMs() * 1000,
         journalUs: journalSeconds * 1e6,
         journalBytes: this.#journal.bytes,
-        maxJournalBytes: this.#maxJournalBytes,
+        maxJournalBytes,
         pinned: this.#timeline.oldestPinned,
       });
       const target = sequence ?? this.#head.sequence;

@@ -6,7 +6,7 @@
  */
 import { mkdir, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import type { Effects } from '../../proto/effects.ts';
+import type { Clock, Effects } from '../../proto/effects.ts';
 import { asReplicationError, ReplicationError } from '../../proto/errors.ts';
 import type { VolumeMode } from '../../proto/wire.ts';
 import { redo, type Base, type Progress } from './base.ts';
@@ -15,6 +15,7 @@ import type { Point } from './horizon.ts';
 import { removeIndex } from './indexdatabase.ts';
 import type { Journal } from './journal.ts';
 import { contentName, inside, openBase, type Place } from './place.ts';
+import { readLock, removeFolder, unlock, writeLock } from './snapshotlock.ts';
 import type { Timeline } from './timeline.ts';
 import { removeTreeBase } from './treebase.ts';
 import type { VolumeIndex } from './volumeindex.ts';
@@ -43,6 +44,8 @@ export class Copies {
   readonly #timeline: Timeline;
   readonly #checkpoint: Checkpoint;
   readonly #snapshots: Map<string, Base>;
+  /** By which locks end. */
+  readonly #lockClock: Clock;
 
   constructor(
     effects: Effects,
@@ -54,6 +57,7 @@ export class Copies {
       timeline: Timeline;
       checkpoint: Checkpoint;
       snapshots: Map<string, Base>;
+      lockClock: Clock;
     },
   ) {
     this.#effects = effects;
@@ -64,6 +68,7 @@ export class Copies {
     this.#timeline = parts.timeline;
     this.#checkpoint = parts.checkpoint;
     this.#snapshots = parts.snapshots;
+    this.#lockClock = parts.lockClock;
   }
 
   /**
@@ -149,13 +154,22 @@ export class Copies {
     });
   }
 
-  /** A named copy inside the replica that outlives the journal; whole or absent after a crash. */
-  async snapshot(name: string, point: Point, signal: AbortSignal, progress: Progress): Promise<void> {
+  /**
+   * A named copy inside the replica that outlives the journal; whole or absent after a crash, and locked from the
+   * moment that it is there when `lockedUntilMs` is given.
+   */
+  async snapshot(
+    name: string,
+    point: Point,
+    signal: AbortSignal,
+    progress: Progress,
+    lockedUntilMs?: number,
+  ): Promise<void> {
     const { disk } = this.#effects;
     const folder = inside(this.#place, 'snapshots');
     const unfinished = inside(folder, `.${name}`);
     const finished = inside(folder, name);
-    await disk.remove(unfinished.folder);
+    await removeFolder(disk, unfinished.folder);
     await disk.mkdir(unfinished.folder);
     await mkdir(unfinished.indexFolder, { recursive: true });
     await this.recover(point, `${unfinished.folder}/${contentName(this.#mode)}`, {
@@ -164,11 +178,39 @@ export class Copies {
       signal,
       progress: (_step, done, total) => progress(done, total),
     });
+    if (lockedUntilMs !== undefined) await writeLock(disk, unfinished.folder, lockedUntilMs);
     await disk.syncDirectory(unfinished.folder);
     await disk.rename(unfinished.folder, finished.folder);
     if (unfinished.indexFolder !== unfinished.folder) await rename(unfinished.indexFolder, finished.indexFolder);
     await disk.syncDirectory(folder.folder);
-    this.#snapshots.set(name, await openBase(disk, finished, this.#mode));
+    this.#snapshots.set(name, await openBase(disk, finished, this.#mode, 'read'));
+  }
+
+  snapshotBytes(name: string): number | undefined {
+    return this.#snapshots.get(name)?.index.sizeBytes;
+  }
+
+  /** Names of the snapshots that are whole. */
+  get snapshotNames(): string[] {
+    return [...this.#snapshots.keys()];
+  }
+
+  /** Until when it is locked on storage, milliseconds since the epoch. */
+  async lockOf(name: string): Promise<number | undefined> {
+    return readLock(this.#effects.disk, this.#folderOf(name));
+  }
+
+  /** Locks it until then, or longer where it is already; answers until when. @throws PointGone when there is no such snapshot */
+  async lock(name: string, untilMs: number): Promise<number> {
+    return this.#checkpoint.exclusively(async () => {
+      if (!this.#snapshots.has(name))
+        throw new ReplicationError('PointGone', `there is no snapshot ${name} on storage`);
+      return writeLock(this.#effects.disk, this.#folderOf(name), untilMs);
+    });
+  }
+
+  #folderOf(name: string): string {
+    return inside(inside(this.#place, 'snapshots'), name).folder;
   }
 
   /** The point that a snapshot holds; undefined when there is no such snapshot. */
@@ -176,8 +218,10 @@ export class Copies {
     return this.#snapshots.get(name)?.index.newest;
   }
 
+  /** No error when there is none. @throws SnapshotLocked */
   async deleteSnapshot(name: string): Promise<void> {
     await this.#checkpoint.exclusively(async () => {
+      await unlock(this.#effects.disk, this.#folderOf(name), name, this.#lockClock.nowMs());
       const base = this.#snapshots.get(name);
       this.#snapshots.delete(name);
       await base?.close();

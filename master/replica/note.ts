@@ -42,12 +42,16 @@ export async function readNote(disk: Disk, folder: string, volumeMode: VolumeMod
 }
 
 export async function writeNote(disk: Disk, folder: string, note: ReplicaNote): Promise<void> {
-  const path = `${folder}/replica.json`;
+  await writeText(disk, folder, 'replica.json', JSON.stringify(note, undefined, 2));
+}
+
+/** A small file replaced whole, durably. */
+export async function writeText(disk: Disk, folder: string, name: string, text: string): Promise<void> {
+  const path = `${folder}/${name}`;
   const file = await disk.open(`${path}.new`, 'write');
   try {
-    const bytes = Buffer.from(JSON.stringify(note, undefined, 2));
     await file.truncate(0);
-    await file.write([bytes], 0);
+    await file.write([Buffer.from(text)], 0);
     await file.sync();
   } finally {
     await file.close();
@@ -56,7 +60,7 @@ export async function writeNote(disk: Disk, folder: string, note: ReplicaNote): 
   await disk.syncDirectory(folder);
 }
 
-async function readText(disk: Disk, path: string): Promise<string> {
+export async function readText(disk: Disk, path: string): Promise<string> {
   const file = await disk.open(path, 'read');
   try {
     const bytes = Buffer.alloc(await file.size());

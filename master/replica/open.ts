@@ -18,6 +18,7 @@ import type { Point } from './horizon.ts';
 import { copyIndex, removeIndex } from './indexdatabase.ts';
 import { Journal, type JournalRecord } from './journal.ts';
 import { inside, openBase, openIndex, type Place } from './place.ts';
+import { removeFolder } from './snapshotlock.ts';
 import type { VolumeIndex } from './volumeindex.ts';
 
 export interface Opened {
@@ -205,11 +206,11 @@ async function openSnapshots(
   for (const name of await disk.list(folder.folder)) {
     const one = inside(folder, name);
     if (name.startsWith('.')) {
-      await disk.remove(one.folder);
+      await removeFolder(disk, one.folder);
       continue;
     }
     try {
-      snapshots.set(name, await openBase(disk, one, mode));
+      snapshots.set(name, await openBase(disk, one, mode, 'read'));
     } catch (error) {
       if (isOfStorage(error)) throw error;
       onDoubt(`snapshot ${name} cannot be opened: ${messageOf(error)}`);

@@ -29,8 +29,16 @@ export function openIndex(mode: VolumeMode, path: string): VolumeIndex {
   return mode === 'Block' ? new BlockIndex(path) : new TreeIndex(path);
 }
 
-export async function openBase(disk: Disk, place: Place, mode: VolumeMode): Promise<Base> {
+/** `read`: of a snapshot, whose bytes nobody writes and a lock may have made immutable. */
+export async function openBase(
+  disk: Disk,
+  place: Place,
+  mode: VolumeMode,
+  access: 'read' | 'write' = 'write',
+): Promise<Base> {
   const contentPath = `${place.folder}/${contentName(mode)}`;
   const indexPath = `${place.indexFolder}/index.db`;
-  return mode === 'Block' ? BlockBase.open(disk, contentPath, indexPath) : TreeBase.open(contentPath, indexPath);
+  return mode === 'Block'
+    ? BlockBase.open(disk, contentPath, indexPath, access)
+    : TreeBase.open(contentPath, indexPath);
 }

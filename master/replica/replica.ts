@@ -16,7 +16,7 @@ import assert from 'node:assert/strict';
 import { mkdir, readdir, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { asReplicationError, ReplicationError } from '../../proto/errors.ts';
-import type { Effects } from '../../proto/effects.ts';
+import type { Clock, Effects } from '../../proto/effects.ts';
 import { Lock } from '../../proto/lock.ts';
 import { unpack } from '../../proto/payload.ts';
 import type { Commit, Data, Node, Nodes } from '../../proto/wire.ts';
@@ -86,14 +86,15 @@ export class Replica {
     limits: ReplicaLimits,
     opened: Awaited<ReturnType<typeof openHead>>,
     note: ReplicaNote,
+    lockClock: Clock,
   ) {
     this.#effects = effects;
     this.#mode = mode;
     this.#limits = limits;
     ({ head: this.#head, base: this.#base, journal: this.#journal } = opened);
     this.#timeline = new Timeline(effects.disk, place.folder, note, opened.points);
-    const parts = { ...opened, timeline: this.#timeline };
-    this.#checkpoint = new Checkpoint(effects.clock, parts, limits.maxJournalBytes);
+    const parts = { ...opened, timeline: this.#timeline, lockClock };
+    this.#checkpoint = new Checkpoint(lockClock, parts);
     this.#copies = new Copies(effects, place, mode, { ...parts, checkpoint: this.#checkpoint });
   }
 
@@ -104,6 +105,8 @@ export class Replica {
     mode: VolumeMode;
     limits?: ReplicaLimits;
     onDoubt?: (why: string) => void;
+    /** By which the journal's time passes and locks end; default the effects' clock. See trustedclock.ts. */
+    trusted?: Clock;
   }): Promise<Replica> {
     const { effects, place, mode, limits = defaultLimits, onDoubt = () => undefined } = options;
     await effects.disk.mkdir(place.folder);
@@ -112,7 +115,7 @@ export class Replica {
     await removeLeftovers(place.indexFolder);
     const note = await readNote(effects.disk, place.folder, mode);
     const opened = await openHead(effects.disk, place, mode, limits.segmentBytes, onDoubt);
-    const replica = new Replica(effects, place, mode, limits, opened, note);
+    const replica = new Replica(effects, place, mode, limits, opened, note, options.trusted ?? effects.clock);
     try {
       await replica.#checkpoint.settleHalfApplied(onDoubt);
       return replica;
@@ -352,8 +355,12 @@ export class Replica {
   }
 
   /** See Checkpoint.advance. Call it after commits and now and then. */
-  async advance(journalSeconds: number, signal: AbortSignal): Promise<{ short: boolean; withheld: number }> {
-    return this.#checkpoint.advance(journalSeconds, signal);
+  async advance(
+    journalSeconds: number,
+    signal: AbortSignal,
+    maxJournalBytes = this.#limits.maxJournalBytes,
+  ): Promise<{ short: boolean; withheld: number }> {
+    return this.#checkpoint.advance(journalSeconds, maxJournalBytes, signal);
   }
 
   /** See Copies.recover. */
@@ -362,8 +369,32 @@ export class Replica {
   }
 
   /** See Copies.snapshot. */
-  async snapshot(name: string, point: Point, signal: AbortSignal, progress: Progress): Promise<void> {
-    await this.#copies.snapshot(name, point, signal, progress);
+  async snapshot(
+    name: string,
+    point: Point,
+    signal: AbortSignal,
+    progress: Progress,
+    lockedUntilMs?: number,
+  ): Promise<void> {
+    await this.#copies.snapshot(name, point, signal, progress, lockedUntilMs);
+  }
+
+  /** Size of the volume in it. */
+  snapshotBytes(name: string): number | undefined {
+    return this.#copies.snapshotBytes(name);
+  }
+
+  get snapshotNames(): string[] {
+    return this.#copies.snapshotNames;
+  }
+
+  async snapshotLock(name: string): Promise<number | undefined> {
+    return this.#copies.lockOf(name);
+  }
+
+  /** See Copies.lock. */
+  async lockSnapshot(name: string, untilMs: number): Promise<number> {
+    return this.#copies.lock(name, untilMs);
   }
 
   /** The point that a snapshot holds; undefined when there is no such snapshot. */
@@ -371,6 +402,7 @@ export class Replica {
     return this.#copies.snapshotPoint(name);
   }
 
+  /** @throws SnapshotLocked */
   async deleteSnapshot(name: string): Promise<void> {
     await this.#copies.deleteSnapshot(name);
   }

@@ -91,6 +91,7 @@ async function startServer(options: { maxChanges?: number; heartbeatMs?: number 
     events,
     tokens,
     clock,
+    trusted: clock,
     listen: { host: '127.0.0.1', port: 0 },
     metrics: { contentType: 'text/plain; version=0.0.4', text: async () => 'replicator_up 1\n' },
     version: '1.2.3',

@@ -4,6 +4,7 @@
  * Everything waits for conditions; one that is not reached says what was waited for, where the replications stand and how the
  * logs end. Teardown kills both and removes the directory.
  */
+import { spawnSync } from 'node:child_process';
 import { chownSync, existsSync, mkdirSync, mkdtempSync, readFileSync, realpathSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -104,6 +105,8 @@ export async function openWorld(t: Test, options: WorldOptions = {}): Promise<Wo
     await Promise.all([agent.kill(), master.kill()]);
     await proxy?.close();
     removeInstance(traceInstance(join(dir, 'a')));
+    // Locked snapshots are immutable for everybody.
+    spawnSync('chattr', ['-R', '-i', dir]);
     rmSync(dir, { recursive: true, force: true });
   });
 

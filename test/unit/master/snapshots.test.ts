@@ -29,6 +29,7 @@ t.test('a snapshot that is deleted while it is made is deleted once it is made',
   const { store, run } = await start(t, {
     newestPoint: point,
     snapshotPoint: () => undefined,
+    snapshotBytes: () => 1,
     snapshot: () => new Promise<void>((resolve) => (finish = resolve)),
     deleteSnapshot: async (name: string) => void deleted.push(name),
   });
@@ -57,7 +58,11 @@ t.test('a snapshot that cannot be deleted says why and is tried again', async (t
 });
 
 t.test('snapshots of a replica that never opens keep nobody else waiting', async (t) => {
-  const { store, run } = await start(t, { newestPoint: point, snapshotPoint: () => point });
+  const { store, run } = await start(t, {
+    newestPoint: point,
+    snapshotPoint: () => point,
+    snapshotBytes: () => 1,
+  });
   run();
   for (let i = 0; i < 60; i++) addSnapshot(store, 'shut', `stuck-${i}`, 'Creating');
   for (let i = 0; i < 100; i++) addSnapshot(store, 'open', `one-${i}`, 'Creating');

@@ -22,6 +22,8 @@ const blank: ReplicationStatus = {
   lastDrilledTime: null,
   nextSyncTime: null,
   latestImage: null,
+  nextSnapshotTime: null,
+  usedBytes: null,
   observedGeneration: 0,
   conditions: [],
 };
@@ -42,7 +44,9 @@ const facts: StatusFacts = {
     rpoSeconds: 30,
     consistency: null,
     maxFreezeMs: 500,
+    snapshotSchedules: [],
     journalSeconds: 3600,
+    maxJournalBytes: 64 * 2 ** 30,
     compression: 'auto',
     bandwidthBytesPerSecond: 0,
     readBytesPerSecond: 0,
@@ -62,6 +66,8 @@ const facts: StatusFacts = {
   lastDrilledMs: undefined,
   nextSyncMs: undefined,
   latestImage: null,
+  nextSnapshotMs: undefined,
+  usedBytes: undefined,
   journalShort: false,
   withheld: 0,
 };

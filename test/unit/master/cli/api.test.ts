@@ -30,7 +30,7 @@ const engine: Engine = {
   revokeAgent: () => undefined,
 }; // prettier-ignore
 const api = await startApi({
-  store, engine, tokens, clock, events: eventLog(database, clock), newJoinToken: () => 'join-secret',
+  store, engine, tokens, clock, trusted: clock, events: eventLog(database, clock), newJoinToken: () => 'join-secret',
   listen: { host: '127.0.0.1', port: 0 }, metrics: { contentType: 'text/plain', text: async () => '' }, version: '9.8.7',
 }); // prettier-ignore
 writeFileSync(join(directory, 'endpoints.json'), JSON.stringify({ http: api.url }));
