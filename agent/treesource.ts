@@ -38,7 +38,7 @@ const freezeAgainMs = 60_000;
 /** Part of the time that scanning may take. */
 const scanRatio = 0.05;
 /** Looks at what had moved on, per cut. */
-const vanishTries = 8;
+const vanishTries = 5;
 /** Slots remembered between two of these; with more of them everything dirty is read again. */
 const maxVanished = 100_000;
 

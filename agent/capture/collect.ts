@@ -16,7 +16,7 @@ import type { Clock } from '../../proto/effects.ts';
 import { contentRoot, granuleBytes } from '../../proto/granule.ts';
 import { goneNode, nodeHash } from '../../proto/node.ts';
 import type { Pace } from '../../proto/pace.ts';
-import { nodeTypes, type Node } from '../../proto/wire.ts';
+import { nodeTypes, type Name, type Node } from '../../proto/wire.ts';
 import type { Manifest, Row, Signature } from '../manifest.ts';
 import type { Piece, SourceCounters } from '../source.ts';
 import { granuleHashes, piecesOf, readAt, streamFile, type Asking } from './content.ts';
@@ -170,11 +170,11 @@ async function* inOrder(
         if (out.isTorn) result.torn ??= pathText(manifest, one.row.slot);
         outgoingBytes += out.node.xattrs.reduce((sum, { value }) => sum + value.length, 300);
         if (outgoing.push(out) < maxPieceNodes && outgoingBytes < maxPieceBytes) continue;
-        yield* sendNodes(options, outgoing);
+        yield* sendNodes(options, result, outgoing);
         [outgoing, outgoingBytes] = [[], 0];
       }
     }
-    yield* sendNodes(options, outgoing);
+    yield* sendNodes(options, result, outgoing);
   } finally {
     for (const one of [...left, ...((await ahead?.catch(() => [])) ?? [])]) {
       if (typeof one !== 'number' && one.inode.fd !== undefined) await close(one.inode.fd);
@@ -360,12 +360,19 @@ function isUntouched(row: Row, stat: BigIntStats): boolean {
 }
 
 /** The manifest is told first: what is yielded counts as sent. */
-function* sendNodes(options: Collecting, outgoing: Outgoing[]): Generator<Piece> {
-  const { manifest, whole } = options;
+function* sendNodes(options: Collecting, { vanished }: Collected, outgoing: Outgoing[]): Generator<Piece> {
+  const { manifest, whole, held } = options;
   const sending: { node: Node; expectSame: boolean }[] = [];
+  const here = new Set(outgoing.map(({ row }) => row.slot));
   for (const { row, node, signature, root, isTorn, namesOnly } of outgoing) {
     node.names = manifest.names(row.slot);
     if (row.slot > 0 && node.names.length === 0) continue; // its name went to another one
+    // It was read by its handle, but the directory that it is in has moved on before it was sent itself.
+    const hangsInTheAir = ({ parent }: Name): boolean => !here.has(parent) && manifest.row(parent)?.hash === undefined;
+    if (held?.has(row.slot) === true && node.names.some(hangsInTheAir)) {
+      vanished.add(row.slot);
+      continue;
+    }
     const hash = nodeHash(node);
     const isKnown = row.dirty === 1 && row.hash?.equals(hash) === true;
     const sent = whole || !isKnown;

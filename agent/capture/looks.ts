@@ -13,8 +13,9 @@ import { close, type Tree } from './tree.ts';
 
 /** Looks in a row that take in everything new; the others only bring what is missing, so that they come to an end. */
 const everything = 2;
-/** Looks in a row for what is missing. */
-const patience = 8;
+/** Looks in a row for what is missing: so many while they are quick, so many at least. */
+const patience = { quick: 8, least: 2 };
+const quickMs = 1000;
 /** A directory's ctime is of the kernel's clock tick, which comes late on a busy machine: this much is looked at again. */
 const slackMs = 250;
 /** Handles kept at once; whatever else vanished must stand still for a moment. */
@@ -27,6 +28,8 @@ export class Looks {
   readonly #isRemote: boolean;
   #found: Walk;
   #sinceMs: number;
+  /** On looks since the first one. */
+  #spentMs = 0;
   readonly #held = new Map<number, number>();
   /** Newest ctime met on what has changed; 0 = nothing has. */
   newestNs: bigint;
@@ -64,7 +67,10 @@ export class Looks {
   }
 
   async #findMissing(signal: AbortSignal, vanished?: ReadonlySet<number>): Promise<void> {
-    for (let left = patience; this.#isMissing && left > 0; left--) await this.#again('missing', signal, vanished);
+    for (let looks = 0; this.#isMissing && looks < patience.quick; looks++) {
+      if (looks >= patience.least && this.#spentMs > quickMs) break;
+      await this.#again('missing', signal, vanished);
+    }
     this.#manifest.buryOrphans();
   }
 
@@ -85,6 +91,7 @@ export class Looks {
     this.#sinceMs = this.#clock.nowMs();
     const wanted = vanished.size > 0 ? holding : undefined;
     this.#found = await walk(this.#tree, this.#manifest, sinceNs, signal, search, wanted);
+    this.#spentMs += this.#clock.nowMs() - this.#sinceMs;
     if (this.#found.newestNs > this.newestNs) this.newestNs = this.#found.newestNs;
   }
 
