@@ -16,7 +16,7 @@ import type { Clock } from '../../proto/effects.ts';
 import { contentRoot, granuleBytes } from '../../proto/granule.ts';
 import { goneNode, nodeHash } from '../../proto/node.ts';
 import type { Pace } from '../../proto/pace.ts';
-import { nodeTypes, type Name, type Node } from '../../proto/wire.ts';
+import { nodeTypes, type Node } from '../../proto/wire.ts';
 import type { Manifest, Row, Signature } from '../manifest.ts';
 import type { Piece, SourceCounters } from '../source.ts';
 import { granuleHashes, piecesOf, readAt, streamFile, type Asking } from './content.ts';
@@ -361,15 +361,20 @@ function isUntouched(row: Row, stat: BigIntStats): boolean {
 
 /** The manifest is told first: what is yielded counts as sent. */
 function* sendNodes(options: Collecting, { vanished }: Collected, outgoing: Outgoing[]): Generator<Piece> {
-  const { manifest, whole, held } = options;
+  const { manifest, whole } = options;
   const sending: { node: Node; expectSame: boolean }[] = [];
-  const here = new Set(outgoing.map(({ row }) => row.slot));
+  // Directories that the replica has, with what goes out here.
+  const present = new Map(outgoing.map(({ row }) => [row.slot, true]));
+  const isPresent = (slot: number): boolean => {
+    let is = present.get(slot);
+    if (is === undefined) present.set(slot, (is = manifest.row(slot)?.hash !== undefined));
+    return is;
+  };
   for (const { row, node, signature, root, isTorn, namesOnly } of outgoing) {
     node.names = manifest.names(row.slot);
     if (row.slot > 0 && node.names.length === 0) continue; // its name went to another one
-    // It was read by its handle, but the directory that it is in has moved on before it was sent itself.
-    const hangsInTheAir = ({ parent }: Name): boolean => !here.has(parent) && manifest.row(parent)?.hash === undefined;
-    if (held?.has(row.slot) === true && node.names.some(hangsInTheAir)) {
+    // Read by another name or a handle: this directory has moved on before it could be sent itself.
+    if (!node.names.every(({ parent }) => isPresent(parent))) {
       vanished.add(row.slot);
       continue;
     }
