@@ -33,6 +33,8 @@ export interface Base {
     signal: AbortSignal,
     progress: Progress,
   ): Promise<{ readBytes: number; bad: { object: number; granule: number }[] }>;
+  /** Of what `verify` found bad, for people. */
+  nameOf(piece: { object: number; granule: number }): string;
   /** How much of it the kernel refused to this process: kept in the index, not in the bytes. Absent = nothing ever is. */
   readonly withheld?: number;
   close(): Promise<void>;

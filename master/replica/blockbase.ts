@@ -118,6 +118,10 @@ export class BlockBase implements Base {
     return { readBytes: read, bad };
   }
 
+  nameOf({ granule }: { object: number; granule: number }): string {
+    return `byte ${granule * granuleBytes}`;
+  }
+
   async #verifyChunk(
     first: number,
     hashes: Buffer,

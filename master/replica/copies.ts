@@ -106,7 +106,10 @@ export class Copies {
       if (read && read.bad.length > 0) {
         throw new ReplicationError(
           'ReplicaDamaged',
-          `${read.bad.length} pieces of the copy are not as they were mirrored; choose another point and run verify`,
+          `${read.bad.length} pieces of the copy are not as they were mirrored (${read.bad
+            .slice(0, 5)
+            .map((piece) => copy?.nameOf(piece))
+            .join(', ')}); choose another point and run verify`,
         );
       }
       return { verified: read !== undefined, readBytes: read?.readBytes ?? 0, withheld: copy.withheld ?? 0 };

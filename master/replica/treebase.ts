@@ -236,6 +236,12 @@ export class TreeBase implements Base {
     }
   }
 
+  nameOf({ object, granule }: { object: number; granule: number }): string {
+    const slot = object || granule;
+    const path = JSON.stringify(this.index.path(slot).toString());
+    return object === 0 ? `what ${path} is` : `byte ${granule * granuleBytes} of ${path}`;
+  }
+
   /** An epoch that was begun and not committed is given again. */
   async #giveUp(): Promise<void> {
     await this.#closeFiles();

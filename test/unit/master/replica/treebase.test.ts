@@ -464,3 +464,35 @@ t.test(
     }
   },
 );
+
+t.test('content may come in commits before those of its nodes, applied together or one by one', async () => {
+  for (let seed = 1; seed <= 8; seed++) {
+    const random = randomOf(seed);
+    const model = new TreeModel(randomOf(seed + 1000), isRoot);
+    const { tree, index } = place();
+    let base = await TreeBase.open(tree, index);
+    let sequence = 0;
+    for (let epoch = 0; epoch < 8; epoch++) {
+      for (let step = 0; step < 12; step++) model.step();
+      const { data, nodes } = model.epoch();
+      for (const one of data) {
+        await base.write({ data: one });
+        const chance = random(100) / 100;
+        if (chance < 0.3) await base.settle(commitOf(++sequence, Math.max(base.index.sizeBytes, model.slots)));
+        else if (chance < 0.6) await base.endEpoch();
+        if (chance < 0.1) {
+          await base.close();
+          base = await TreeBase.open(tree, index);
+        }
+      }
+      await base.write({ nodes: { nodes } });
+      await base.settle(commitOf(++sequence, model.slots));
+      await isSound(base, tree, model, `seed ${seed}, epoch ${epoch}`);
+      const copy = place();
+      const clone = await base.cloneTo(copy.tree, copy.index, never, quiet);
+      await isSound(clone, copy.tree, model, `copy, seed ${seed}, epoch ${epoch}`);
+      await clone.close();
+    }
+    await base.close();
+  }
+});
