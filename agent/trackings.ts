@@ -2,17 +2,19 @@
  * The block volumes that this agent tracks, one Tracking per replication for as long as the agent lives: writes are noted
  * while the line is down, while mirroring is paused, and while the replication is not this agent's to send.
  *
- * The best capture that proves itself on the volume is taken: block devices with tracing are traced, everything else is
- * scanned. What the better ones lacked is the reason of the one that is taken.
+ * The best capture that proves itself on the volume is taken: block devices with tracing are traced, images on a filesystem
+ * with reflinks are compared by their extents, everything else is scanned. What the better ones lacked is the reason of the one that is taken.
  */
 import { createHash } from 'node:crypto';
 import { statSync } from 'node:fs';
+import { basename } from 'node:path';
 import type { Logger } from 'pino';
 import { messageOf } from '../proto/errors.ts';
 import type { Clock } from '../proto/effects.ts';
 import { tryBlockStat } from './blockstat.ts';
 import type { BlockCapture } from './capture/block.ts';
 import { DirtyMap } from './capture/dirtymap.ts';
+import { Extents } from './capture/extents.ts';
 import { Ftrace } from './capture/ftrace.ts';
 import { mapFile } from './capture/mapfile.ts';
 import { Rescan } from './capture/rescan.ts';
@@ -37,8 +39,8 @@ export function openTrackings(options: { dataDir: string; clock: Clock; log: Pic
   const tracing = openTracer(dataDir, clock);
   if (typeof tracing === 'string') log.info(`block devices are scanned, not traced: ${tracing}`);
 
-  function choose(path: string, device: BlockDevice): BlockCapture {
-    if (!statSync(path).isBlockDevice()) return new Rescan(device, 'an image file is not traced');
+  function choose(uid: string, path: string, device: BlockDevice): BlockCapture {
+    if (!statSync(path).isBlockDevice()) return new Extents({ path, name: basename(folderOf(dataDir, uid)) });
     if (typeof tracing === 'string') return new Rescan(device, `no tracing: ${tracing}`);
     return new Ftrace({ tracer: tracing, clock, stat: () => tryBlockStat(path) });
   }
@@ -53,7 +55,7 @@ export function openTrackings(options: { dataDir: string; clock: Clock; log: Pic
       await found?.tracking.close();
       const tracking = new Tracking({
         map: new DirtyMap(mapFile(`${folderOf(dataDir, uid)}/blockmap`)),
-        capture: choose(path, device),
+        capture: choose(uid, path, device),
         fallBack: (why) => new Rescan(known.get(uid)?.device ?? device, why),
         event,
       });
