@@ -9,8 +9,8 @@
  */
 import type { DatabaseSync } from 'node:sqlite';
 import { apiVersion } from './resources.ts';
-import type { EventView } from './api/schema.ts';
-import { levels } from './api/schema.ts';
+import type { EventView } from './api/schema/event.ts';
+import { levels } from './api/schema/event.ts';
 import { changed } from './changed.ts';
 import { number, text } from './database.ts';
 import type { EventInput, Events } from './engine.ts';

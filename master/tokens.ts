@@ -12,8 +12,8 @@ import { readFile } from 'node:fs/promises';
 import { writeDurably } from '../proto/durable.ts';
 import type { Clock, Random } from '../proto/effects.ts';
 import { systemErrorCode } from '../proto/errors.ts';
-import { roles } from './api/schema.ts';
-import type { Role, TokenView } from './api/schema.ts';
+import { roles } from './api/schema/token.ts';
+import type { Role, TokenView } from './api/schema/token.ts';
 import { apiVersion } from './resources.ts';
 import type { Store } from './store.ts';
 

@@ -5,8 +5,8 @@ import { makeToken, map, readToken } from './list.ts';
 import { invalid } from './problem.ts';
 import { route } from './route.ts';
 import type { Context } from './route.ts';
-import { EventsQuery } from './schema.ts';
-import type { EventView } from './schema.ts';
+import { EventsQuery } from './schema/event.ts';
+import type { EventView } from './schema/event.ts';
 
 export function eventRoutes(app: FastifyInstance, { events, watches }: Context): void {
   route(app, {

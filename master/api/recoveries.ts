@@ -13,7 +13,8 @@ import { ApiProblem, invalid, notFound } from './problem.ts';
 import { ended, needPoint } from './replications.ts';
 import { route } from './route.ts';
 import type { Context } from './route.ts';
-import { ActionInput, ListQuery, RecoveryCreate } from './schema.ts';
+import { ActionInput, ListQuery } from './schema.ts';
+import { RecoveryCreate } from './schema/recovery.ts';
 
 const url = '/api/v1/recoveries';
 const tag = 'recoveries';

@@ -17,7 +17,8 @@ import { ApiProblem, invalid, notFound } from './problem.ts';
 import type { FieldError } from './problem.ts';
 import { route } from './route.ts';
 import type { Context } from './route.ts';
-import { ActionInput, DeleteReplicationQuery, ListQuery, MergePatch, PointsQuery, ReplicationInput } from './schema.ts';
+import { ActionInput, ListQuery, MergePatch } from './schema.ts';
+import { DeleteReplicationQuery, PointsQuery, ReplicationInput } from './schema/replication.ts';
 
 type Input = Static<typeof ReplicationInput>;
 const url = '/api/v1/replications';

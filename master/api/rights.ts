@@ -2,7 +2,7 @@
  * Who may do what: one entry for every route, by area and verb. The server does not start with a route that has none.
  * The rows are those of the product's rights table; `open` needs no token, `local` none from this very machine.
  */
-import type { Role } from './schema.ts';
+import type { Role } from './schema/token.ts';
 
 const everyone: readonly Role[] = ['admin', 'manager', 'operator', 'user'];
 const managers: readonly Role[] = ['admin', 'manager'];

@@ -25,7 +25,14 @@ import { allows, rightOf } from './rights.ts';
 import type { Right } from './rights.ts';
 import { header } from './route.ts';
 import type { Context } from './route.ts';
-import * as S from './schema.ts';
+import { listOf, Problem } from './schema.ts';
+import { Agent, AgentVolume } from './schema/agent.ts';
+import { Event } from './schema/event.ts';
+import { Recovery } from './schema/recovery.ts';
+import { Point, Replication } from './schema/replication.ts';
+import { Snapshot } from './schema/snapshot.ts';
+import { StorageClass } from './schema/storageclass.ts';
+import { NewToken, Token } from './schema/token.ts';
 import { snapshotRoutes } from './snapshots.ts';
 import { storageClassRoutes } from './storageclasses.ts';
 import { tokenRoutes } from './tokens.ts';
@@ -239,23 +246,23 @@ function audit(request: FastifyRequest, reply: FastifyReply, events: Context['ev
 
 async function openapi(app: FastifyInstance, version: string): Promise<void> {
   const items = {
-    Replication: S.Replication,
-    Agent: S.Agent,
-    AgentVolume: S.AgentVolume,
-    StorageClass: S.StorageClass,
-    Snapshot: S.Snapshot,
-    Recovery: S.Recovery,
-    Point: S.Point,
-    Event: S.Event,
-    Token: S.Token,
+    Replication,
+    Agent,
+    AgentVolume,
+    StorageClass,
+    Snapshot,
+    Recovery,
+    Point,
+    Event,
+    Token,
   };
   const add = (id: string, schema: TSchema): unknown => app.addSchema({ ...schema, $id: id });
   for (const [id, schema] of Object.entries(items)) {
     add(id, schema);
-    add(`${id}List`, S.listOf(Type.Unsafe({ $ref: `${id}#` })));
+    add(`${id}List`, listOf(Type.Unsafe({ $ref: `${id}#` })));
   }
-  add('NewToken', S.NewToken);
-  add('Problem', S.Problem);
+  add('NewToken', NewToken);
+  add('Problem', Problem);
   await app.register(swagger, {
     openapi: {
       openapi: '3.1.0',

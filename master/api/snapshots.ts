@@ -15,7 +15,8 @@ import { ApiProblem, invalid, notFound } from './problem.ts';
 import { editableMetadata, find, needPoint } from './replications.ts';
 import { route } from './route.ts';
 import type { Context } from './route.ts';
-import { ListQuery, MergePatch, SnapshotCreate, SnapshotInput } from './schema.ts';
+import { ListQuery, MergePatch } from './schema.ts';
+import { SnapshotCreate, SnapshotInput } from './schema/snapshot.ts';
 
 const url = '/api/v1/replications/:name/snapshots';
 const tag = 'snapshots';

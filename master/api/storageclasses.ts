@@ -10,7 +10,8 @@ import { ApiProblem, invalid, notFound } from './problem.ts';
 import { editableMetadata } from './replications.ts';
 import { route } from './route.ts';
 import type { Context } from './route.ts';
-import { ListQuery, MergePatch, StorageClassInput } from './schema.ts';
+import { ListQuery, MergePatch } from './schema.ts';
+import { StorageClassInput } from './schema/storageclass.ts';
 
 const url = '/api/v1/storageclasses';
 const tag = 'storageclasses';

@@ -7,8 +7,9 @@ import { page } from './list.ts';
 import { ApiProblem, invalid, notFound } from './problem.ts';
 import { route } from './route.ts';
 import type { Context } from './route.ts';
-import { TokenCreate, PageQuery } from './schema.ts';
-import type { NewTokenView, Role } from './schema.ts';
+import { PageQuery } from './schema.ts';
+import { TokenCreate } from './schema/token.ts';
+import type { NewTokenView, Role } from './schema/token.ts';
 
 const url = '/api/v1/tokens';
 const tag = 'tokens';

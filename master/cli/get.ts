@@ -6,7 +6,8 @@
 import { stringify } from 'yaml';
 import { optional, toggle, UsageError } from '../../proto/cli.ts';
 import { parseChoice, parseText } from '../../proto/value.ts';
-import type { EventView, ListView } from '../api/schema.ts';
+import type { ListView } from '../api/schema.ts';
+import type { EventView } from '../api/schema/event.ts';
 import type { Condition } from '../resources.ts';
 import { withQuery, type Client } from './client.ts';
 import { age, plain, table } from './format.ts';

@@ -3,7 +3,9 @@
  * their columns. Pure but for the reading of lists.
  */
 import { nearest, UsageError } from '../../proto/cli.ts';
-import type { EventView, ListView, TokenView } from '../api/schema.ts';
+import type { ListView } from '../api/schema.ts';
+import type { EventView } from '../api/schema/event.ts';
+import type { TokenView } from '../api/schema/token.ts';
 import type { Agent, AgentVolume, PointView, Recovery, Replication, Snapshot, StorageClass } from '../resources.ts';
 import { withQuery, type Client } from './client.ts';
 import { ageOf, percent, size, span } from './format.ts';

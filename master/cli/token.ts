@@ -3,7 +3,7 @@
  */
 import { optional, toggle, UsageError } from '../../proto/cli.ts';
 import { parseChoice, parseName } from '../../proto/value.ts';
-import type { NewTokenView, Role } from '../api/schema.ts';
+import type { NewTokenView, Role } from '../api/schema/token.ts';
 import { stringify } from 'yaml';
 import { verb } from './verb.ts';
 

@@ -3,7 +3,7 @@ import t from 'tap';
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
 import { rightOf, rights } from '../../master/api/rights.ts';
-import { roles } from '../../master/api/schema.ts';
+import { roles } from '../../master/api/schema/token.ts';
 import { refused, serve, v1 } from './apiserver.ts';
 
 t.test('every route has its rights, and each role gets what the table says', async (t) => {

@@ -1,0 +1,67 @@
+/** Recoveries: what is asked for, how far it is, and the results. See ../schema.ts for how schemas are used. */
+import Type from 'typebox';
+import type * as R from '../../resources.ts';
+import { Point } from './replication.ts';
+import { words, nullable, name, time, path, resource, input } from '../schema.ts';
+
+const pointRule = 'one of "latest-data", "latest-snapshot", {"snapshot": NAME}, {"time": RFC 3339 TIME}';
+const RecoveryPoint = Type.Unsafe<R.PointChoice>({
+  anyOf: [
+    { type: 'string', enum: ['latest-data', 'latest-snapshot'] },
+    Type.Object({ snapshot: name() }, { additionalProperties: false }),
+    Type.Object({ time: time() }, { additionalProperties: false }),
+  ],
+  default: 'latest-data',
+  description: pointRule,
+});
+
+const RecoveryTarget = Type.Unsafe<{ path: string } | null>({
+  ...nullable(Type.Object({ path: path() }, { additionalProperties: false })),
+  default: null,
+  description:
+    '{"path": P}, P absolute and without a "/" at its end; left out: a new path under the folder of recoveries',
+});
+
+const RecoverySpec = Type.Object({
+  replication: name(),
+  type: words('drill'),
+  point: RecoveryPoint,
+  target: RecoveryTarget,
+});
+
+export const Recovery = resource(
+  'Recovery',
+  RecoverySpec,
+  Type.Object({
+    state: words('Waiting', 'Running', 'Cancelling', 'Cancelled', 'Completed', 'Failed', 'RollingBack', 'RolledBack'),
+    outcome: nullable(words('success', 'cancelled', 'failed')),
+    message: nullable(Type.String()),
+    point: nullable(Point),
+    verified: nullable(Type.Boolean()),
+    rtoSeconds: nullable(Type.Number()),
+    rpoSeconds: nullable(Type.Number()),
+    startTime: nullable(time()),
+    endTime: nullable(time()),
+    tasks: Type.Array(
+      Type.Object({
+        volume: Type.String(),
+        state: words('Waiting', 'Running', 'Completed', 'Failed', 'Cancelled', 'RolledBack'),
+        path: nullable(Type.String()),
+        message: nullable(Type.String()),
+        startTime: nullable(time()),
+        endTime: nullable(time()),
+        progress: nullable(Type.Object({ bytesTotal: Type.Number(), bytesDone: Type.Number(), step: Type.String() })),
+      }),
+    ),
+  }),
+);
+
+export const RecoveryCreate = input(
+  Type.Object({
+    name: Type.Optional(name()),
+    replication: name(),
+    type: RecoverySpec.properties.type,
+    point: RecoveryPoint,
+    target: RecoveryTarget,
+  }),
+);

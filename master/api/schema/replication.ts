@@ -1,0 +1,172 @@
+/** Replications and their recovery points. See ../schema.ts for how schemas are used. */
+import Type from 'typebox';
+import type { Static } from 'typebox';
+import type * as R from '../../resources.ts';
+import {
+  words,
+  nullable,
+  name,
+  time,
+  path,
+  resource,
+  Condition,
+  VolumeMode,
+  Consistency,
+  SnapshotPeriod,
+  bytes,
+  inputObject,
+  ListQuery,
+} from '../schema.ts';
+
+const globs = (description: string) =>
+  Type.Array(Type.String({ minLength: 1, maxLength: 4095 }), { maxItems: 1000, default: [], description });
+
+const SnapshotSchedule = Type.Object({
+  period: Type.Unsafe<R.SnapshotPeriod>({ ...SnapshotPeriod, description: 'minute, hour, day, week or month' }),
+  every: Type.Integer({ minimum: 1, maximum: 1000, default: 1, description: 'how many of the period lie in between' }),
+  retain: Type.Integer({ minimum: 1, maximum: 1000, description: 'how many of its snapshots stay' }),
+  startTime: Type.Unsafe<string | null>({
+    ...nullable(time('of the first one; its time of day is kept')),
+    default: null,
+  }),
+  timeZone: Type.String({ maxLength: 64, default: 'UTC', description: 'such as Asia/Seoul' }),
+});
+
+export const ReplicationSpec = Type.Object({
+  source: Type.Object({
+    agent: name('of the agent that reads the volume'),
+    path: path(
+      'the absolute path of a block device, a raw image or a directory on the agent, without "." and ".." parts and without a "/" at its end',
+    ),
+    volumeMode: Type.Unsafe<Static<typeof VolumeMode>>({
+      ...VolumeMode,
+      description: 'Block or Filesystem; may be left out when the agent has reported the path',
+      'x-inferred': true,
+    }),
+    include: globs('patterns of the paths to mirror (Filesystem only); empty: all'),
+    exclude: globs('patterns of the paths to leave out (Filesystem only)'),
+  }),
+  target: Type.Object({ storageClass: name('of a storage class') }),
+  replicationState: Type.Unsafe<'primary'>({
+    ...words('primary'),
+    default: 'primary',
+    description: "the source's role",
+  }),
+  trigger: Type.Object(
+    {
+      continuous: Type.Optional(Type.Literal(true)),
+      schedule: Type.Optional(
+        Type.String({ maxLength: 256, description: 'cron expression of five fields, such as */5 * * * * (UTC)' }),
+      ),
+      manual: Type.Optional(
+        Type.String({ minLength: 1, maxLength: 253, description: 'free text; each change of it starts one sync' }),
+      ),
+    },
+    {
+      minProperties: 1,
+      maxProperties: 1,
+      default: { continuous: true },
+      description: 'exactly one of continuous: true, schedule: CRON, manual: TAG',
+    },
+  ),
+  copyMethod: Type.Unsafe<'Direct'>({
+    ...words('Direct'),
+    default: 'Direct',
+    description: "what of the source's storage is used for a cut",
+  }),
+  rpoSeconds: Type.Number({ minimum: 1, maximum: 2_592_000, default: 30 }),
+  consistency: Type.Unsafe<Static<typeof Consistency> | null>({
+    ...nullable(Consistency),
+    default: null,
+    description: 'filesystem, crash or file; null: the best that the volume can have',
+  }),
+  maxFreezeMs: Type.Integer({ minimum: 1, maximum: 60_000, default: 500 }),
+  snapshotSchedules: Type.Array(SnapshotSchedule, {
+    maxItems: 5,
+    default: [],
+    description: 'one of each period at most',
+  }),
+  journalSeconds: Type.Integer({ minimum: 0, maximum: 31_536_000, default: 3600, description: '0: snapshots only' }),
+  maxJournalBytes: Type.Integer({
+    minimum: 64 * 2 ** 20,
+    maximum: Number.MAX_SAFE_INTEGER,
+    default: 64 * 2 ** 30,
+    description: 'beyond it the oldest points are given up before journalSeconds have passed (Degraded/JournalShort)',
+  }),
+  compression: Type.Unsafe<'auto' | 'none' | 'lz4' | 'zstd'>({
+    ...words('auto', 'none', 'lz4', 'zstd'),
+    default: 'auto',
+  }),
+  bandwidthBytesPerSecond: Type.Integer({ ...bytes(), default: 0, description: '0: no limit' }),
+  readBytesPerSecond: Type.Integer({ ...bytes(), default: 0, description: '0: no limit' }),
+  paused: Type.Boolean({ default: false }),
+});
+
+export const Point = Type.Object({
+  sequence: Type.Integer(),
+  sourceTime: time(),
+  committedTime: time(),
+  consistency: Consistency,
+  digest: Type.String(),
+  snapshot: nullable(Type.String()),
+  drilledTime: nullable(time()),
+});
+
+const ReplicationStatus = Type.Object({
+  state: words('PREPARING', 'NORMAL', 'FAILED', 'ERROR'),
+  phase: words(
+    'Pending',
+    'InitialSync',
+    'Mirroring',
+    'Resyncing',
+    'Verifying',
+    'Paused',
+    'Promoting',
+    'Promoted',
+    'Demoted',
+    'Disconnected',
+  ),
+  role: words('Secondary', 'Primary', 'Unknown'),
+  captureMethod: nullable(Type.String()),
+  fencingGeneration: Type.String(),
+  progress: nullable(
+    Type.Object({
+      bytesTotal: Type.Number(),
+      bytesDone: Type.Number(),
+      bytesPerSecond: Type.Number(),
+      secondsLeft: nullable(Type.Number()),
+    }),
+  ),
+  recoveryPoint: nullable(Point),
+  lastSyncTime: nullable(time()),
+  lagSeconds: nullable(Type.Number()),
+  lagBytes: nullable(Type.Number()),
+  lastSyncDuration: nullable(Type.String()),
+  lastSyncBytes: nullable(Type.Number()),
+  lastAttemptTime: nullable(time()),
+  lastVerifiedTime: nullable(time()),
+  lastDrilledTime: nullable(time()),
+  nextSyncTime: nullable(time()),
+  latestImage: nullable(Type.String()),
+  nextSnapshotTime: nullable(time()),
+  usedBytes: nullable(Type.Number()),
+  observedGeneration: Type.Integer(),
+  conditions: Type.Array(Condition),
+});
+
+export const Replication = resource('Replication', ReplicationSpec, ReplicationStatus);
+export const ReplicationInput = inputObject('Replication', ReplicationSpec);
+export const PointsQuery = Type.Object(
+  {
+    from: Type.Optional(time('oldest sourceTime, inclusive')),
+    to: Type.Optional(time('newest sourceTime, inclusive')),
+    limit: ListQuery.properties.limit,
+    continue: ListQuery.properties.continue,
+  },
+  { additionalProperties: false },
+);
+
+export const DeleteReplicationQuery = Type.Object(
+  { keepReplica: Type.Boolean({ default: false, description: 'leave the replica data in the storage class' }) },
+  { additionalProperties: false },
+);
