@@ -3,16 +3,26 @@
  *
  * Guarantees: the base moves only to a point that `baseTarget` allows, says so in the note before its first byte changes,
  * and is read only where it stands whole; the journal is trimmed only after the base has it durably.
+ * Copies of block volumes, a scrub beside them, share the base: it stays where it is until they are done, and moves then at
+ * the latest when the journal is over its limit, before copies that come later. Copies of trees wait for each other.
  * Failure: a move that was broken off goes on where it stopped, before anything reads the base.
  */
 import type { Clock } from '../../proto/effects.ts';
-import { Lock } from '../../proto/lock.ts';
+import { SharedLock } from '../../proto/lock.ts';
 import { redo, type Base } from './base.ts';
 import { baseTarget } from './horizon.ts';
 import { makeDurable } from './indexdatabase.ts';
+import type { VolumeMode } from '../../proto/wire.ts';
 import type { Journal } from './journal.ts';
 import type { Timeline } from './timeline.ts';
 import type { VolumeIndex } from './volumeindex.ts';
+
+interface Parts {
+  base: Base;
+  head: VolumeIndex;
+  journal: Journal;
+  timeline: Timeline;
+}
 
 export class Checkpoint {
   readonly #clock: Clock;
@@ -20,16 +30,20 @@ export class Checkpoint {
   readonly #head: VolumeIndex;
   readonly #journal: Journal;
   readonly #timeline: Timeline;
-  /** Everything that reads or writes the base's bytes. */
-  readonly #work = new Lock();
+  /** Everything that writes the base's bytes, alone; what reads them shares it. */
+  readonly #work = new SharedLock();
+  readonly #mode: VolumeMode;
   /** Where the base is going, as note.applying, also before the first point. */
   #applying = 0;
+  /** As it was found at the newest move. */
+  #short = false;
   /** Bytes written to the base since it was opened. */
   writtenBytes = 0;
 
   /** `clock` is the one by which the journal's time passes. */
-  constructor(clock: Clock, parts: { base: Base; head: VolumeIndex; journal: Journal; timeline: Timeline }) {
+  constructor(clock: Clock, mode: VolumeMode, parts: Parts) {
     this.#clock = clock;
+    this.#mode = mode;
     this.#base = parts.base;
     this.#head = parts.head;
     this.#journal = parts.journal;
@@ -45,6 +59,9 @@ export class Checkpoint {
     maxJournalBytes: number,
     signal: AbortSignal,
   ): Promise<{ short: boolean; withheld: number }> {
+    // Nobody waits for copies without need: they end sooner or later, and what the base owes stays in the journal.
+    if (this.#work.shared && this.#journal.bytes <= maxJournalBytes)
+      return { short: this.#short, withheld: this.#base.withheld ?? 0 };
     return this.#work.run(async () => {
       const { sequence, short } = baseTarget({
         points: this.#timeline.points,
@@ -54,6 +71,7 @@ export class Checkpoint {
         maxJournalBytes,
         pinned: this.#timeline.oldestPinned,
       });
+      this.#short = short;
       const target = sequence ?? this.#head.sequence;
       if (target > this.#base.index.sequence) await this.#begin(target);
       await this.#finish(signal);
@@ -70,10 +88,22 @@ export class Checkpoint {
 
   /** Runs `work` on the base, which stands whole at a commit and does not move until it is done. */
   async hold<T>(signal: AbortSignal, work: (base: Base) => Promise<T>): Promise<T> {
-    return this.#work.run(async () => {
-      await this.#finish(signal);
-      return work(this.#base);
-    });
+    if (this.#mode === 'Filesystem') {
+      // Reading a tree may loosen its permissions for a while: one at a time.
+      return this.#work.run(async () => {
+        await this.#finish(signal);
+        return work(this.#base);
+      });
+    }
+    for (;;) {
+      if (this.#unfinished) await this.#work.run(() => this.#finish(signal));
+      signal.throwIfAborted();
+      const done = await this.#work.share(async () =>
+        this.#unfinished ? undefined : { result: await work(this.#base) },
+      );
+      // A move that began in between and failed half-way: it is finished first.
+      if (done) return done.result;
+    }
   }
 
   /** Without bringing the base anywhere first: for what only must not run beside a move. */
@@ -108,10 +138,18 @@ export class Checkpoint {
     this.#applying = target;
   }
 
+  /** Where the base has to go before anybody may read it. */
+  get #target(): number {
+    return Math.max(this.#applying, this.#timeline.note.applying ?? 0);
+  }
+
+  get #unfinished(): boolean {
+    return this.#target > this.#base.index.sequence;
+  }
+
   /** The base stands where it was going: bytes and index are of one commit. */
   async #finish(signal: AbortSignal): Promise<void> {
-    const target = Math.max(this.#applying, this.#timeline.note.applying ?? 0);
-    if (target <= this.#base.index.sequence) return;
-    await redo(this.#base, this.#journal, target, signal, (bytes) => (this.writtenBytes += bytes));
+    if (!this.#unfinished) return;
+    await redo(this.#base, this.#journal, this.#target, signal, (bytes) => (this.writtenBytes += bytes));
   }
 }

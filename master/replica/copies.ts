@@ -8,6 +8,7 @@ import { mkdir, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { Clock, Effects } from '../../proto/effects.ts';
 import { asReplicationError, ReplicationError } from '../../proto/errors.ts';
+import { Lock } from '../../proto/lock.ts';
 import type { VolumeMode } from '../../proto/wire.ts';
 import { redo, type Base, type Progress } from './base.ts';
 import type { Checkpoint } from './checkpoint.ts';
@@ -44,6 +45,8 @@ export class Copies {
   readonly #timeline: Timeline;
   readonly #checkpoint: Checkpoint;
   readonly #snapshots: Map<string, Base>;
+  /** Locking and removing snapshots. */
+  readonly #noting = new Lock();
   /** By which locks end. */
   readonly #lockClock: Clock;
 
@@ -205,7 +208,7 @@ export class Copies {
 
   /** Locks it until then, or longer where it is already; answers until when. @throws PointGone when there is no such snapshot */
   async lock(name: string, untilMs: number): Promise<number> {
-    return this.#checkpoint.exclusively(async () => {
+    return this.#noting.run(async () => {
       if (!this.#snapshots.has(name))
         throw new ReplicationError('PointGone', `there is no snapshot ${name} on storage`);
       return writeLock(this.#effects.disk, this.#folderOf(name), untilMs);
@@ -223,6 +226,10 @@ export class Copies {
 
   /** No error when there is none. @throws SnapshotLocked */
   async deleteSnapshot(name: string): Promise<void> {
+    await this.#noting.run(() => this.#delete(name));
+  }
+
+  async #delete(name: string): Promise<void> {
     await this.#checkpoint.exclusively(async () => {
       await unlock(this.#effects.disk, this.#folderOf(name), name, this.#lockClock.nowMs());
       const base = this.#snapshots.get(name);

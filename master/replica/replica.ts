@@ -94,7 +94,7 @@ export class Replica {
     ({ head: this.#head, base: this.#base, journal: this.#journal } = opened);
     this.#timeline = new Timeline(effects.disk, place.folder, note, opened.points);
     const parts = { ...opened, timeline: this.#timeline, lockClock };
-    this.#checkpoint = new Checkpoint(lockClock, parts);
+    this.#checkpoint = new Checkpoint(lockClock, mode, parts);
     this.#copies = new Copies(effects, place, mode, { ...parts, checkpoint: this.#checkpoint });
   }
 

@@ -1,0 +1,105 @@
+import t from 'tap';
+import { SharedLock } from '../../../../proto/lock.ts';
+import { granuleBytes } from '../../../../proto/granule.ts';
+import { systemClock } from '../../../../proto/system.ts';
+import { imageOf, none, put, rig, writer } from './blockreplica.ts';
+
+const size = 10 * granuleBytes;
+const quiet = { verify: true, signal: none, progress: () => undefined };
+
+async function until(what: string, done: () => boolean): Promise<void> {
+  for (let left = 500; left > 0; left--) {
+    if (done()) return;
+    await systemClock.sleep(10);
+  }
+  throw new Error(`never: ${what}`);
+}
+
+/** A replica with two points whose copies hang in the middle until `release`. */
+async function slow(t: Parameters<typeof rig>[0]) {
+  const own = await rig(t);
+  const gate = { inside: 0, open: () => undefined as void };
+  const opened = new Promise<void>((resolve) => (gate.open = resolve));
+  const { disk } = own;
+  own.disk = {
+    ...disk,
+    async clone(from, to, signal, progress) {
+      gate.inside++;
+      await opened;
+      return disk.clone(from, to, signal, progress);
+    },
+  };
+  const replica = await own.open();
+  t.teardown(() => replica.close());
+  const session = await replica.attach(writer);
+  await put(replica, session, { 0: 1 }, size);
+  await put(replica, session, { 1: 2 }, size);
+  await replica.advance(3600, none);
+  const [oldest] = replica.points;
+  if (!oldest) throw new Error('no point');
+  const copy = async (path: string): Promise<Buffer> => {
+    await replica.recover(oldest, path, quiet);
+    return own.sim.peek(path);
+  };
+  return { own, replica, session, gate, copy };
+}
+
+t.test('copies share the base, mirroring and the base do not wait for them, and all are right', async (t) => {
+  const { own, replica, session, gate, copy } = await slow(t);
+  const copies = Array.from({ length: 10 }, (_, index) => copy(`/copies/${index}`));
+  await until('all ten are being copied', () => gate.inside === 10);
+  await put(replica, session, { 0: 9, 2: 3 }, size);
+  own.nowMs += 7200_000;
+  await replica.advance(3600, none);
+  t.equal(replica.points.length, 3, 'the base stays for them');
+  await put(replica, session, { 0: 10 }, size);
+  gate.open();
+  for (const bytes of await Promise.all(copies)) t.ok(bytes.equals(imageOf({ 0: 1 }, size)));
+  await replica.advance(0, none);
+  t.equal(replica.points.length, 1, 'and moves when they are done');
+});
+
+t.test('a journal over its limit waits for the copies that there are, not for later ones', async (t) => {
+  const { own, replica, session, gate, copy } = await slow(t);
+  const first = copy('/copies/first');
+  await until('it is being copied', () => gate.inside === 1);
+  await put(replica, session, { 0: 9 }, size);
+  own.nowMs += 7200_000;
+  let moved = false;
+  const advanced = replica.advance(3600, none, 1).then(() => (moved = true));
+  const newest = replica.newestPoint;
+  const late = newest && replica.recover(newest, '/copies/late', quiet);
+  await systemClock.sleep(50);
+  t.notOk(moved);
+  t.equal(gate.inside, 1, 'the later copy has not begun');
+  gate.open();
+  t.ok((await first).equals(imageOf({ 0: 1 }, size)));
+  await advanced;
+  await late;
+  t.ok(own.sim.peek('/copies/late').equals(imageOf({ 0: 9, 1: 2 }, size)));
+});
+
+t.test('a shared lock: alone or shared, in order of arrival, and a failure lets the next one in', async (t) => {
+  const lock = new SharedLock();
+  const order: string[] = [];
+  let within = 0;
+  const work = (name: string, alone: boolean) => async (): Promise<void> => {
+    within++;
+    if (alone) t.equal(within, 1, `${name} is alone`);
+    order.push(name);
+    await systemClock.sleep(5);
+    within--;
+    if (name === 'bad') throw new Error('bad');
+  };
+  const all: Promise<void>[] = [lock.share(work('a', false)), lock.share(work('b', false))];
+  t.ok(lock.shared);
+  all.push(
+    lock.run(work('bad', true)).catch(() => undefined),
+    lock.share(work('c', false)),
+    lock.share(work('d', false)),
+    lock.run(work('e', true)),
+  );
+  await Promise.all(all);
+  t.same(order, ['a', 'b', 'bad', 'c', 'd', 'e']);
+  t.notOk(lock.shared);
+});
