@@ -12,6 +12,7 @@ import { blkgetsize64, ficlone, syncfs } from '../proto/libc.ts';
 import { diskFile } from '../proto/system.ts';
 import type { BlockDevice, Frozen, View } from './device.ts';
 import { freezable, type Guard } from './guard.ts';
+import { HookError } from './hooks.ts';
 import { deviceText, readBlockDevices, readMounts, wholeFilesystem } from './mounts.ts';
 import { sourceFacts } from './source-facts.ts';
 
@@ -179,6 +180,8 @@ async function freeze(
     };
   } catch (error) {
     signal.throwIfAborted();
+    // What a hook prevents shall not become a point of a lesser kind.
+    if (error instanceof HookError) throw error;
     return messageOf(error);
   }
 }

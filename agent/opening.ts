@@ -13,15 +13,16 @@ import type { Assignment } from '../proto/wire.ts';
 import type { Consistency } from '../proto/wire.ts';
 import type { BufferPool } from './blockscan.ts';
 import { BlockSource } from './blocksource.ts';
-import type { CaptureEvent } from './capture/tracking.ts';
 import type { Trackings } from './trackings.ts';
 import { systemDevice } from './device-system.ts';
 import type { Guard } from './guard.ts';
+import { withHooks } from './hooks.ts';
+import type { MirrorDependencies } from './mirror.ts';
 import type { Source } from './source.ts';
 import { TreeSource } from './treesource.ts';
 
 export interface OpeningOptions {
-  allow: Pick<Allow, 'mayRead'>;
+  allow: Pick<Allow, 'mayRead' | 'mayRun'>;
   guard: Guard;
   pool: BufferPool;
   clock: Clock;
@@ -34,12 +35,23 @@ export interface OpeningOptions {
 /** @throws SourceRefused, SourceGone */
 export function sourceOpener(
   options: OpeningOptions,
-): (assignment: Assignment, event: (event: CaptureEvent) => void) => Promise<Source> {
-  const { allow, guard, pool, clock, protectedPaths } = options;
+): (assignment: Assignment, event: MirrorDependencies['event']) => Promise<Source> {
+  const { allow, pool, clock, protectedPaths } = options;
   return async (assignment, event) => {
     const path = await allow.mayRead(assignment.path);
     const consistency = assignment.consistency === '' ? null : (assignment.consistency as Consistency);
     const { maxFreezeMs, readBytesPerSecond } = assignment;
+    const dataDir = folderOf(options.dataDir, assignment.replicationUid);
+    await mkdir(dataDir, { recursive: true, mode: 0o700 });
+    const guard = await withHooks(options.guard, {
+      beforeFreeze: assignment.beforeFreeze,
+      afterThaw: assignment.afterThaw,
+      timeoutSeconds: assignment.hookTimeoutSeconds,
+      replication: assignment.name,
+      mayRun: allow.mayRun,
+      markerPath: `${dataDir}/after-thaw-owed`,
+      warn: (message) => event({ code: 'HookFailed', level: 'WARNING', message }),
+    });
     if (assignment.volumeMode === 'Block') {
       // Files' times are of the wall clock.
       const device = systemDevice({ path, clock: systemClock, guard, protectedPaths });
@@ -52,8 +64,6 @@ export function sourceOpener(
         'spec.consistency "crash" is for block volumes; use filesystem or file',
       );
     }
-    const dataDir = folderOf(options.dataDir, assignment.replicationUid);
-    await mkdir(dataDir, { recursive: true, mode: 0o700 });
     return new TreeSource({
       path,
       dataDir,

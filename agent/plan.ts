@@ -19,7 +19,7 @@ export interface PlanInput {
   initialized: boolean;
   /** What the replica holds is not known: the next round offers everything. */
   whole: boolean;
-  /** `whole`: everything had to be read (first copy, resync, verify); it says nothing about what the next cut costs. */
+  /** `whole`: how long it took says nothing about what the next cut costs (first copy, resync, verify, tracked changes). */
   last: { startMs: number; endMs: number; whole: boolean } | undefined;
   /** The newest attempt made no point: what was asked for is tried again at the pace of cuts. */
   refused: boolean;

@@ -543,6 +543,9 @@ function assignmentOf(
     verifyRequest: requests.verify > done.verify ? requests.verify : 0,
     // Meant for that resync: later ones, and a source that is emptied later, are asked about again.
     force: requests.force && requests.resync > done.resync,
+    beforeFreeze: spec.hooks?.beforeFreeze ?? [],
+    afterThaw: spec.hooks?.afterThaw ?? [],
+    hookTimeoutSeconds: spec.hooks?.timeoutSeconds ?? 30,
   };
 }
 

@@ -78,6 +78,8 @@ export interface ReplicationSpec {
   /** null: the best that the volume can have. */
   consistency: Consistency | null;
   maxFreezeMs: number;
+  /** Programs of the source's node, run around each freeze; absent: none. */
+  hooks?: { beforeFreeze: string[]; afterThaw: string[]; timeoutSeconds: number };
   snapshotSchedules: SnapshotSchedule[];
   journalSeconds: number;
   /** The journal gives up its oldest points beyond this (Degraded/JournalShort). */

@@ -31,6 +31,11 @@ export interface Allow {
   mayRead: (path: string) => Promise<string>;
   /** The path may be absent; answers it with everything resolved that exists. @throws ReplicationError TargetRefused */
   mayWriteRecovery: (path: string) => Promise<string>;
+  /**
+   * A program that hooks may run: an executable that is listed itself (not one below a listed folder, whose contents others
+   * may write), and that none but its owner can change. Answers the resolved path. @throws ReplicationError SourceRefused
+   */
+  mayRun: (path: string) => Promise<string>;
 }
 
 /** Refused with all below them. */
@@ -88,6 +93,19 @@ export function allowList(rules: AllowRules): Allow {
     throw new Error(`${shown(path, real)} may not be read: ${claim}${cure}`);
   }
 
+  async function decideRun(path: string): Promise<string> {
+    const { real } = await resolve(path);
+    const listed = await Promise.all(rules.allow.map(realOf));
+    if (!listed.includes(real))
+      throw new Error(`${shown(path, real)} may not be run: start this program with --allow ${real} if that is meant`);
+    const stat = await fs.stat(real);
+    if (!stat.isFile() || !(stat.mode & 0o111)) throw new Error(`${shown(path, real)} is no executable file`);
+    const isOurs = stat.uid === 0 || stat.uid === process.getuid?.();
+    if (!isOurs || stat.mode & 0o022)
+      throw new Error(`${shown(path, real)} can be changed by others: chown root and chmod go-w it`);
+    return real;
+  }
+
   async function refusedAsOwn(real: string): Promise<string | undefined> {
     for (const folder of rules.recoveries) if (isBelow(real, await realOf(folder))) return undefined;
     for (const folder of rules.own) {
@@ -125,6 +143,9 @@ export function allowList(rules: AllowRules): Allow {
       const { real, exists } = await decide(path, false).catch(refuse('SourceRefused'));
       if (!exists) throw new ReplicationError('SourceGone', `${path} does not exist`);
       return real;
+    },
+    async mayRun(path) {
+      return decideRun(path).catch(refuse('SourceRefused'));
     },
     async mayWriteRecovery(path) {
       return (await decide(path, true).catch(refuse('TargetRefused'))).real;

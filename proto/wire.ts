@@ -146,6 +146,9 @@ export interface Assignment {
   resyncRequest: number;
   verifyRequest: number;
   force: boolean;
+  beforeFreeze: string[];
+  afterThaw: string[];
+  hookTimeoutSeconds: number;
 }
 export interface MasterMessage {
   welcome?: { protocol: number; masterVersion: string };

@@ -1,6 +1,6 @@
 /**
  * A child process that writes to the files of a folder without pause, seeded: random and sequential, through the page cache,
- * O_DIRECT and mmap, holes, zeroed ranges, truncation, deletion. Ends when it is killed. Arguments: FOLDER SEED.
+ * O_DIRECT and mmap, holes, zeroed ranges, truncation, deletion. Ends when it is killed or its parent ends. Arguments: FOLDER SEED.
  */
 import { spawnSync } from 'node:child_process';
 import fs, { constants } from 'node:fs';
@@ -43,7 +43,8 @@ async function one(): Promise<void> {
   }
 }
 
-for (;;) {
+const parent = process.ppid;
+while (process.ppid === parent) {
   // A full filesystem is as good as any.
   await one().catch(() => undefined);
   if (below(5) === 0) await delay(below(8));

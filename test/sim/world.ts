@@ -156,6 +156,9 @@ export class World {
       resyncRequest: 0,
       verifyRequest: 0,
       force: false,
+      beforeFreeze: [],
+      afterThaw: [],
+      hookTimeoutSeconds: 30,
     };
     this.checks = new Checks(this);
   }

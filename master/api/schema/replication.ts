@@ -81,6 +81,20 @@ export const ReplicationSpec = Type.Object({
     description: 'filesystem, crash or file; null: the best that the volume can have',
   }),
   maxFreezeMs: Type.Integer({ minimum: 1, maximum: 60_000, default: 500 }),
+  hooks: Type.Optional(
+    Type.Object(
+      {
+        beforeFreeze: Type.Array(Type.String({ minLength: 1, maxLength: 4096 }), { maxItems: 64, default: [] }),
+        afterThaw: Type.Array(Type.String({ minLength: 1, maxLength: 4096 }), { maxItems: 64, default: [] }),
+        timeoutSeconds: Type.Number({ minimum: 1, maximum: 3600, default: 30 }),
+      },
+      {
+        additionalProperties: false,
+        description:
+          "programs with arguments on the source's node around each freeze; its agent runs only what its own --allow names",
+      },
+    ),
+  ),
   snapshotSchedules: Type.Array(SnapshotSchedule, {
     maxItems: 5,
     default: [],
