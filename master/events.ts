@@ -65,6 +65,9 @@ export const eventCodes = {
     text: "The machine's clock went ahead; journals and locks follow only after a day.",
   },
   StorageTrouble: { service: 'storage', text: 'A storage class cannot be used as it is.' },
+  SessionStarted: { service: 'api', text: 'A user logged in.' },
+  LoginFailed: { service: 'api', text: 'Someone tried to log in with a wrong name or password.' },
+  UserLocked: { service: 'api', text: 'Five wrong passwords: nobody can log in under this name for 30 seconds.' },
   AuditWrite: { service: 'api', text: 'Someone changed something by the API: who, what, and the answer.' },
 } as const satisfies Record<string, { service: string; text: string }>;
 export type EventCode = keyof typeof eventCodes;

@@ -43,6 +43,7 @@ import { sqliteStore } from './store-sqlite.ts';
 import type { Store } from './store.ts';
 import { runSpace } from './space.ts';
 import { openTokens } from './tokens.ts';
+import { openUsers } from './users.ts';
 import { trustedClock } from './trustedclock.ts';
 
 const { options: typed } = parseArguments(
@@ -136,6 +137,13 @@ async function run(signal: AbortSignal): Promise<void> {
     random: systemRandom,
     adminFile: join(dir, 'admin.token'),
   });
+  const users = openUsers({
+    store,
+    clock: systemClock,
+    random: systemRandom,
+    onLocked: (name) =>
+      events.emit({ code: 'UserLocked', level: 'WARNING', message: 'five wrong passwords', object: `User/${name}` }),
+  });
   provideLocalClass(store, join(dir, 'volumes'));
 
   const trusted = trustedClock(systemClock, store, (aheadMs) => {
@@ -192,6 +200,7 @@ async function run(signal: AbortSignal): Promise<void> {
     engine,
     events,
     tokens,
+    users,
     clock: systemClock,
     trusted,
     newJoinToken: () => authority.createToken(),

@@ -27,6 +27,7 @@ export const problemCodes = {
   UnsupportedMediaType: { status: 415, title: 'The content type is not known' },
   Invalid: { status: 422, title: 'Fields are wrong' },
   KeyReused: { status: 422, title: 'The Idempotency-Key belongs to another request' },
+  TooManyRequests: { status: 429, title: 'Too many tries' },
   Internal: { status: 500, title: 'A fault of the master' },
   Unavailable: { status: 503, title: 'Not now' },
 } as const satisfies Record<string, { status: number; title: string }>;

@@ -8,9 +8,12 @@ const everyone: readonly Role[] = ['admin', 'manager', 'operator', 'user'];
 const managers: readonly Role[] = ['admin', 'manager'];
 const operators: readonly Role[] = ['admin', 'manager', 'operator'];
 
-/** A manager neither makes nor deletes tokens of the role admin; that depends on the token, see tokens.ts. */
+/** A manager neither makes nor deletes tokens of the role admin, nor changes the user admin: see tokens.ts and users.ts. */
 const areas = {
   tokens: { read: everyone, write: managers },
+  users: { read: everyone, write: managers },
+  /** One's own. */
+  session: { read: everyone, write: everyone },
   events: { read: everyone, write: managers },
   agents: { read: everyone, write: managers },
   replications: { read: everyone, write: managers },
@@ -63,6 +66,16 @@ export const rights: Readonly<Record<string, Right>> = {
   [`GET ${v1}/tokens`]: 'tokens:read',
   [`POST ${v1}/tokens`]: 'tokens:write',
   [`DELETE ${v1}/tokens/:name`]: 'tokens:write',
+  [`GET ${v1}/users`]: 'users:read',
+  [`POST ${v1}/users`]: 'users:write',
+  [`GET ${v1}/users/:name`]: 'users:read',
+  [`PATCH ${v1}/users/:name`]: 'users:write',
+  [`DELETE ${v1}/users/:name`]: 'users:write',
+  [`POST ${v1}/users/:name/actions/endsessions`]: 'users:write',
+  [`POST ${v1}/session`]: 'open',
+  [`GET ${v1}/session`]: 'session:read',
+  [`DELETE ${v1}/session`]: 'session:write',
+  [`POST ${v1}/session/actions/password`]: 'session:write',
 };
 
 /** Undefined: the route has no entry. The page's own files go with the page. */

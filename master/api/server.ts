@@ -33,9 +33,11 @@ import { Point, Replication } from './schema/replication.ts';
 import { Snapshot } from './schema/snapshot.ts';
 import { StorageClass } from './schema/storageclass.ts';
 import { NewToken, Token } from './schema/token.ts';
+import { Session, User } from './schema/user.ts';
 import { snapshotRoutes } from './snapshots.ts';
 import { storageClassRoutes } from './storageclasses.ts';
 import { tokenRoutes } from './tokens.ts';
+import { bearerOf, cookieOf, userRoutes } from './users.ts';
 import { watches } from './watch.ts';
 
 export interface ApiOptions extends Omit<Context, 'watches'> {
@@ -62,7 +64,7 @@ const maxDepth = 64;
 const problemType = 'application/problem+json';
 
 export async function startApi(options: ApiOptions): Promise<Api> {
-  const { listen, tokens, events } = options;
+  const { listen, events } = options;
   const open = watches(options.heartbeatMs);
   const context: Context = { ...options, watches: open };
   const app = fastify({
@@ -93,7 +95,7 @@ export async function startApi(options: ApiOptions): Promise<Api> {
     void reply.header('x-request-id', request.id).header('x-content-type-options', 'nosniff');
     const url = request.routeOptions.url;
     const right = url === undefined ? 'agents:read' : rightOf(request.method, url);
-    authorize(tokens, request, right);
+    authorize(context, request, right);
   });
   parseBodies(app);
   // Bodies and queries are checked in route.ts, by the same schemas, with messages that name field and cure.
@@ -129,6 +131,7 @@ export async function startApi(options: ApiOptions): Promise<Api> {
   storageClassRoutes(app, context);
   eventRoutes(app, context);
   tokenRoutes(app, context);
+  userRoutes(app, context);
 
   await app.listen({ host: listen.host, port: listen.port });
   const { address, port } = app.server.address() as AddressInfo;
@@ -143,20 +146,25 @@ export async function startApi(options: ApiOptions): Promise<Api> {
 }
 
 /** Finds out who calls, and whether they may. @throws ApiProblem Unauthorized, Forbidden */
-function authorize(tokens: Context['tokens'], request: FastifyRequest, right: Right | undefined): void {
+function authorize({ tokens, users }: Context, request: FastifyRequest, right: Right | undefined): void {
   if (right === 'open') return;
   const authorization = request.headers.authorization;
-  const secret = /^Bearer +([\x21-\x7e]{1,512})$/i.exec(authorization ?? '')?.[1];
+  const secret = bearerOf(request);
+  const cookie = authorization === undefined ? cookieOf(request) : undefined;
   if (authorization === undefined && right?.startsWith('local-') && isLocal(request)) return;
-  const caller = secret === undefined ? undefined : tokens.caller(secret);
+  const session = users.session(secret ?? cookie ?? '');
+  const caller = (secret === undefined ? undefined : tokens.caller(secret)) ?? session;
   if (caller === undefined) {
     const detail =
       authorization === undefined
-        ? 'send Authorization: Bearer TOKEN; the first token is in the file admin.token of the master'
-        : 'this token is not (any more) valid; an admin makes a new one with POST /api/v1/tokens';
+        ? 'log in (POST /api/v1/session) or send Authorization: Bearer TOKEN; the first token is in the file admin.token of the master'
+        : 'this token is not (any more) valid; an admin makes a new one with POST /api/v1/tokens, or log in again';
     throw new ApiProblem('Unauthorized', detail);
   }
-  request.caller = caller;
+  // A cookie comes with whatever a browser is led to send; this header only with what our own page means.
+  if (cookie !== undefined && isWrite(request) && header(request, 'x-csrf-token') !== session?.csrf)
+    throw new ApiProblem('Forbidden', "send the session's csrfToken (GET /api/v1/session) as X-CSRF-Token");
+  request.caller = { name: caller.name, role: caller.role };
   // A method that a known path does not have: not found, for those who may look at all.
   if (right === undefined || allows(right, caller.role)) return;
   throw new ApiProblem('Forbidden', `the role ${caller.role} has no right ${right}; ask an admin or manager`);
@@ -255,6 +263,7 @@ async function openapi(app: FastifyInstance, version: string): Promise<void> {
     Point,
     Event,
     Token,
+    User,
   };
   const add = (id: string, schema: TSchema): unknown => app.addSchema({ ...schema, $id: id });
   for (const [id, schema] of Object.entries(items)) {
@@ -262,6 +271,7 @@ async function openapi(app: FastifyInstance, version: string): Promise<void> {
     add(`${id}List`, listOf(Type.Unsafe({ $ref: `${id}#` })));
   }
   add('NewToken', NewToken);
+  add('Session', Session);
   add('Problem', Problem);
   await app.register(swagger, {
     openapi: {

@@ -21,10 +21,15 @@ t.test('every route has its rights, and each role gets what the table says', asy
     operators: ['admin', 'manager', 'operator'],
   };
   const rowOf = (method: string, path: string): string =>
-    method === 'GET' ? 'read' : /\/(snapshots|recoveries)/.test(path) ? 'operators' : 'admins';
+    method === 'GET' || path.startsWith(`${v1}/session`)
+      ? 'read'
+      : /\/(snapshots|recoveries)/.test(path)
+        ? 'operators'
+        : 'admins';
   for (const [key, right] of Object.entries(rights)) {
     const [method = '', url = ''] = key.split(' ');
     const path = url.replace(/:\w+/g, 'none');
+    if (key === `POST ${v1}/session`) continue; // logging in: apiusers.test.ts
     if (right === 'open') {
       t.equal((await call(method, path, undefined, { token: null })).status, 200, key);
       continue;

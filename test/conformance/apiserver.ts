@@ -15,6 +15,7 @@ import { sqliteStore } from '../../master/store-sqlite.ts';
 import type { Store } from '../../master/store.ts';
 import { openTokens } from '../../master/tokens.ts';
 import type { Tokens } from '../../master/tokens.ts';
+import { openUsers } from '../../master/users.ts';
 import { systemClock } from '../../proto/system.ts';
 
 export type Json = Record<string, unknown>;
@@ -90,6 +91,13 @@ async function startServer(options: { maxChanges?: number; heartbeatMs?: number 
     engine,
     events,
     tokens,
+    users: openUsers({
+      store,
+      clock,
+      random,
+      onLocked: (name) =>
+        events.emit({ code: 'UserLocked', level: 'WARNING', message: 'locked', object: `User/${name}` }),
+    }),
     clock,
     trusted: clock,
     listen: { host: '127.0.0.1', port: 0 },
