@@ -4,6 +4,7 @@
  * writes spec and requests into the store, the controllers see the change and act.
  */
 import type { VolumeMode } from '../proto/wire.ts';
+import type { Cleanup, CleanupMode, Garbage } from './garbage.ts';
 import type { AgentVolume, PointView, Replication, StorageClass } from './resources.ts';
 
 export interface Engine {
@@ -24,6 +25,8 @@ export interface Engine {
   validateRecovery?(path: string, mode: VolumeMode): Promise<{ path: string; message: string }[]>;
   /** Locks a snapshot on storage until then (ms since the epoch), durably. @throws ReplicationError when that cannot be now */
   lockSnapshot?(replicationUid: string, snapshot: string, untilMs: number): Promise<void>;
+  /** What is on storage and belongs to nothing: see garbage.ts. Absent: no storage of its own. */
+  garbage?: { list(): Promise<Garbage[]>; cleanUp(mode: CleanupMode): Promise<Cleanup> };
   /** Ends the agent's connections and makes its certificates worthless. */
   revokeAgent(name: string): void;
 }

@@ -64,6 +64,7 @@ export const eventCodes = {
     service: 'master',
     text: "The machine's clock went ahead; journals and locks follow only after a day.",
   },
+  GarbageRemoved: { service: 'storage', text: 'Left-overs on storage were removed on request.' },
   StorageTrouble: { service: 'storage', text: 'A storage class cannot be used as it is.' },
   SessionStarted: { service: 'api', text: 'A user logged in.' },
   LoginFailed: { service: 'api', text: 'Someone tried to log in with a wrong name or password.' },

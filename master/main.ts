@@ -32,6 +32,7 @@ import { control } from './control.ts';
 import { openDatabase } from './database.ts';
 import type { Engine } from './engine.ts';
 import { eventLog } from './events.ts';
+import { cleanUp, listGarbage } from './garbage.ts';
 import { startMetrics, type Metrics } from './metrics.ts';
 import { mirrors } from './mirrors.ts';
 import { mustBeFree, runRecoveries } from './recoveries.ts';
@@ -190,6 +191,10 @@ async function run(signal: AbortSignal): Promise<void> {
       if (!replica) throw new ReplicationError('TargetFailed', 'the replica is not open; lock it again when it is');
       // One that is being made gets its lock with its name.
       if (replica.snapshotNames.includes(snapshot)) await replica.lockSnapshot(snapshot, untilMs);
+    },
+    garbage: {
+      list: () => listGarbage({ store, mirrors: running, folder: recoveries }),
+      cleanUp: (mode) => cleanUp({ store, mirrors: running, folder: recoveries }, mode),
     },
     revokeAgent: (name) => server.disconnect(name, 'the agent was revoked'),
   };

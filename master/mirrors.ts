@@ -35,9 +35,9 @@ const advanceEveryMs = 5000;
 const reopenMs = { first: 1000, most: 30_000 };
 const doneTable = 'requests-done';
 /** Written by the API when a replication is deleted with keepReplica. */
-const keptTable = 'kept-replicas';
+export const keptTable = 'kept-replicas';
 /** Replicas that this master has made, by uid: the only ones that it ever removes. */
-const madeTable = 'made-replicas';
+export const madeTable = 'made-replicas';
 
 export interface MirrorsOptions {
   store: Store;

@@ -8,6 +8,7 @@ import { helpText, nearest, printUsageError, programVersion, toggle, UsageError,
 import { parseArgs } from 'node:util';
 import { apply } from './cli/apply.ts';
 import { ApiProblem, explainProblem, Unreachable } from './cli/client.ts';
+import { cleanup } from './cli/cleanup.ts';
 import { completion } from './cli/completion.ts';
 import { describe, get } from './cli/get.ts';
 import { cancel, recover, remove, rollback } from './cli/recovery.ts';
@@ -30,7 +31,7 @@ const version = verb(
 );
 const verbs: Record<string, Verb> = {
   get, describe, apply, replicate, snapshot, pause, resume, resync, verify, recover, rollback, cancel, delete: remove,
-  watch, token, completion: completion(() => verbs), version,
+  watch, cleanup, token, completion: completion(() => verbs), version,
 }; // prettier-ignore
 
 const overview: Program = {

@@ -62,6 +62,8 @@ export const rights: Readonly<Record<string, Right>> = {
   [`DELETE ${v1}/recoveries/:name`]: 'recoveries:write',
   [`POST ${v1}/recoveries/:name/actions/cancel`]: 'recoveries:write',
   [`POST ${v1}/recoveries/:name/actions/rollback`]: 'recoveries:write',
+  [`GET ${v1}/garbage`]: 'replications:read',
+  [`POST ${v1}/garbage/actions/cleanup`]: 'replications:write',
   [`GET ${v1}/events`]: 'events:read',
   [`GET ${v1}/tokens`]: 'tokens:read',
   [`POST ${v1}/tokens`]: 'tokens:write',

@@ -19,6 +19,8 @@ import { agentRoutes } from './agents.ts';
 import { eventRoutes } from './events.ts';
 import { idempotency } from './idempotency.ts';
 import { ApiProblem, asProblem, document, problemCodes } from './problem.ts';
+import { garbageRoutes } from './garbage.ts';
+import { Cleanup, Garbage } from './schema/garbage.ts';
 import { recoveryRoutes } from './recoveries.ts';
 import { replicationRoutes } from './replications.ts';
 import { allows, rightOf } from './rights.ts';
@@ -129,6 +131,7 @@ export async function startApi(options: ApiOptions): Promise<Api> {
   recoveryRoutes(app, context);
   agentRoutes(app, context);
   storageClassRoutes(app, context);
+  garbageRoutes(app, context);
   eventRoutes(app, context);
   tokenRoutes(app, context);
   userRoutes(app, context);
@@ -264,6 +267,7 @@ async function openapi(app: FastifyInstance, version: string): Promise<void> {
     Event,
     Token,
     User,
+    Garbage,
   };
   const add = (id: string, schema: TSchema): unknown => app.addSchema({ ...schema, $id: id });
   for (const [id, schema] of Object.entries(items)) {
@@ -272,6 +276,7 @@ async function openapi(app: FastifyInstance, version: string): Promise<void> {
   }
   add('NewToken', NewToken);
   add('Session', Session);
+  add('Cleanup', Cleanup);
   add('Problem', Problem);
   await app.register(swagger, {
     openapi: {

@@ -1,6 +1,6 @@
 /**
- * How long a point takes to become a writable copy: images on XFS with reflinks, fresh and aged by 100,000 random writes of
- * 4 KiB, and on ext4, where every byte is copied. In full (`npm run e2e -- rto`) up to 1 TiB, sparse; figures go to standard
+ * How long a point takes to become a writable copy: images on XFS with reflinks, fresh and aged by 100,000 random writes
+ * (each is a granule of 64 KiB in the base, as the journal applies it), and on ext4, where every byte is copied. In full (`npm run e2e -- rto`) up to 1 TiB, sparse; figures go to standard
  * error. Judged generously: what a busy machine takes says little; that a copy follows extents, not size, says much.
  */
 import { closeSync, fsyncSync, openSync, rmSync, writeSync } from 'node:fs';
@@ -56,9 +56,9 @@ async function measure(folder: string, sizeBytes: number): Promise<{ fresh: numb
     // Straight into the base's bytes: what counts here is how they lie, not what they are.
     const dice = new Dice(sizeBytes / gib);
     const base = openSync(`${place.folder}/base/image.raw`, 'r+');
-    const block = Buffer.alloc(4096, 7);
-    const within = Math.min(sizeBytes, 64 * gib) / 4096;
-    for (let i = 0; i < agingWrites; i++) writeSync(base, block, 0, block.length, dice.below(within) * 4096);
+    const block = Buffer.alloc(granuleBytes, 7);
+    const within = Math.min(sizeBytes, 64 * gib) / granuleBytes;
+    for (let i = 0; i < agingWrites; i++) writeSync(base, block, 0, block.length, dice.below(within) * granuleBytes);
     fsyncSync(base);
     closeSync(base);
     return { fresh, aged: await median() };
