@@ -102,7 +102,13 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
     replica: gauge('replica_bytes', 'What the replica holds; blocks that copies share count for each of them', of),
     initial: gauge('initial_sync_ratio', 'Part of the first copy that is done, 0 to 1', of),
     snapshots: gauge('snapshots', 'Snapshots by state', of, 'state'),
+    degraded: gauge('degraded', 'Why the replication is degraded; absent when it is not', of, 'reason'),
     agents: gauge('agents', 'Agents by state', 'state'),
+    certificate: gauge(
+      'agent_certificate_expiry_timestamp_seconds',
+      "When the agent's certificate ends, unless it is renewed",
+      'agent',
+    ),
     capacity: gauge('storage_capacity_bytes', 'Size of the storage class', 'storage_class'),
     used: gauge('storage_used_bytes', 'Used part of the storage class', 'storage_class'),
   };
@@ -176,6 +182,8 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
     if (status.lagBytes !== null) read.lagBytes.set(labels, status.lagBytes);
     if (status.usedBytes !== null) read.replica.set(labels, status.usedBytes);
     read.initial.set(labels, initialRatio(status));
+    const degraded = status.conditions.find((one) => one.type === 'Degraded' && one.status === 'True');
+    if (degraded !== undefined) read.degraded.set({ replication, reason: degraded.reason }, 1);
   }
   function readStore(): Set<string> {
     for (const metric of Object.values(read)) metric.reset();
@@ -185,7 +193,11 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
     for (const { spec, status } of store.list('Snapshot'))
       if (names.has(spec.replication)) read.snapshots.inc({ replication: spec.replication, state: status.state });
     for (const state of agentStates) read.agents.set({ state }, 0);
-    for (const { status } of store.list('Agent')) read.agents.inc({ state: status.state });
+    for (const { metadata, status } of store.list('Agent')) {
+      read.agents.inc({ state: status.state });
+      if (status.certificateExpiryTime !== null)
+        read.certificate.set({ agent: metadata.name }, secondsOf(status.certificateExpiryTime));
+    }
     for (const { metadata, status } of store.list('StorageClass')) {
       const labels = { storage_class: metadata.name };
       if (status.capacityBytes !== null) read.capacity.set(labels, status.capacityBytes);

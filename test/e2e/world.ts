@@ -66,6 +66,8 @@ export interface WorldOptions {
   /** More paths that the agent may read. */
   allow?: string[];
   masterFlags?: string[];
+  /** Where the master listens for agents; a free port of the loopback unless given. */
+  grpc?: string;
   /** The master runs as this user; we are root then. */
   masterUser?: number;
   agentFlags?: string[];
@@ -78,7 +80,7 @@ export async function openWorld(t: Test, options: WorldOptions = {}): Promise<Wo
   const masterDir = join(dir, 'm');
   const sources = join(dir, 'sources');
   mkdirSync(sources);
-  let listen = { http: '127.0.0.1:0', grpc: '127.0.0.1:0' };
+  let listen = { http: '127.0.0.1:0', grpc: options.grpc ?? '127.0.0.1:0' };
   let dialed = '';
   const master = program(
     'replicator-master',

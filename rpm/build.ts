@@ -1,0 +1,136 @@
+/**
+ * `rpm/build [--out DIR]`: makes cdmr_agent-<version>-<release>.<arch>.rpm of this working tree, with the runtime inside.
+ *
+ * Guarantees: holds what `agent/` and `proto/` import, found by reading their imports, and what those packages depend on, from
+ * the node_modules that the lock file made; nothing else, so not the master. The same tree gives the same bytes: file times are
+ * those of the newest commit (or SOURCE_DATE_EPOCH), the host's name is left out. For the machine's own architecture only, as
+ * npm installs the native parts of no other. Nothing is fetched. Fails with what is missing: rpmbuild, node_modules.
+ *
+ * The last line of standard output is the path of the package.
+ */
+import { execFileSync, spawnSync } from 'node:child_process';
+import { chmodSync, cpSync, existsSync, globSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { basename, dirname, join, resolve } from 'node:path';
+import { programVersion } from '../proto/cli.ts';
+
+const root = resolve(import.meta.dirname, '..');
+const release = process.env['RPM_RELEASE'] ?? '1';
+const outAt = process.argv.indexOf('--out');
+const out = resolve(outAt < 0 ? join(root, 'rpm/out') : (process.argv[outAt + 1] ?? ''));
+const arch = { x64: 'x86_64', arm64: 'aarch64' }[process.arch as string];
+
+/** Left out of packages: what no program reads. Licences stay. */
+const unneeded =
+  /\/\.[^/]+$|\.(d\.[cm]?ts|map|md|markdown|flow|cc|cpp|h|hh|gyp|tst|yml)$|\/(doc|docs|test|tests|bench|benchmarks?|examples?|include|share|node-addon-api|node-api-headers)$|\/musl_[a-z0-9]+$/;
+
+function fail(message: string): never {
+  process.stderr.write(`rpm/build: ${message}\n`);
+  process.exit(1);
+}
+
+/** `@scope/name/deep` is a file of the package `@scope/name`. */
+function packageOf(specifier: string): string {
+  return specifier.split('/', specifier.startsWith('@') ? 2 : 1).join('/');
+}
+
+function imported(): Set<string> {
+  const names = new Set<string>();
+  for (const file of globSync('{agent,proto}/**/*.ts', { cwd: root })) {
+    for (const [, from = ''] of readFileSync(join(root, file), 'utf8').matchAll(/(?:from|import\() ?'([^']+)'/g))
+      if (!from.startsWith('.') && !from.startsWith('node:')) names.add(packageOf(from));
+  }
+  return names;
+}
+
+interface Manifest {
+  dependencies?: Record<string, string>;
+  optionalDependencies?: Record<string, string>;
+  peerDependencies?: Record<string, string>;
+}
+
+/** Folders, relative to the root, of the packages that are needed to run, found as Node finds them. */
+function closure(names: Iterable<string>): string[] {
+  const found = new Set<string>();
+  const visit = (name: string, from: string, optional: boolean): void => {
+    for (let folder = from; ; folder = dirname(folder)) {
+      const path = join(folder, 'node_modules', name);
+      if (existsSync(join(path, 'package.json'))) {
+        if (found.has(path)) return;
+        found.add(path);
+        const manifest = JSON.parse(readFileSync(join(path, 'package.json'), 'utf8')) as Manifest;
+        const perhaps = { ...manifest.optionalDependencies, ...manifest.peerDependencies };
+        for (const next of Object.keys(manifest.dependencies ?? {})) visit(next, path, next in perhaps);
+        for (const next of Object.keys(perhaps)) visit(next, path, true);
+        return;
+      }
+      if (folder === root) break;
+    }
+    if (!optional) fail(`the package ${name} is not installed; run 'npm ci' in ${root} first`);
+  };
+  for (const name of names) visit(name, root, false);
+  return [...found].map((path) => path.slice(root.length + 1)).sort();
+}
+
+function stage(folder: string): void {
+  const copy = (from: string, to: string) =>
+    cpSync(join(root, from), join(folder, to), {
+      recursive: true,
+      filter: (path) => basename(path) !== 'node_modules' && !unneeded.test(path),
+    });
+  for (const part of ['agent', 'proto', 'LICENSE', 'package.json']) copy(part, `app/${part}`);
+  for (const path of closure(imported())) copy(path, `app/${path}`);
+  const runtime = `node-linux-${process.arch}`;
+  mkdirSync(join(folder, 'app/node_modules/.bin'), { recursive: true });
+  cpSync(join(root, 'node_modules', runtime, 'bin/node'), join(folder, 'app/node_modules/.bin/node'), {
+    dereference: true,
+  });
+  cpSync(join(root, 'node_modules', runtime, 'LICENSE'), join(folder, 'app/node_modules/.bin/LICENSE.node'));
+  const stripped = spawnSync('strip', [join(folder, 'app/node_modules/.bin/node')]);
+  if (stripped.status !== 0) process.stderr.write('rpm/build: no strip(1): the package is some MiB larger\n');
+  for (const file of globSync('app/**', { cwd: folder, withFileTypes: true })) {
+    const path = join(file.parentPath, file.name);
+    const program = file.isDirectory() || /^(replicator-agent|node|.*\.node)$/.test(file.name);
+    if (!file.isSymbolicLink()) chmodSync(path, program ? 0o755 : 0o644);
+  }
+  for (const file of ['agent.conf', 'allow', 'start', 'cdmr_agent.service', 'cdmr_agent.spec'])
+    cpSync(join(root, 'rpm', file), join(folder, file));
+}
+
+if (arch === undefined) fail(`there is no package for ${process.arch}: x64 and arm64 are supported`);
+if (spawnSync('rpmbuild', ['--version']).status !== 0) fail('rpmbuild is not there: install rpm-build (Debian: rpm)');
+const epoch =
+  process.env['SOURCE_DATE_EPOCH'] ??
+  execFileSync('git', ['log', '-1', '--format=%ct'], { cwd: root, encoding: 'utf8' }).trim();
+const work = mkdtempSync(join(tmpdir(), 'cdmr-rpm-'));
+try {
+  stage(work);
+  mkdirSync(out, { recursive: true });
+  const defines = {
+    _topdir: join(work, 'top'),
+    _sourcedir: work,
+    _rpmdir: out,
+    _rpmfilename: '%{NAME}-%{VERSION}-%{RELEASE}.%{ARCH}.rpm',
+    _buildhost: 'reproducible',
+    use_source_date_epoch_as_buildtime: '1',
+    clamp_mtime_to_source_date_epoch: '1',
+    build_mtime_policy: 'clamp_to_source_date_epoch',
+    agent_version: programVersion(),
+    agent_release: release,
+  };
+  execFileSync(
+    'rpmbuild',
+    [
+      ...['-bb', '--quiet', '--target', `${arch}-linux`],
+      ...Object.entries(defines).flatMap(([name, value]) => ['--define', `${name} ${value}`]),
+      join(work, 'cdmr_agent.spec'),
+    ],
+    {
+      stdio: ['ignore', 'ignore', 'inherit'],
+      env: { ...process.env, SOURCE_DATE_EPOCH: epoch, TZ: 'UTC', LC_ALL: 'C' },
+    },
+  );
+} finally {
+  rmSync(work, { recursive: true, force: true });
+}
+process.stdout.write(`${join(out, `cdmr_agent-${programVersion()}-${release}.${arch}.rpm`)}\n`);

@@ -1,0 +1,184 @@
+import t from 'tap';
+import { spawn, spawnSync } from 'node:child_process';
+import { cpSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import type { Agent } from '../../master/resources.ts';
+import { sameBytes, writeNoise } from './content.ts';
+import { gateway, missingForHosts, openHosts } from './hosts.ts';
+import { long, openWorld } from './world.ts';
+
+const root = resolve(import.meta.dirname, '../..');
+const skip = long ? missingForHosts('ansible-playbook', 'rpmbuild') : 'long: npm run e2e -- ansible';
+
+t.test('three hosts from nothing to mirroring by Ansible, upgraded under writes, removed', { skip }, async (t) => {
+  const world = await openWorld(t, { masterFlags: ['--advertise', gateway], grpc: '0.0.0.0:0' });
+  const { hosts, keyFile, knownHosts } = await openHosts(t, ['node-a', 'node-b', 'node-c']);
+  const [first] = hosts;
+  if (!first) throw new Error('three hosts were asked for');
+  const build = (release: string): string => {
+    const env = { ...process.env, RPM_RELEASE: release };
+    const { status, stdout, stderr } = spawnSync(join(root, 'rpm/build'), ['--out', join(world.dir, `rpm${release}`)], {
+      encoding: 'utf8',
+      env,
+    });
+    if (status !== 0) throw new Error(`rpm/build: ${stderr}`);
+    return stdout.trim().split('\n').at(-1) ?? '';
+  };
+  const rpm = build('1');
+  const again = `${rpm}.first`;
+  cpSync(rpm, again);
+  rmSync(rpm);
+  build('1');
+  t.ok(sameBytes(again, rpm), 'two builds of one tree are the same bytes');
+
+  const inventory = join(world.dir, 'ansible_hosts');
+  const { grpc } = JSON.parse(readFileSync(join(world.masterDir, 'endpoints.json'), 'utf8')) as { grpc: string };
+  writeFileSync(
+    inventory,
+    `[agent]\n${hosts.map(({ name, address }) => `${name} ansible_host=${address}`).join('\n')}
+[agent:vars]
+ansible_user=root
+ansible_become=false
+ansible_ssh_private_key_file=${keyFile}
+ansible_ssh_common_args=-o UserKnownHostsFile=${knownHosts}
+cdmr_become=false
+cdmr_master=${grpc.replace('0.0.0.0', gateway)}
+cdmr_api=${world.client.url}
+cdmr_api_token_file=${join(world.masterDir, 'admin.token')}
+cdmr_ca_file=${join(world.masterDir, 'ca.pem')}
+cdmr_allow=["/shared"]
+`,
+  );
+  const env = { ...process.env, ANSIBLE_NOCOLOR: '1', ANSIBLE_CONFIG: join(root, 'ansible/ansible.cfg') };
+  async function play(
+    book: string,
+    ...more: string[]
+  ): Promise<{ status: number | null; changed: number[]; text: string }> {
+    const argv = ['-i', inventory, '-e', `cdmr_rpm=${rpm}`, ...more, join(root, 'ansible', book)];
+    const child = spawn('ansible-playbook', argv, { env, stdio: ['ignore', 'pipe', 'pipe'] });
+    let text = '';
+    child.stdout.on('data', (data: Buffer) => (text += data.toString()));
+    child.stderr.on('data', (data: Buffer) => process.stderr.write(data));
+    const status = await new Promise<number | null>((done) => child.once('close', done));
+    const recap = text.matchAll(/^\S+ +: ok=\d+ +changed=(\d+) /gm);
+    return { status, changed: [...recap].map((match) => Number(match[1])), text };
+  }
+  const changed = (played: { changed: number[] }): number[] => played.changed;
+  const agents = async (): Promise<string[]> =>
+    (await world.client.list<Agent>('/agents')).items
+      .map(({ metadata, status }) => `${metadata.name} ${status.state}`)
+      .sort();
+
+  await t.test('what is missing is said with its cure', async (t) => {
+    const refused = await play('agent_install.yml', '-e', 'cdmr_master=');
+    t.not(refused.status, 0);
+    t.match(refused.text, /cdmr_master is not set; set it in ansible_hosts/);
+    const early = await play('agent_start_1.yml');
+    t.match(early.text, /is not installed on node-a: run agent_install.yml first/);
+  });
+
+  await t.test('one run installs, joins and connects; the second changes nothing', async (t) => {
+    const checked = await play('agent_install.yml', '--check', '--diff');
+    t.equal(checked.status, 0, 'a check of what is not there yet ends well');
+    t.ok(
+      changed(checked).every((count) => count > 0),
+      'and says that there would be changes',
+    );
+    t.equal(first.status('test -e /etc/cdmr_agent'), 1, 'and makes none');
+    const installed = await play('agent_install.yml');
+    t.equal(installed.status, 0, installed.status === 0 ? 'installed' : installed.text.slice(-4000));
+    t.strictSame(await agents(), ['node-a ACTIVE', 'node-b ACTIVE', 'node-c ACTIVE']);
+    t.match(first.sh('rpm -q cdmr_agent'), /^cdmr_agent-/, 'dnf has installed it');
+    t.equal(first.status('test -e /etc/cdmr_agent/join.token'), 1, 'the used token is gone');
+    const second = await play('agent_install.yml', '--diff');
+    t.strictSame(changed(second), [0, 0, 0]);
+    const checkedAgain = await play('agent_install.yml', '--check');
+    t.strictSame(changed(checkedAgain), [0, 0, 0], 'a check says so too');
+  });
+
+  const image = join(first.shared, 'image');
+  writeNoise(image, 16 << 20);
+  await t.test('mirrored, upgraded under writes, and nothing was copied anew', async (t) => {
+    await world.client.send('POST', '/replications', {
+      metadata: { name: 'db' },
+      spec: {
+        source: { agent: 'node-a', path: '/shared/image', volumeMode: 'Block' },
+        target: { storageClass: 'local' },
+        rpoSeconds: 2,
+      },
+    });
+    await world.normal('db');
+    const sentBefore = await world.metric('sent_bytes_total', 'db');
+    t.ok(sentBefore > 8 << 20, 'the first copy crossed the line');
+    const pidBefore = first.sh('systemctl show -P MainPID cdmr_agent_1').trim();
+    let count = 0;
+    const writer = setInterval(() => writeFileSync(image, `written ${count++}`, { flag: 'r+' }), 200);
+    const newer = build('2');
+    const upgraded = await play('agent_upgrade.yml', '-e', `cdmr_rpm=${newer}`);
+    clearInterval(writer);
+    t.equal(upgraded.status, 0, upgraded.status === 0 ? 'upgraded' : upgraded.text.slice(-4000));
+    t.match(first.sh('rpm -q cdmr_agent'), /-2\./);
+    t.not(first.sh('systemctl show -P MainPID cdmr_agent_1').trim(), pidBefore, 'the agent was restarted');
+    const second = await play('agent_upgrade.yml', '-e', `cdmr_rpm=${newer}`);
+    t.strictSame(changed(second), [0, 0, 0], 'an upgrade to what is there changes nothing');
+    await world.normal('db', Date.now());
+    const { path } = await world.copyOf('db');
+    t.ok(sameBytes(image, path), 'what was written meanwhile is in the copy');
+    t.ok((await world.metric('sent_bytes_total', 'db')) - sentBefore < 4 << 20, 'content was not sent again');
+    t.match(first.sh('cat /etc/cdmr_agent/allow'), '/shared', 'the configuration is kept');
+  });
+
+  await t.test('back to the older package', async (t) => {
+    const older = await play('agent_upgrade.yml', '-e', 'cdmr_dnf=downgrade');
+    t.equal(older.status, 0, older.status === 0 ? 'downgraded' : older.text.slice(-4000));
+    t.match(first.sh('rpm -q cdmr_agent'), /-1\./);
+    await world.normal('db', Date.now());
+  });
+
+  await t.test('stopped, started as target, as source, each once', async (t) => {
+    t.ok(changed(await play('agent_stop.yml')).every((count) => count > 0));
+    t.strictSame(changed(await play('agent_stop.yml')), [0, 0, 0]);
+    t.equal(first.status('systemctl is-active cdmr_agent_1'), 3);
+    t.equal((await play('agent_start_0.yml')).status, 0);
+    t.strictSame(changed(await play('agent_start_0.yml')), [0, 0, 0]);
+    await world.until('the agents are targets', async () => {
+      const { items } = await world.client.list<Agent>('/agents');
+      return items.every(({ spec, status }) => spec.role === 'target' && status.state === 'ACTIVE');
+    });
+    t.equal((await play('agent_start_1.yml')).status, 0);
+    t.equal(first.status('systemctl is-active cdmr_agent_0'), 3, 'never both');
+    await world.normal('db', Date.now());
+    const told = await play('agent_status.yml');
+    t.strictSame(changed(told), [0, 0, 0]);
+    t.match(told.text, /"master": "ACTIVE"/);
+  });
+
+  await t.test('the unit is confined, and the first connection comes within a second of the start', async (t) => {
+    const pid = first.sh('systemctl show -P MainPID cdmr_agent_1').trim();
+    const status = first.sh(`cat /proc/${pid}/status`);
+    t.match(status, /NoNewPrivs:\t1/);
+    t.match(status, /Seccomp:\t2/);
+    t.not(/CapBnd:\t(\w+)/.exec(status)?.[1], '000001ffffffffff');
+    first.sh('systemctl restart cdmr_agent_1');
+    const journal = () => first.sh(`journalctl -u cdmr_agent_1 -o cat | tail -20`);
+    await world.until('it says that it is connected', async () =>
+      journal()
+        .trimEnd()
+        .split('\n')
+        .some((line) => line.includes('connected to the master')),
+    );
+  });
+
+  await t.test('removed: nothing of it is left', async (t) => {
+    const removed = await play('agent_remove.yml');
+    t.equal(removed.status, 0, removed.status === 0 ? 'removed' : removed.text.slice(-4000));
+    const left = first.sh(
+      'find / -xdev -iname "*cdmr*" -not -path "/proc/*" -not -path "/sys/*" -not -path "/shared/*" -not -path "/var/log/*" -not -path "/var/lib/dnf/*" -not -path "/var/cache/*"',
+    );
+    t.equal(left, '', 'no file');
+    t.equal(first.sh('ps -eo args | grep -c "[r]eplicator-agent\\|[g]uard-main" || true').trim(), '0', 'no process');
+    t.strictSame(await agents(), []);
+    t.strictSame(changed(await play('agent_remove.yml')), [0, 0, 0]);
+    t.ok(readdirSync(first.shared).includes('image'), 'the volume is untouched');
+  });
+});
