@@ -1,0 +1,84 @@
+/**
+ * `npm run dashboards`: writes the JSON files that Grafana imports (10 and later) beside this file, from panels.ts. The data
+ * source is a variable, so that they fit any Grafana; each links to the others by their tag.
+ */
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import {
+  DashboardBuilder,
+  DashboardLinkBuilder,
+  DatasourceVariableBuilder,
+  QueryVariableBuilder,
+  ThresholdsConfigBuilder,
+  ThresholdsMode,
+  type DataSourceRef,
+} from '@grafana/grafana-foundation-sdk/dashboard';
+import { DataqueryBuilder } from '@grafana/grafana-foundation-sdk/prometheus';
+import { PanelBuilder as Stat } from '@grafana/grafana-foundation-sdk/stat';
+import { PanelBuilder as Table } from '@grafana/grafana-foundation-sdk/table';
+import { PanelBuilder as Lines } from '@grafana/grafana-foundation-sdk/timeseries';
+import { pages, type Page, type Panel } from './panels.ts';
+
+const tag = 'cdm-replicator';
+const source: DataSourceRef = { type: 'prometheus', uid: '${source}' };
+
+function panelOf({ title, queries, unit, kind, thresholds }: Panel): Stat | Lines | Table {
+  const panel = kind === 'stat' ? new Stat() : kind === 'table' ? new Table() : new Lines();
+  panel
+    .title(title)
+    .unit(unit)
+    .datasource(source)
+    .span(kind === 'stat' ? 8 : 12)
+    .height(kind === 'stat' ? 5 : 8);
+  if (thresholds !== undefined) {
+    const steps = [
+      { value: null, color: 'green' },
+      { value: thresholds[0], color: 'yellow' },
+      { value: thresholds[1], color: 'red' },
+    ];
+    panel.thresholds(new ThresholdsConfigBuilder().mode(ThresholdsMode.Absolute).steps(steps));
+  }
+  Object.entries(queries).forEach(([legend, expr], index) => {
+    const query = new DataqueryBuilder()
+      .expr(expr)
+      .legendFormat(legend)
+      .refId(String.fromCharCode(65 + index))
+      .datasource(source);
+    panel.withTarget(kind === 'lines' ? query.range() : query.instant());
+  });
+  return panel;
+}
+
+function dashboardOf({ uid, title, ofReplication, panels }: Page): string {
+  const dashboard = new DashboardBuilder(title)
+    .uid(uid)
+    .tags([tag])
+    .refresh('30s')
+    .time({ from: 'now-6h', to: 'now' })
+    .timezone('browser')
+    .link(
+      new DashboardLinkBuilder('Replicator')
+        .type('dashboards' as never)
+        .tags([tag])
+        .asDropdown(true)
+        .keepTime(true)
+        .includeVars(true),
+    )
+    .withVariable(new DatasourceVariableBuilder('source').label('Prometheus').type('prometheus'));
+  if (ofReplication === true)
+    dashboard.withVariable(
+      new QueryVariableBuilder('replication')
+        .label('Replication')
+        .datasource(source)
+        .query('label_values(replicator_state, replication)'),
+    );
+  for (const panel of panels) dashboard.withPanel(panelOf(panel) as never);
+  return `${JSON.stringify(dashboard.build(), null, 2)}\n`;
+}
+
+/** File name and content of each. */
+export function dashboards(): Map<string, string> {
+  return new Map(pages.map((page) => [`${page.uid.replace('cdmr-', '')}.json`, dashboardOf(page)]));
+}
+
+if (import.meta.main) for (const [name, text] of dashboards()) writeFileSync(join(import.meta.dirname, name), text);
