@@ -72,7 +72,7 @@ function dashboardOf({ uid, title, ofReplication, panels }: Page): string {
         .datasource(source)
         .query('label_values(replicator_state, replication)'),
     );
-  for (const panel of panels) dashboard.withPanel(panelOf(panel) as never);
+  for (const panel of panels) dashboard.withPanel(panelOf(panel));
   return `${JSON.stringify(dashboard.build(), null, 2)}\n`;
 }
 

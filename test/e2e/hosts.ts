@@ -82,6 +82,7 @@ export async function openHosts(t: Test, names: string[]): Promise<Hosts> {
     ip('netns', 'add', netns);
     undo.push(['netns', 'del', netns]);
     ip('link', 'add', `v-${name}`, 'type', 'veth', 'peer', 'name', 'host0', 'netns', netns);
+    undo.push(['link', 'del', `v-${name}`]);
     ip('link', 'set', `v-${name}`, 'master', 'cdmrbr', 'up');
     ip('-n', netns, 'addr', 'add', `${address}/24`, 'dev', 'host0');
     ip('-n', netns, 'link', 'set', 'host0', 'up');
