@@ -90,6 +90,10 @@ export class Extents implements BlockCapture {
       this.#folder = join(dirname(path), cloneFolder);
       await fs.mkdir(this.#folder, { recursive: true, mode: 0o700 });
     });
+    // Whoever may write to that filesystem could have put something else there.
+    const found = await fs.lstat(this.#folder);
+    if (!found.isDirectory() || found.uid !== process.getuid?.() || found.mode & 0o077)
+      throw new Error(`${this.#folder} is not a folder of this agent's alone: remove it`);
   }
 
   /** What an agent before us left, but the one that is needed. */
