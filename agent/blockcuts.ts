@@ -13,7 +13,7 @@ import type { Consistency } from '../proto/wire.ts';
 import type { Drained } from './capture/block.ts';
 import type { Tracking } from './capture/tracking.ts';
 import type { BlockDevice, Frozen, Readable, View } from './device.ts';
-import type { Cut, Piece } from './source.ts';
+import type { Cut, Hold, Piece } from './source.ts';
 
 /** What may be read into memory within one cut. */
 const spoolBytes = 64 << 20;
@@ -36,7 +36,10 @@ export interface CutContext {
   resized(sizeBytes: number): void;
   /** What the volume's stamp was at the cut. */
   stamped(stamp: string | undefined): void;
+  stampNow(): string | undefined;
   reflinkRefusal(): Promise<string | undefined>;
+  /** One with other volumes. */
+  group: Hold | undefined;
 }
 
 export interface Way {
@@ -53,29 +56,47 @@ export const ways: Way[] = [
 ];
 
 async function freezeReflink(context: CutContext, signal: AbortSignal): Promise<Cut | string> {
-  const { device, maxFreezeMs, clock } = context;
+  const { maxFreezeMs, clock } = context;
   // A clone that is not possible shall not cost the workload a freeze to find out.
   const refusal = await context.reflinkRefusal();
   if (refusal !== undefined) return refusal;
   await stampBefore(context);
-  const frozen = await device.freeze(maxFreezeMs, signal);
+  const frozen = await freeze(context, signal);
   if (typeof frozen === 'string') return frozen;
   const agentUs = nowUs(clock);
+  const released = context.group?.frozen();
   const held = await hold(context).catch((error: unknown) => String(error));
+  const alone = await released;
   const { held: isHeld, freezeUs } = await frozen.thaw();
   if (typeof held === 'string') return held;
-  if (!isHeld) {
+  if (alone !== undefined || !isHeld) {
     await held.view.release();
-    return `the freeze did not hold for the clone; maxFreezeMs is ${maxFreezeMs}`;
+    return alone ?? `the freeze did not hold for the clone; maxFreezeMs is ${maxFreezeMs}`;
   }
   return viewed(context, held, { consistency: 'filesystem', agentUs, freezeUs });
 }
 
+function freeze({ device, maxFreezeMs, group }: CutContext, signal: AbortSignal): Promise<Frozen | string> {
+  return device.freeze(maxFreezeMs, signal, group && (() => group.prepared()));
+}
+
 async function reflink(context: CutContext): Promise<Cut | string> {
+  const { device, group } = context;
+  await group?.prepared();
   await stampBefore(context);
+  const before = group && (await device.stamp());
   const agentUs = nowUs(context.clock);
   const held = await hold(context);
   if (typeof held === 'string') return held;
+  if (group && before) {
+    // Nothing holds the volume still: that it was is proven.
+    const alone = before.stamp === undefined ? before.reason : await group.frozen();
+    const after = await device.stamp();
+    if (alone !== undefined || after.stamp !== before.stamp) {
+      await held.view.release();
+      return alone ?? 'the volume was written to while the group stood still';
+    }
+  }
   return viewed(context, held, { consistency: 'crash', agentUs, freezeUs: 0 });
 }
 
@@ -123,13 +144,13 @@ async function viewed(
 }
 
 async function freezeRead(context: CutContext, signal: AbortSignal): Promise<Cut | string> {
-  const { device, maxFreezeMs, clock } = context;
+  const { maxFreezeMs, clock } = context;
   const expectedMs = context.expectedMs();
   if (expectedMs > maxFreezeMs * freezeReadRatio) {
     return `reading what changed takes ${Math.round(expectedMs)} ms, more than maxFreezeMs ${maxFreezeMs} leaves; put the image on XFS or btrfs with reflink, or raise maxFreezeMs`;
   }
   if (isBlind(context)) await stampBefore(context);
-  const frozen = await device.freeze(maxFreezeMs, signal);
+  const frozen = await freeze(context, signal);
   if (typeof frozen === 'string') return frozen;
   const agentUs = nowUs(clock);
   const deadlineMs = clock.monotonicMs() + maxFreezeMs;
@@ -143,6 +164,7 @@ async function readFrozen(
   signal: AbortSignal,
 ): Promise<Cut> {
   const { maxFreezeMs } = context;
+  const released = context.group?.frozen();
   let spooled: Spooled;
   try {
     spooled = isBlind(context)
@@ -152,8 +174,10 @@ async function readFrozen(
     await frozen.thaw();
     throw error;
   }
+  // One that is no cut shall not keep the workload waiting for the others.
+  const alone = spooled.refusal ?? (await released);
   const { held, freezeUs } = await frozen.thaw();
-  const refusal = spooled.refusal ?? (held ? undefined : `the freeze did not hold; maxFreezeMs is ${maxFreezeMs}`);
+  const refusal = alone ?? (held ? undefined : `the freeze did not hold; maxFreezeMs is ${maxFreezeMs}`);
   return fromSpool(spooled.pieces, refusal && `freeze and read: ${refusal}`, {
     consistency: 'filesystem',
     agentUs,
@@ -165,6 +189,7 @@ async function quiet(context: CutContext, signal: AbortSignal): Promise<Cut | st
   const pieces: Piece[] = [];
   let refusal: string | undefined;
   let agentUs = 0;
+  await context.group?.prepared();
   for (let tries = 0; tries < quietTries; tries++) {
     agentUs = nowUs(context.clock);
     const spooled = await spoolStill(context, Infinity, signal);
@@ -172,8 +197,19 @@ async function quiet(context: CutContext, signal: AbortSignal): Promise<Cut | st
     refusal = spooled.refusal;
     if (refusal === undefined || bytesOf(pieces) > spoolBytes / 2) break;
   }
+  if (refusal === undefined && context.group) refusal = await stillWithAll(context, context.group);
   if (refusal !== undefined && pieces.length === 0) return refusal;
   return fromSpool(pieces, refusal && `quiet interval: ${refusal}`, { consistency: 'crash', agentUs, freezeUs: 0 });
+}
+
+/** Nothing was written until all members of the group stood still. */
+async function stillWithAll(context: CutContext, group: Hold): Promise<string | undefined> {
+  const before = await context.tracking.drain();
+  if (before.still === undefined || before.still !== context.stampNow()) return 'the volume was written to';
+  const alone = await group.frozen();
+  if (alone !== undefined) return alone;
+  const after = await context.tracking.drain();
+  return after.still === before.still ? undefined : 'the volume was written to while the group stood still';
 }
 
 function fromSpool(

@@ -16,7 +16,7 @@ import { ways, type CutContext } from './blockcuts.ts';
 import { Known, scan, type BufferPool } from './blockscan.ts';
 import type { Tracking } from './capture/tracking.ts';
 import type { BlockDevice, Readable } from './device.ts';
-import type { Cut, Piece, Source, SourceCounters, SourceFacts } from './source.ts';
+import type { Cut, Hold, Piece, Source, SourceCounters, SourceFacts } from './source.ts';
 
 /** Rounds before a cut, at most. */
 const maxRounds = 5;
@@ -172,7 +172,7 @@ export class BlockSource implements Source {
     this.#blank = false;
   }
 
-  async cut(signal: AbortSignal): Promise<Cut> {
+  async cut(signal: AbortSignal, group?: Hold): Promise<Cut> {
     const { consistency } = this.#options;
     if (consistency === 'file') {
       throw new ReplicationError(
@@ -185,7 +185,7 @@ export class BlockSource implements Source {
       if (consistency !== null && way.consistency !== consistency) continue;
       this.#resize((await this.facts()).sizeBytes);
       this.#cutStamp = undefined;
-      const cut = await way.take(this.#context(), signal);
+      const cut = await way.take(this.#context(group), signal);
       this.counters.lostEvents = this.#tracking.capture.lostEvents - this.#lostBefore;
       if (typeof cut !== 'string') return withReasons(cut, refusals);
       refusals.push(`${way.name}: ${cut}`);
@@ -193,7 +193,7 @@ export class BlockSource implements Source {
     throw new ReplicationError('NoConsistentCut', refusals.join('; '));
   }
 
-  #context(): CutContext {
+  #context(group: Hold | undefined): CutContext {
     const { device, clock, maxFreezeMs } = this.#options;
     return {
       device,
@@ -205,6 +205,8 @@ export class BlockSource implements Source {
       expectedMs: () => this.#expectedMs(),
       resized: (sizeBytes) => this.#resize(sizeBytes),
       stamped: (stamp) => (this.#cutStamp = stamp),
+      stampNow: () => this.#cutStamp,
+      group,
       reflinkRefusal: () => this.#reflinkRefusal(),
     };
   }

@@ -63,7 +63,7 @@ export function systemDevice(options: SystemDeviceOptions): BlockDevice {
       return block ? deviceStamp(file) : imageStamp(file, clock);
     },
     flush: () => flush(options),
-    freeze: (maxFreezeMs, signal) => freeze(options, maxFreezeMs, signal),
+    freeze: (maxFreezeMs, signal, ready) => freeze(options, maxFreezeMs, signal, ready),
     async reflink() {
       const { file, block } = await use();
       return block ? 'a block device has no reflinks' : reflink(path, file);
@@ -168,11 +168,12 @@ async function freeze(
   options: SystemDeviceOptions,
   maxFreezeMs: number,
   signal: AbortSignal,
+  ready?: () => Promise<void>,
 ): Promise<Frozen | string> {
   const target = await freezeTarget(options);
   if (typeof target === 'string') return target;
   try {
-    const held = await options.guard.freeze(target.mountPoint, maxFreezeMs, signal);
+    const held = await options.guard.freeze(target.mountPoint, maxFreezeMs, signal, ready);
     return {
       async thaw() {
         return { held: await held.thaw(), freezeUs: held.frozenUs };

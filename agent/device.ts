@@ -32,8 +32,11 @@ export interface BlockDevice extends Readable {
   stamp(): Promise<{ stamp: string | undefined; reason: string }>;
   /** Has what the mounted filesystem holds in memory written to the volume, so that a freeze finds little to write. */
   flush(): Promise<void>;
-  /** Freezes the mounted filesystem that this volume is; a string says why that cannot be. */
-  freeze(maxFreezeMs: number, signal: AbortSignal): Promise<Frozen | string>;
+  /**
+   * Freezes the mounted filesystem that this volume is; a string says why that cannot be. `ready` is waited for when all that
+   * goes before a freeze (hooks) is done.
+   */
+  freeze(maxFreezeMs: number, signal: AbortSignal, ready?: () => Promise<void>): Promise<Frozen | string>;
   /** A view of this instant that shares the volume's blocks; a string says why that cannot be. */
   reflink(): Promise<View | string>;
   /** Lets go of the volume until it is used again. */

@@ -35,9 +35,10 @@ export interface Freeze {
 export interface Guard {
   /**
    * Flushes and freezes; check `freezable` first. After maxFreezeMs from the freezing call on the guard thaws by itself.
+   * `ready` is waited for before that, and after all that goes before a freeze.
    * @throws ReplicationError NoConsistentCut; the signal's reason
    */
-  freeze(mountPoint: string, maxFreezeMs: number, signal?: AbortSignal): Promise<Freeze>;
+  freeze(mountPoint: string, maxFreezeMs: number, signal?: AbortSignal, ready?: () => Promise<void>): Promise<Freeze>;
   /** Thaws what is frozen, by whomever; answers which were. For the start of the agent, with the mount points it manages. */
   thawAll(mountPoints: readonly string[]): Promise<string[]>;
   /** Thaws everything and ends the process. */
@@ -141,7 +142,13 @@ export function startGuard(): Guard {
     return thawed ?? [];
   }
 
-  async function freeze(mountPoint: string, maxFreezeMs: number, signal?: AbortSignal): Promise<Freeze> {
+  async function freeze(
+    mountPoint: string,
+    maxFreezeMs: number,
+    signal?: AbortSignal,
+    ready?: () => Promise<void>,
+  ): Promise<Freeze> {
+    await ready?.();
     signal?.throwIfAborted();
     if (stopped) throw new ReplicationError('Stopped', 'the freeze guard is stopped');
     await atMost(answerMs, replacing);

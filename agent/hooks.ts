@@ -71,11 +71,11 @@ export async function withHooks(guard: Guard, options: HookOptions): Promise<Gua
     },
     thawAll: (mountPoints) => guard.thawAll(mountPoints),
     stop: () => guard.stop(),
-    async freeze(mountPoint, maxFreezeMs, signal) {
+    async freeze(mountPoint, maxFreezeMs, signal, ready) {
       await before();
       let freeze: Freeze;
       try {
-        freeze = await guard.freeze(mountPoint, maxFreezeMs, signal);
+        freeze = await guard.freeze(mountPoint, maxFreezeMs, signal, ready);
       } catch (error) {
         await after();
         throw error;

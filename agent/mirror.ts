@@ -11,6 +11,7 @@ import { asReplicationError, ReplicationError, type ErrorCode } from '../proto/e
 import type { CompressionChoice } from '../proto/payload.ts';
 import { Pace } from '../proto/pace.ts';
 import type { Assignment, Report } from '../proto/wire.ts';
+import { GroupCut } from './groupcut.ts';
 import { nextStep, type PlanInput, type Step } from './plan.ts';
 import { ReplicationProgress } from './progress.ts';
 import { Sender, type MirrorCall } from './sender.ts';
@@ -174,11 +175,12 @@ async function loop(run: Session, onSuccess: () => void): Promise<void> {
     signal.throwIfAborted();
     const assignment = deps.assignment();
     if (needsNewSession(run.assignment, assignment)) return;
-    const step = nextStep({ ...run, nowMs: deps.clock.monotonicMs(), assignment, done: state.done });
+    const { called } = run.sender;
+    const step = nextStep({ ...run, called, nowMs: deps.clock.monotonicMs(), assignment, done: state.done });
     if (step.kind === 'pause' || step.kind === 'reopen') return;
     if (step.kind === 'wait') {
       await source.idle();
-      await waitOrChange(deps, step.untilMs - deps.clock.monotonicMs(), signal);
+      await waitOrChange(deps, step.untilMs - deps.clock.monotonicMs(), signal, run.sender);
       continue;
     }
     const startMs = deps.clock.monotonicMs();
@@ -258,18 +260,28 @@ async function sync(run: Session, step: Extract<Step, { kind: 'sync' }>, assignm
   );
   if (step.whole) run.whole = false;
 
-  const cut = await takeCut(run);
-  if (!cut) return;
+  const again = (): Promise<void> =>
+    sender.send(
+      source.round(false, () => undefined, signal),
+      saveProgress,
+    );
+  const taken = await takeCut(run, again);
+  if (!taken) return;
+  const { cut, group } = taken;
   try {
     await sender.send(cut.pieces(signal), saveProgress);
     const broken = await cut.broken();
     if (broken !== undefined) {
+      await group?.failed(broken);
       refuse(run, broken);
       return;
     }
+    const heldUs = group && (await orRefused(run, () => group.held()));
+    if (group && heldUs === undefined) return;
     await commit(run, {
       point: true,
-      sourceUs: await deps.toMasterUs(cut.agentUs, signal),
+      sourceUs: heldUs ?? (await deps.toMasterUs(cut.agentUs, signal)),
+      groupCut: group?.cut ?? '',
       consistency: cut.consistency,
       startedUs: await deps.toMasterUs(startedUs, signal),
       sentBytes: sender.sentBytes - sentBefore,
@@ -304,12 +316,33 @@ async function sync(run: Session, step: Extract<Step, { kind: 'sync' }>, assignm
   });
 }
 
-/** Undefined when no consistent cut could be taken now; mirroring goes on and the next one is tried at its time. */
-async function takeCut(run: Session): Promise<Cut | undefined> {
+/**
+ * Undefined when no consistent cut could be taken now; mirroring goes on and the next one is tried at its time. A member of
+ * a group takes it together with the others, once it has a first point.
+ */
+async function takeCut(
+  run: Session,
+  again: () => Promise<void>,
+): Promise<{ cut: Cut; group: GroupCut | undefined } | undefined> {
+  const { deps, sender, signal, source } = run;
+  let group: GroupCut | undefined;
+  if (run.assignment.group !== '' && run.initialized) {
+    const sleep = (ms: number): Promise<void> => deps.clock.sleep(ms, signal);
+    const gathered = await orRefused(run, async () => ({ group: await GroupCut.gather(sender, sleep, again) }));
+    if (!gathered) return undefined;
+    group = gathered.group;
+  }
+  const cut = await orRefused(run, () => source.cut(signal, group), group);
+  return cut && { cut, group };
+}
+
+/** Undefined, and the cut counts as refused, when there is no consistent one. */
+async function orRefused<T>(run: Session, work: () => Promise<T>, group?: GroupCut): Promise<T | undefined> {
   try {
-    return await run.source.cut(run.signal);
+    return await work();
   } catch (error) {
     if (!(error instanceof ReplicationError) || error.code !== 'NoConsistentCut') throw error;
+    await group?.failed(error.message);
     refuse(run, error.message);
     return undefined;
   }
@@ -335,6 +368,7 @@ async function commit(
     sentBytes: number;
     verified?: boolean;
     mismatchedGranules?: number;
+    groupCut?: string;
   },
 ): Promise<void> {
   const sequence = run.sequence + 1;
@@ -345,6 +379,7 @@ async function commit(
   const digest = await run.sender.commit({
     verified: false,
     mismatchedGranules: 0,
+    groupCut: '',
     ...facts,
     sequence,
     sizeBytes: run.source.commitSizeBytes(),
@@ -369,13 +404,16 @@ function tellTrouble(deps: MirrorDependencies, { progress }: State, error: Repli
   progress.trouble([{ reason, message: error.message.slice(0, 4000), stops: true }]);
 }
 
-async function waitOrChange(deps: MirrorDependencies, ms: number, signal: AbortSignal): Promise<void> {
-  if (ms <= 0) return;
+async function waitOrChange(deps: MirrorDependencies, ms: number, signal: AbortSignal, sender?: Sender): Promise<void> {
+  if (ms <= 0 || sender?.called === true) return;
   const woken = new AbortController();
   const any = AbortSignal.any([signal, woken.signal]);
+  const called = new Promise<void>((resolve) => {
+    if (sender) sender.onCall = resolve;
+  });
   const sleeping = ms === Infinity ? new Promise<void>(() => undefined) : deps.clock.sleep(ms, any);
   try {
-    await Promise.race([sleeping.catch(() => undefined), deps.changed(any).catch(() => undefined)]);
+    await Promise.race([called, sleeping.catch(() => undefined), deps.changed(any).catch(() => undefined)]);
   } finally {
     woken.abort();
   }

@@ -21,6 +21,8 @@ export interface PlanInput {
   whole: boolean;
   /** `whole`: how long it took says nothing about what the next cut costs (first copy, resync, verify, tracked changes). */
   last: { startMs: number; endMs: number; whole: boolean } | undefined;
+  /** The group that this replication is a member of takes a cut. */
+  called: boolean;
   /** The newest attempt made no point: what was asked for is tried again at the pace of cuts. */
   refused: boolean;
 }
@@ -56,6 +58,8 @@ export function nextStep(input: PlanInput): Step {
       asked: true,
     });
   }
+  if (input.called)
+    return { kind: 'sync', why: input.whole ? 'Resyncing' : 'Mirroring', whole: input.whole, asked: true };
   if (!assignment.continuous) return { kind: 'wait', untilMs: Infinity };
   if (input.whole) return pacedSync(input, { kind: 'sync', why: 'Resyncing', whole: true, asked: true });
   if (!last) return { kind: 'sync', why: 'Mirroring', whole: false, asked: false };

@@ -19,6 +19,8 @@ import {
   nodeTypes,
   protocolVersion,
   type Commit,
+  type GroupAnswer,
+  type GroupAsk,
   type MirrorHello,
   type MirrorReply,
   type MirrorRequest,
@@ -83,6 +85,12 @@ export class Sender {
   #verify: { progress: (done: number, total: number) => void; ready: { badGranules: number } | undefined } | undefined;
   #failure: ReplicationError | undefined;
   readonly #bell = bell();
+  /** Of the group, oldest first, but calls. */
+  readonly #asks: GroupAsk[] = [];
+  /** The group takes a cut, and this member has not yet said that it is ready. */
+  called = false;
+  /** When that comes to be. */
+  onCall: () => void = () => undefined;
 
   private constructor(call: MirrorCall, welcome: MirrorWelcome, options: SenderOptions) {
     this.#call = call;
@@ -137,6 +145,11 @@ export class Sender {
       this.#verify?.progress(reply.verifyProgress.bytesDone, reply.verifyProgress.bytesTotal);
     } else if (reply.verifyReady) {
       if (this.#verify) this.#verify.ready = reply.verifyReady;
+    } else if (reply.group?.step === 'call') {
+      this.called = true;
+      this.onCall();
+    } else if (reply.group) {
+      this.#asks.push(reply.group);
     }
   }
 
@@ -345,6 +358,29 @@ export class Sender {
     await this.#until(() => state.ready !== undefined);
     this.#verify = undefined;
     return state.ready?.badGranules ?? 0;
+  }
+
+  /** To the group, after every piece so far. */
+  async answer(group: GroupAnswer): Promise<void> {
+    await this.settle();
+    if (group.step === 'ready') {
+      this.called = false;
+      this.#asks.length = 0;
+    }
+    await this.#message({ group });
+  }
+
+  /** What the group asks next; undefined when `late` comes first. */
+  async asked(late?: Promise<unknown>): Promise<GroupAsk | undefined> {
+    let isLate = false;
+    void late
+      ?.catch(() => undefined)
+      .then(() => {
+        isLate = true;
+        this.#bell.ring();
+      });
+    await this.#until(() => this.#asks.length > 0 || isLate);
+    return this.#asks.shift();
   }
 
   /** The replica's nodes (Filesystem). Only before the first piece. */

@@ -69,6 +69,14 @@ export interface Cut {
   release(): Promise<void>;
 }
 
+/** A cut that is to be one with those of other volumes: agent/groupcut.ts. */
+export interface Hold {
+  /** Everything is ready to stand still; returns when that is so of all. @throws NoConsistentCut */
+  prepared(): Promise<void>;
+  /** Stands still; answers when it may end, undefined: all stood still; else why this is no cut. Never throws. */
+  frozen(): Promise<string | undefined>;
+}
+
 export interface SourceFacts {
   /** Block: size. Filesystem: bytes in use, for progress only. */
   sizeBytes: number;
@@ -107,8 +115,11 @@ export interface Source {
     progress: (bytesDone: number, bytesTotal: number) => void,
     signal: AbortSignal,
   ): AsyncIterable<Piece>;
-  /** @throws NoConsistentCut with what was tried and what would make it possible */
-  cut(signal: AbortSignal): Promise<Cut>;
+  /**
+   * With `hold` the view is of a time in which the volume did not change, from `hold.frozen` on until that has answered.
+   * @throws NoConsistentCut with what was tried and what would make it possible
+   */
+  cut(signal: AbortSignal, hold?: Hold): Promise<Cut>;
   /**
    * Proof that nothing changed since the newest cut that was committed: the agent's clock (us) up to which it holds,
    * undefined when there is no such proof (something changed, or it cannot be known).

@@ -22,11 +22,11 @@ import { Looks } from './capture/looks.ts';
 import { visit, walk, type Walk } from './capture/scan.ts';
 import { isSame, keyOf, openTree, type Tree } from './capture/tree.ts';
 import { remoteKind, watchTree, type Hints } from './capture/watch.ts';
-import { freezable, type Guard } from './guard.ts';
+import { freezable, type Freeze, type Guard } from './guard.ts';
 import { openManifest, type Manifest } from './manifest.ts';
 import { mountOf, readBlockDevices, readMounts } from './mounts.ts';
 import { sourceFacts } from './source-facts.ts';
-import type { Cut, Piece, Source, SourceCounters, SourceFacts } from './source.ts';
+import type { Cut, Hold, Piece, Source, SourceCounters, SourceFacts } from './source.ts';
 
 /** What a freeze may read into memory. */
 const spoolBytes = 64 << 20;
@@ -321,7 +321,7 @@ export class TreeSource implements Source {
 
   // ---- cuts
 
-  async cut(signal: AbortSignal): Promise<Cut> {
+  async cut(signal: AbortSignal, group?: Hold): Promise<Cut> {
     signal.throwIfAborted();
     const made: Made = { consistency: 'file', agentUs: 0, freezeUs: 0, broken: undefined };
     return {
@@ -335,25 +335,25 @@ export class TreeSource implements Source {
       get freezeUs() {
         return made.freezeUs;
       },
-      pieces: (piecesSignal) => this.#cutPieces(made, AbortSignal.any([signal, piecesSignal])),
+      pieces: (piecesSignal) => this.#cutPieces(made, AbortSignal.any([signal, piecesSignal]), group),
       broken: async () => made.broken,
       release: async () => undefined,
     };
   }
 
-  async *#cutPieces(made: Made, signal: AbortSignal): AsyncGenerator<Piece> {
+  async *#cutPieces(made: Made, signal: AbortSignal, group: Hold | undefined): AsyncGenerator<Piece> {
     this.#enter();
     try {
       const refusal = await this.#freezeRefusal();
       let why = refusal;
-      for (let left = freezeTries; refusal === undefined && left > 0; left--) {
+      for (let left = group ? 1 : freezeTries; refusal === undefined && left > 0; left--) {
         // Not longer than needed in the freeze: what is dirty already goes before it.
         {
           await using tree = await this.#open(true);
           await this.#look(tree, false, signal);
           yield* this.#live(tree, false, () => undefined, signal);
         }
-        const spool = await this.#frozen(made, signal);
+        const spool = await this.#frozen(made, signal, group);
         if (typeof spool !== 'string') {
           yield* this.#spooled(spool);
           return;
@@ -362,6 +362,10 @@ export class TreeSource implements Source {
       }
       if (this.#options.consistency === 'filesystem') {
         made.broken = `no filesystem-consistent cut: ${why}`;
+        return;
+      }
+      if (group) {
+        made.broken = `file by file there is no common instant, as a group needs; ${why}`;
         return;
       }
       if (refusal === undefined) this.#noFreezeUntilMs = this.#options.clock.monotonicMs() + freezeAgainMs;
@@ -432,11 +436,18 @@ export class TreeSource implements Source {
   }
 
   /** All that still differs, read while the filesystem stood still; or why that did not work. */
-  async #frozen(made: Made, signal: AbortSignal): Promise<Piece[] | string> {
+  async #frozen(made: Made, signal: AbortSignal, group: Hold | undefined): Promise<Piece[] | string> {
     const { guard, maxFreezeMs } = this.#options;
     assert(guard);
     await using tree = await this.#open(true);
-    const freeze = await guard.freeze(tree.path, maxFreezeMs, signal);
+    let freeze: Freeze;
+    try {
+      freeze = await guard.freeze(tree.path, maxFreezeMs, signal, group && (() => group.prepared()));
+    } catch (error) {
+      if (group && error instanceof ReplicationError && error.code === 'NoConsistentCut') return error.message;
+      throw error;
+    }
+    const released = group?.frozen();
     const frozen = this.#now();
     const spool: Piece[] = [];
     let problem: string | undefined;
@@ -455,6 +466,7 @@ export class TreeSource implements Source {
       problem = signal.aborted ? undefined : `${messageOf(error)} within maxFreezeMs ${maxFreezeMs}`;
       if (signal.aborted) throw error;
     } finally {
+      if (problem === undefined) problem = await released;
       const held = await freeze.thaw();
       made.freezeUs = freeze.frozenUs;
       if (!held) problem ??= 'the freeze did not hold';

@@ -5,11 +5,13 @@
  */
 import type { VolumeMode } from '../proto/wire.ts';
 import type { Cleanup, CleanupMode, Garbage } from './garbage.ts';
-import type { AgentVolume, PointView, Replication, StorageClass } from './resources.ts';
+import type { AgentVolume, GroupPointView, PointView, Replication, StorageClass } from './resources.ts';
 
 export interface Engine {
   /** Committed points that can be recovered now, oldest first; `from`, `to` bound sourceTime in ms since the epoch, inclusive. */
   points(replicationUid: string, from?: number, to?: number): PointView[];
+  /** The moments of which every member of the group has its point, oldest first. Absent: no groups are cut. */
+  groupPoints?(group: string): GroupPointView[];
   /** Newest inventory of a connected or once connected agent. */
   volumes(agent: string): AgentVolume[];
   /** Asks a connected agent what a path is that its inventory does not have; undefined: it does not say. Absent: nobody to ask. */

@@ -181,6 +181,7 @@ async function run(signal: AbortSignal): Promise<void> {
   });
   const engine: Engine = {
     points: (uid, from, to) => running.points(uid, from, to),
+    groupPoints: (group) => running.groupPoints(group),
     volumes: (agent) => agents.volumes(agent),
     look: (agent, path) => agents.look(agent, path),
     validateReplication: (spec) => problemsOf(spec, agents.volumes(spec.source.agent)),

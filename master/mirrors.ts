@@ -13,13 +13,14 @@ import { granuleBytes } from '../proto/granule.ts';
 import { Lock } from '../proto/lock.ts';
 import type { Assignment, Report, Trouble } from '../proto/wire.ts';
 import type { EventInput, Events } from './engine.ts';
+import { groupCuts, groupPoints } from './groupcuts.ts';
 import { follow, type Seen } from './follow.ts';
 import type { Metrics } from './metrics.ts';
 import { latestReady } from './references.ts';
 import type { CommitRecord } from './replica/frame.ts';
 import type { Point } from './replica/horizon.ts';
 import { Replica, type ReplicaLimits } from './replica/replica.ts';
-import type { PointView, Replication, ReplicationStatus } from './resources.ts';
+import type { GroupPointView, PointView, Replication, ReplicationStatus } from './resources.ts';
 import { nextTime, parseCron } from './cron.ts';
 import { readHello, serveSession, type MirrorStream } from './session.ts';
 import { nextTime as nextDue } from './schedule.ts';
@@ -95,6 +96,8 @@ export interface Mirrors {
   replica(uid: string): Replica | undefined;
   points(uid: string, fromMs?: number, toMs?: number): PointView[];
   view(uid: string, point: Point): PointView;
+  /** Of a group, oldest first: the moments of which every member has its point. */
+  groupPoints(group: string): GroupPointView[];
   driver(storageClass: string): StorageDriver | undefined;
   drilled(uid: string, ms: number): void;
   /** What it holds on storage, and whether that is going to be too much. */
@@ -106,6 +109,22 @@ export function mirrors(options: MirrorsOptions): Mirrors {
   const { clock } = effects;
   const trusted = options.trusted ?? clock;
   const all = new Map<string, Mirror>();
+  const cuts = groupCuts({
+    clock,
+    random: effects.random,
+    members: (group) =>
+      store
+        .list('Replication')
+        .filter(({ spec }) => spec.group === group)
+        .map(({ metadata, spec }) => ({
+          uid: metadata.uid,
+          name: metadata.name,
+          initialized: all.get(metadata.uid)?.replica?.newestPoint !== undefined,
+          paused: spec.paused,
+          maxFreezeMs: spec.maxFreezeMs,
+          hookSeconds: spec.hooks?.timeoutSeconds ?? 0,
+        })),
+  });
   const drivers = new Map<string, { path: string; driver: StorageDriver }>();
 
   function driver(name: string): StorageDriver | undefined {
@@ -445,7 +464,17 @@ export function mirrors(options: MirrorsOptions): Mirrors {
         const message = `${badGranules} stored pieces were damaged; they are fetched again`;
         if (badGranules > 0) tell(mirror, 'ReplicaDamaged', 'ERROR', message);
       };
-      const sessionEvents = { onCommit: (commit: CommitRecord) => onCommit(mirror, commit), onVerified };
+      const { group } = replication.spec;
+      // A line that breaks here ends the call, and that is seen by its reader.
+      const seat =
+        group === undefined
+          ? undefined
+          : cuts.join(group, mirror.uid, (ask) => void stream.send({ group: ask }).catch(() => undefined));
+      const sessionEvents = {
+        onCommit: (commit: CommitRecord) => onCommit(mirror, commit),
+        onVerified,
+        ...(seat && { group: seat }),
+      };
       const closing = mirror.closing.signal;
       const cancel = (): void => stream.cancel();
       closing.addEventListener('abort', cancel, { once: true });
@@ -453,6 +482,7 @@ export function mirrors(options: MirrorsOptions): Mirrors {
         const ending = AbortSignal.any([signal, closing]);
         await serveSession(replica, agent, hello, stream, clock, sessionEvents, ending);
       } finally {
+        seat?.leave();
         closing.removeEventListener('abort', cancel);
       }
     },
@@ -490,6 +520,21 @@ export function mirrors(options: MirrorsOptions): Mirrors {
       return points
         .filter((point) => shownMs(point) >= fromMs && shownMs(point) <= toMs)
         .map((point) => view(uid, point));
+    },
+
+    groupPoints(group) {
+      const members = store.list('Replication').filter(({ spec }) => spec.group === group);
+      const common = groupPoints(
+        members.map(({ metadata: { uid } }) => ({ uid, points: all.get(uid)?.replica?.points ?? [] })),
+      );
+      return common.map(({ cut, sourceUs, points }) => {
+        const views = points.map(({ uid, point }) => ({
+          replication: all.get(uid)?.name ?? '',
+          point: view(uid, point),
+        }));
+        const consistency = views.some(({ point }) => point.consistency === 'crash') ? 'crash' : 'filesystem';
+        return { cut, sourceTime: new Date(sourceUs / 1000).toISOString(), consistency, points: views };
+      });
     },
 
     space(uid, usedBytes, trouble) {
@@ -546,6 +591,7 @@ function assignmentOf(
     beforeFreeze: spec.hooks?.beforeFreeze ?? [],
     afterThaw: spec.hooks?.afterThaw ?? [],
     hookTimeoutSeconds: spec.hooks?.timeoutSeconds ?? 30,
+    group: spec.group ?? '',
   };
 }
 

@@ -81,6 +81,8 @@ export interface ReplicationSpec {
   /** Programs of the source's node, run around each freeze; absent: none. */
   hooks?: { beforeFreeze: string[]; afterThaw: string[]; timeoutSeconds: number };
   snapshotSchedules: SnapshotSchedule[];
+  /** Its points are made together with those of the group's other replications; absent: by itself. */
+  group?: string;
   journalSeconds: number;
   /** The journal gives up its oldest points beyond this (Degraded/JournalShort). */
   maxJournalBytes: number;
@@ -102,6 +104,15 @@ export interface PointView {
   /** Name of a snapshot of this point. */
   snapshot: string | null;
   drilledTime: string | null;
+}
+
+/** A moment that all members of a group have in common. */
+export interface GroupPointView {
+  cut: string;
+  sourceTime: string;
+  /** The least of its members'. */
+  consistency: Consistency;
+  points: { replication: string; point: PointView }[];
 }
 
 export interface ReplicationStatus {

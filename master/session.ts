@@ -15,6 +15,7 @@ import {
   type MirrorRequest,
   type Node,
 } from '../proto/wire.ts';
+import type { GroupSeat } from './groupcuts.ts';
 import type { CommitRecord } from './replica/frame.ts';
 import type { Replica, ReplicaSession } from './replica/replica.ts';
 
@@ -24,6 +25,8 @@ export type MirrorStream = Stream<MirrorReply, MirrorRequest>;
 export interface SessionEvents {
   onCommit(commit: CommitRecord): void;
   onVerified(result: { readBytes: number; badGranules: number }): void;
+  /** Where the replication is a member of a group. */
+  group?: GroupSeat;
 }
 
 /** Received is sent at least this often, in messages and bytes, so that the sender's window moves on. */
@@ -117,12 +120,21 @@ async function take(
     const { object, first, hashes } = message.offer;
     await stream.send({ want: { number: message.number, bitmap: replica.want(session, object, first, hashes) } });
   } else if (message.commit) {
+    const { groupCut, sourceUs } = message.commit;
+    if (groupCut !== '' && events.group?.mayCommit(groupCut, sourceUs) !== true)
+      throw new ReplicationError(
+        'BadMessage',
+        `Commit.group_cut ${groupCut} is none that this member was told to commit`,
+      );
     const commit = await replica.commit(session, message.commit);
     // Told first: a line that breaks at the ack must not keep the status from moving on.
     events.onCommit(commit);
     await stream.send({ committed: { sequence: commit.sequence, digest: commit.digest } });
   } else if (message.manifest) {
     await sendManifest(replica.manifest(), stream);
+  } else if (message.group) {
+    if (!events.group) throw new ReplicationError('BadMessage', 'MirrorRequest.group: this replication is in no group');
+    events.group.hear(message.group);
   } else if (message.verify) {
     events.onVerified(await scrub(replica, session, stream, clock, signal));
   } else {

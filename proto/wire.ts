@@ -149,6 +149,7 @@ export interface Assignment {
   beforeFreeze: string[];
   afterThaw: string[];
   hookTimeoutSeconds: number;
+  group: string;
 }
 export interface MasterMessage {
   welcome?: { protocol: number; masterVersion: string };
@@ -223,6 +224,19 @@ export interface Commit {
   mismatchedGranules: number;
   startedUs: number;
   sentBytes: number;
+  groupCut: string;
+}
+/** See GroupAsk in replicator.proto. */
+export interface GroupAsk {
+  cut: string;
+  step: 'call' | 'alone' | 'prepare' | 'freeze' | 'thaw' | 'commit' | 'abandon';
+  sourceUs: number;
+  message: string;
+}
+export interface GroupAnswer {
+  cut: string;
+  step: 'ready' | 'prepared' | 'frozen' | 'held' | 'failed';
+  message: string;
 }
 export interface MirrorRequest {
   number: number;
@@ -233,6 +247,7 @@ export interface MirrorRequest {
   commit?: Commit;
   manifest?: Record<string, never>;
   verify?: Record<string, never>;
+  group?: GroupAnswer;
 }
 
 export interface MirrorWelcome {
@@ -254,6 +269,7 @@ export interface MirrorReply {
   manifestEnd?: Record<string, never>;
   verifyReady?: { readBytes: number; badGranules: number };
   verifyProgress?: { bytesDone: number; bytesTotal: number };
+  group?: GroupAsk;
 }
 
 export interface Messages {
@@ -357,6 +373,8 @@ function bad(path: string, what: string): never {
   throw new ReplicationError('BadMessage', `${path} ${what}`);
 }
 
+const groupAnswers: ReadonlySet<string> = new Set(['ready', 'prepared', 'frozen', 'held', 'failed']);
+
 const checks: { [K in keyof Messages]?: (message: Messages[K]) => void } = {
   JoinRequest(message) {
     text('JoinRequest.name', message.name, 63);
@@ -364,12 +382,17 @@ const checks: { [K in keyof Messages]?: (message: Messages[K]) => void } = {
     if (message.csrDer.length > 16384) bad('JoinRequest.csr_der', 'is longer than 16384 bytes');
   },
   MirrorRequest(message) {
-    oneKind('MirrorRequest', message, ['hello', 'offer', 'data', 'nodes', 'commit', 'manifest', 'verify']);
+    oneKind('MirrorRequest', message, ['hello', 'offer', 'data', 'nodes', 'commit', 'manifest', 'verify', 'group']);
     if (message.offer) checkOffer(message.offer);
     if (message.data) checkData(message.data);
     if (message.nodes) message.nodes.nodes.forEach(checkNode);
     if ((message.commit?.sizeBytes ?? 0) > maxVolumeBytes) bad('Commit.size_bytes', `is more than ${maxVolumeBytes}`);
     if (message.hello) text('MirrorHello.source_id', message.hello.sourceId, 1024);
+    if (message.commit) text('Commit.group_cut', message.commit.groupCut, 64);
+    if (message.group) {
+      if (!groupAnswers.has(message.group.step)) bad('GroupAnswer.step', 'is no step');
+      text('GroupAnswer.message', message.group.message, 4096);
+    }
   },
   MirrorReply(message) {
     oneKind('MirrorReply', message, [
@@ -381,6 +404,7 @@ const checks: { [K in keyof Messages]?: (message: Messages[K]) => void } = {
       'manifestEnd',
       'verifyReady',
       'verifyProgress',
+      'group',
     ]);
     if (message.nodes) message.nodes.nodes.forEach(checkNode);
   },

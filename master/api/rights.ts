@@ -62,6 +62,7 @@ export const rights: Readonly<Record<string, Right>> = {
   [`DELETE ${v1}/recoveries/:name`]: 'recoveries:write',
   [`POST ${v1}/recoveries/:name/actions/cancel`]: 'recoveries:write',
   [`POST ${v1}/recoveries/:name/actions/rollback`]: 'recoveries:write',
+  [`GET ${v1}/groups/:name/points`]: 'replications:read',
   [`GET ${v1}/garbage`]: 'replications:read',
   [`POST ${v1}/garbage/actions/cleanup`]: 'replications:write',
   [`GET ${v1}/events`]: 'events:read',

@@ -19,6 +19,7 @@ import { agentRoutes } from './agents.ts';
 import { eventRoutes } from './events.ts';
 import { idempotency } from './idempotency.ts';
 import { ApiProblem, asProblem, document, problemCodes } from './problem.ts';
+import { groupPointRoutes } from './grouppoints.ts';
 import { garbageRoutes } from './garbage.ts';
 import { Cleanup, Garbage } from './schema/garbage.ts';
 import { recoveryRoutes } from './recoveries.ts';
@@ -31,7 +32,7 @@ import { listOf, Problem } from './schema.ts';
 import { Agent, AgentVolume } from './schema/agent.ts';
 import { Event } from './schema/event.ts';
 import { Recovery } from './schema/recovery.ts';
-import { Point, Replication } from './schema/replication.ts';
+import { GroupPoint, Point, Replication } from './schema/replication.ts';
 import { Snapshot } from './schema/snapshot.ts';
 import { StorageClass } from './schema/storageclass.ts';
 import { NewToken, Token } from './schema/token.ts';
@@ -131,6 +132,7 @@ export async function startApi(options: ApiOptions): Promise<Api> {
   recoveryRoutes(app, context);
   agentRoutes(app, context);
   storageClassRoutes(app, context);
+  groupPointRoutes(app, context);
   garbageRoutes(app, context);
   eventRoutes(app, context);
   tokenRoutes(app, context);
@@ -264,6 +266,7 @@ async function openapi(app: FastifyInstance, version: string): Promise<void> {
     Snapshot,
     Recovery,
     Point,
+    GroupPoint,
     Event,
     Token,
     User,

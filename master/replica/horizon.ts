@@ -7,6 +7,8 @@ export interface Point {
   committedUs: number;
   consistency: string;
   digest: Buffer;
+  /** The cut of its whole group that it is part of; empty = none. */
+  groupCut: string;
 }
 
 /**

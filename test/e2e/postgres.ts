@@ -1,7 +1,7 @@
 /** PostgreSQL as the real workload in a replicated volume: a cluster on a mounted filesystem, load, and a look at a copy. */
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { chownSync, existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { chownSync, existsSync, mkdirSync, readdirSync, rmSync, symlinkSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Test } from 'tap';
@@ -39,18 +39,28 @@ export interface Cluster {
   stop(): Promise<void>;
 }
 
-/** Makes the cluster below `mountPoint` when it is not there. */
-export async function startCluster(t: Test, mountPoint: string): Promise<Cluster> {
+/** Makes the cluster below `mountPoint` when it is not there, its log below `walMount` if that is given. */
+export async function startCluster(t: Test, mountPoint: string, walMount?: string): Promise<Cluster> {
   const data = join(mountPoint, 'pg');
+  const wal = walMount && join(walMount, 'wal');
   const fresh = !existsSync(data);
   if (fresh) {
-    mkdirSync(data, { mode: 0o700 });
     const ids = ['-u', '-g'].map((flag) => Number(spawnSync('id', [flag, 'postgres']).stdout.toString()));
-    chownSync(data, ids[0] ?? 0, ids[1] ?? 0);
-    run('initdb', '--pgdata', data, '--auth=trust', '--no-sync', '--data-checksums', '--wal-segsize=4');
+    for (const path of [data, ...(wal === undefined ? [] : [wal])]) {
+      mkdirSync(path, { mode: 0o700 });
+      chownSync(path, ids[0] ?? 0, ids[1] ?? 0);
+    }
+    const waldir = wal === undefined ? [] : ['--waldir', wal];
+    run('initdb', '--pgdata', data, ...waldir, '--auth=trust', '--no-sync', '--data-checksums', '--wal-segsize=4');
   }
   // On another machine its pid would be nobody's; here it is the live server's, and PostgreSQL refuses to start.
-  else rmSync(join(data, 'postmaster.pid'), { force: true });
+  else {
+    rmSync(join(data, 'postmaster.pid'), { force: true });
+    if (wal !== undefined) {
+      rmSync(join(data, 'pg_wal'));
+      symlinkSync(wal, join(data, 'pg_wal'));
+    }
+  }
   // Sockets beside the data would be part of the volume; a folder of /tmp is nobody's.
   const socket = spawnSync('setpriv', [...asPostgres, 'mktemp', '-d'], { encoding: 'utf8' }).stdout.trim();
   const server = spawn(

@@ -159,6 +159,7 @@ export class World {
       beforeFreeze: [],
       afterThaw: [],
       hookTimeoutSeconds: 30,
+      group: '',
     };
     this.checks = new Checks(this);
   }

@@ -107,6 +107,9 @@ export const ReplicationSpec = Type.Object({
     default: 64 * 2 ** 30,
     description: 'beyond it the oldest points are given up before journalSeconds have passed (Degraded/JournalShort)',
   }),
+  group: Type.Optional(
+    name("of a consistency group: its members' points are of one moment, on all agents, all of them or none"),
+  ),
   compression: Type.Unsafe<'auto' | 'none' | 'lz4' | 'zstd'>({
     ...words('auto', 'none', 'lz4', 'zstd'),
     default: 'auto',
@@ -124,6 +127,13 @@ export const Point = Type.Object({
   digest: Type.String(),
   snapshot: nullable(Type.String()),
   drilledTime: nullable(time()),
+});
+
+export const GroupPoint = Type.Object({
+  cut: Type.String({ description: 'name of the cut' }),
+  sourceTime: time('the moment at which all members stood still; the same for each'),
+  consistency: Consistency,
+  points: Type.Array(Type.Object({ replication: Type.String(), point: Point })),
 });
 
 const ReplicationStatus = Type.Object({

@@ -17,6 +17,7 @@ const calm: PlanInput = {
   initialized: true,
   whole: false,
   last: { startMs: 99_000, endMs: 99_100, whole: false },
+  called: false,
   refused: false,
 };
 const given = (change: Partial<PlanInput>, assignment: Partial<PlanInput['assignment']> = {}): PlanInput => ({
@@ -101,6 +102,7 @@ t.test('it never waits for the past, and never waits when nothing was done yet',
         })),
       { nil: undefined },
     ),
+    called: fc.boolean(),
     refused: fc.boolean(),
   });
   fc.assert(

@@ -18,6 +18,7 @@ const commit: Commit = {
   mismatchedGranules: 0,
   startedUs: 0,
   sentBytes: 0,
+  groupCut: '',
 };
 const welcome = {
   protocol: 1,

@@ -77,6 +77,7 @@ const newestPoint = {
   committedUs: (nowMs - 1000) * 1000,
   consistency: 'filesystem',
   digest: Buffer.alloc(16),
+  groupCut: '',
 };
 const stop = { reason: 'SourceGone', message: 'bring it back', stops: true };
 

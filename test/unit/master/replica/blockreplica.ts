@@ -90,6 +90,7 @@ export function commitOf(sequence: number, sizeBytes: number, change: Partial<Co
     mismatchedGranules: 0,
     startedUs: 0,
     sentBytes: 0,
+    groupCut: '',
     ...change,
   };
 }

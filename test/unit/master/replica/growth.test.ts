@@ -22,6 +22,7 @@ function commitOf(sequence: number, point: boolean): Commit {
     mismatchedGranules: 0,
     startedUs: instant,
     sentBytes: 0,
+    groupCut: '',
   };
 }
 

@@ -8,6 +8,7 @@ const point = (sequence: number, us: number): Point => ({
   committedUs: us,
   consistency: 'crash',
   digest: Buffer.alloc(16),
+  groupCut: '',
 });
 
 const input = fc

@@ -269,6 +269,7 @@ export function commitOf(sequence: number, sizeBytes: number): CommitRecord {
     mismatchedGranules: 0,
     startedUs: 0,
     sentBytes: 0,
+    groupCut: '',
     digest: Buffer.alloc(16),
     committedUs: 0,
     sourceId: 'source',
