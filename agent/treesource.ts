@@ -18,10 +18,9 @@ import { syncfs } from '../proto/libc.ts';
 import { Pace } from '../proto/pace.ts';
 import type { MirrorWelcome, Node } from '../proto/wire.ts';
 import { collect, tickMs, type Collected, type Collecting } from './capture/collect.ts';
-import { Looks } from './capture/looks.ts';
-import { visit, walk, type Walk } from './capture/scan.ts';
+import { Finder } from './capture/finder.ts';
+import type { Hints } from './capture/hints.ts';
 import { isSame, keyOf, openTree, type Tree } from './capture/tree.ts';
-import { remoteKind, watchTree, type Hints } from './capture/watch.ts';
 import { freezable, type Freeze, type Guard } from './guard.ts';
 import { openManifest, type Manifest } from './manifest.ts';
 import { mountOf, readBlockDevices, readMounts } from './mounts.ts';
@@ -35,8 +34,6 @@ const freezeRatio = 0.8;
 const freezeTries = 3;
 /** After a freeze that did not fit, `file` cuts for so long when the caller leaves the choice. */
 const freezeAgainMs = 60_000;
-/** Part of the time that scanning may take. */
-const scanRatio = 0.05;
 /** Looks at what had moved on, per cut. */
 const vanishTries = 5;
 /** Slots remembered between two of these; with more of them everything dirty is read again. */
@@ -63,12 +60,10 @@ export interface TreeSourceOptions {
   guard: Guard | undefined;
   /** As `freezable` wants them. */
   protectedPaths: readonly string[];
-}
-
-/** The same instant on both clocks. */
-interface Instant {
-  wallMs: number;
-  agentUs: number;
+  /** Where hints come from; left out: from the best that works. */
+  hints?: Hints['method'];
+  /** As the Finder's. */
+  scanRatio?: number;
 }
 
 export class TreeSource implements Source {
@@ -83,17 +78,12 @@ export class TreeSource implements Source {
   readonly #options: TreeSourceOptions;
   readonly #manifest: Manifest;
   readonly #pace: Pace;
-  #hints: Hints | undefined;
+  readonly #finder: Finder;
   #blank = false;
-  #isRemote = false;
   /** A generator or a look is under way. */
   #busy = false;
   /** Directories that moved are only partly sent. */
   #moving = false;
-  /** The last completed scan of this session: when it began (clock of cuts), and what it cost. */
-  #scan: { startedUs: number; startedMonotonicMs: number; costMs: number } | undefined;
-  /** The next look must be a scan. */
-  #scanReason = 'start';
   #wholeDone = false;
   #headIsPoint = false;
   #backlog = false;
@@ -103,15 +93,24 @@ export class TreeSource implements Source {
     this.#options = options;
     this.#manifest = openManifest(options.dataDir);
     this.#pace = new Pace(options.clock, options.readBytesPerSecond);
+    const { clock, cutIntervalSeconds, hints, scanRatio } = options;
+    this.#finder = new Finder({
+      manifest: this.#manifest,
+      clock,
+      agentUs: () => options.agentUs(),
+      counters: this.counters,
+      cutIntervalSeconds,
+      hints,
+      scanRatio,
+    });
   }
 
   get captureMethod(): string {
-    return this.#hints && this.#hints.failure === undefined ? 'inotify' : 'scan';
+    return this.#finder.method;
   }
 
   get captureReason(): string {
-    const failure = this.#hints?.failure;
-    return failure === undefined ? 'inotify gives hints between scans' : `scans only: ${failure}`;
+    return this.#finder.reason;
   }
 
   get isIndivisible(): boolean {
@@ -162,14 +161,13 @@ export class TreeSource implements Source {
     manifest: () => AsyncIterable<Node>,
   ): Promise<{ whole: boolean; reason: string }> {
     return this.#alone(async () => {
-      this.#isRemote = (await remoteKind(this.#options.path)) !== undefined;
-      this.#hints ??= await watchTree(this.#options.path);
-      [this.#scan, this.#scanReason, this.#wholeDone, this.#headIsPoint] = [undefined, 'start', false, false];
+      [this.#wholeDone, this.#headIsPoint] = [false, false];
       this.#backlog = true;
       this.#blank = welcome.blank;
       const { headSequence, digest } = welcome;
       const mine = this.#manifest;
       await using tree = await this.#open(false);
+      await this.#finder.begin(tree);
       const root = mine.row(0);
       const isOther = root !== undefined && !mine.isAdopted(root) && !isSame(keyOf(tree, tree.stat), root);
       if (!isOther && mine.settle(headSequence, digest)) {
@@ -247,76 +245,8 @@ export class TreeSource implements Source {
     };
   }
 
-  #now(): Instant {
-    return { wallMs: this.#options.clock.nowMs(), agentUs: this.#options.agentUs() };
-  }
-
-  // ---- looking
-
-  /** Everything that changed before `look` began is dirty afterwards, when it scans; answers the newest ctime it met. */
-  async #look(tree: Tree, mustScan: boolean, signal: AbortSignal): Promise<bigint> {
-    const { clock } = this.#options;
-    const startedMs = clock.nowMs();
-    const first = await this.#find(tree, mustScan, signal);
-    const looks = new Looks(tree, this.#manifest, clock, this.#isRemote, startedMs, first);
-    await looks.settle(signal);
-    return looks.newestNs;
-  }
-
-  /** A scan when one is due, else a look where hints say. What moves meanwhile may be missed, see Looks. */
-  async #find(tree: Tree, mustScan: boolean, signal: AbortSignal): Promise<Walk> {
-    const hints = this.#hints?.take();
-    if (!hints && this.#hints?.failure === undefined) this.#scanReason ||= 'too many hints';
-    if (mustScan) this.#scanReason ||= 'round';
-    if (this.#isScanDue()) return this.#fullScan(tree, this.#now(), signal);
-    return visit(tree, this.#manifest, this.#resolve(tree, hints ?? new Set()), signal);
-  }
-
-  #isScanDue(): boolean {
-    if (!this.#scan || this.#scanReason !== '') return true;
-    const { startedMonotonicMs, costMs } = this.#scan;
-    const sinceMs = this.#options.clock.monotonicMs() - startedMonotonicMs;
-    return costMs <= scanRatio * Math.max(sinceMs, this.#options.cutIntervalSeconds * 1000);
-  }
-
-  async #fullScan(tree: Tree, started: Instant, signal: AbortSignal, isFrozen = false): Promise<Walk> {
-    const startedMonotonicMs = this.#options.clock.monotonicMs();
-    this.counters.fullScans++;
-    this.counters.fullScanReason = this.#scanReason || (isFrozen ? 'freeze' : 'pace');
-    const found = await walk(tree, this.#manifest, undefined, signal);
-    this.#scan = {
-      startedUs: started.agentUs,
-      startedMonotonicMs,
-      costMs: this.#options.clock.monotonicMs() - startedMonotonicMs,
-    };
-    this.#scanReason = '';
-    return found;
-  }
-
-  /** Hinted names by the directory they are in; what cannot be found that way asks for a scan. */
-  #resolve(tree: Tree, paths: Set<string>): Map<number, Buffer[]> {
-    const byParent = new Map<number, Buffer[]>();
-    const prefix = `${tree.path === '/' ? '' : tree.path}/`;
-    for (const path of paths) {
-      if (!path.startsWith(prefix)) continue; // the root itself: looked at anyway
-      let parent = 0;
-      const names = path.slice(prefix.length).split('/');
-      if (path.includes('\ufffd')) this.#scanReason ||= 'a hint that is not UTF-8';
-      for (const [depth, text] of names.entries()) {
-        const name = Buffer.from(text);
-        const row = depth < names.length - 1 ? this.#manifest.child(parent, name) : undefined;
-        if (row) {
-          parent = row.slot;
-          continue;
-        }
-        // The name itself, or the highest directory above it that is not known yet: it is looked through.
-        const siblings = byParent.get(parent) ?? [];
-        if (!siblings.some((one) => one.equals(name))) siblings.push(name);
-        byParent.set(parent, siblings);
-        break;
-      }
-    }
-    return byParent;
+  async #look(tree: Tree, mustScan: boolean, signal: AbortSignal): Promise<void> {
+    await using _looks = await this.#finder.look(tree, mustScan, signal);
   }
 
   // ---- cuts
@@ -389,10 +319,7 @@ export class TreeSource implements Source {
     const { clock } = this.#options;
     const manifest = this.#manifest;
     await using tree = await this.#open(true);
-    const startedMs = clock.nowMs();
-    const first = await this.#find(tree, false, signal);
-    await using looks = new Looks(tree, manifest, clock, this.#isRemote, startedMs, first);
-    await looks.settle(signal);
+    await using looks = await this.#finder.look(tree, false, signal);
     // Once for all instead of once for each file, see `standing`.
     const waitMs = Number(looks.newestNs / 1_000_000n) + tickMs + 1 - clock.nowMs();
     if (waitMs > 0) await clock.sleep(Math.min(waitMs, tickMs), signal);
@@ -404,7 +331,7 @@ export class TreeSource implements Source {
       if (collected.torn !== undefined) made.broken ??= `${collected.torn} was written to whenever it was read`;
       if (collected.vanished.size === 0) break;
       if (left === 0) {
-        this.#scanReason ||= 'names that kept moving';
+        this.#finder.doubt('names that kept moving');
         made.broken ??= 'files were renamed faster than they could be read';
         break;
       }
@@ -412,9 +339,10 @@ export class TreeSource implements Source {
       only = collected.vanished.size <= maxVanished ? collected.vanished : undefined;
       await looks.settleVanished(collected.vanished, signal);
     }
-    assert(this.#scan);
+    const { scan } = this.#finder;
+    assert(scan);
     made.consistency = 'file';
-    made.agentUs = this.#scan.startedUs;
+    made.agentUs = scan.startedUs;
   }
 
   /** Why this tree is not frozen; undefined = it can be. */
@@ -429,8 +357,9 @@ export class TreeSource implements Source {
     if (mount?.mountPoint !== tree.path) return `${path} is not the root of a mounted filesystem of its own`;
     const refusal = freezable(tree.path, mounts, await readBlockDevices(), protectedPaths);
     if (refusal !== undefined) return refusal;
-    if (this.#scan && this.#scan.costMs > maxFreezeMs * freezeRatio) {
-      return `a look at all files takes ${Math.ceil(this.#scan.costMs)} ms, more than maxFreezeMs ${maxFreezeMs} allows: raise it`;
+    const { scan } = this.#finder;
+    if (scan && scan.costMs > maxFreezeMs * freezeRatio) {
+      return `a look at all files takes ${Math.ceil(scan.costMs)} ms, more than maxFreezeMs ${maxFreezeMs} allows: raise it`;
     }
     return undefined;
   }
@@ -448,12 +377,12 @@ export class TreeSource implements Source {
       throw error;
     }
     const released = group?.frozen();
-    const frozen = this.#now();
+    const frozen = this.#finder.now();
     const spool: Piece[] = [];
     let problem: string | undefined;
     try {
       const limit = AbortSignal.any([signal, AbortSignal.timeout(Math.max(1, Math.floor(maxFreezeMs * freezeRatio)))]);
-      await this.#fullScan(tree, frozen, limit, true);
+      await this.#finder.fullScan(tree, frozen, limit, true);
       // Nothing moves: what was not found is nowhere.
       this.#manifest.buryOrphans();
       let bytes = 0;
@@ -487,12 +416,12 @@ export class TreeSource implements Source {
     return this.#alone(async () => {
       await using tree = await this.#open(true);
       await this.#look(tree, false, new AbortController().signal);
-      return this.#manifest.hasDirty || !this.#scan ? undefined : this.#scan.startedUs;
+      return this.#manifest.hasDirty ? undefined : this.#finder.scan?.startedUs;
     });
   }
 
   dirtyBytes(): number | undefined {
-    return this.#scan ? this.#manifest.dirtyBytes : undefined;
+    return this.#finder.scan ? this.#manifest.dirtyBytes : undefined;
   }
 
   commitSizeBytes(): number {
@@ -520,7 +449,7 @@ export class TreeSource implements Source {
   }
 
   async close(): Promise<void> {
-    await this.#hints?.close();
+    await this.#finder.close();
     this.#manifest.close();
   }
 

@@ -7,8 +7,11 @@
  * past so many looks in a row counts as gone, which takes a file that is moved on during each of them.
  */
 import type { Clock } from '../../proto/effects.ts';
+import { nodeTypes } from '../../proto/wire.ts';
 import type { Manifest } from '../manifest.ts';
-import { walk, type Search, type Walk } from './scan.ts';
+import { tickMs } from './collect.ts';
+import type { Hints } from './hints.ts';
+import { visit, walk, type Search, type Through, type Walk } from './scan.ts';
 import { close, type Tree } from './tree.ts';
 
 /** Looks in a row that take in everything new; the others only bring what is missing, so that they come to an end. */
@@ -21,11 +24,26 @@ const slackMs = 250;
 /** Handles kept at once; whatever else vanished must stand still for a moment. */
 const maxHeld = 256;
 
+export interface LooksOptions {
+  tree: Tree;
+  manifest: Manifest;
+  clock: Clock;
+  /** Times are of another machine's clock: every directory is looked through each time. */
+  isRemote: boolean;
+  /** When the walk or visit began that found `first`. */
+  startedMs: number;
+  first: Walk;
+  /** Prompt ones: they say where to look again, and no directory but those is touched. */
+  hints: Hints | undefined;
+  /** Directories, of those that hints name, to be looked through. */
+  through: Through;
+  /** Hears why hints were of no use. */
+  doubt: (reason: string) => void;
+}
+
 export class Looks {
-  readonly #tree: Tree;
-  readonly #manifest: Manifest;
-  readonly #clock: Clock;
-  readonly #isRemote: boolean;
+  readonly #options: LooksOptions;
+  #hints: Hints | undefined;
   #found: Walk;
   #sinceMs: number;
   /** On looks since the first one. */
@@ -34,18 +52,12 @@ export class Looks {
   /** Newest ctime met on what has changed; 0 = nothing has. */
   newestNs: bigint;
 
-  /**
-   * @param isRemote times are of another machine's clock: every directory is looked through each time
-   * @param startedMs when the walk or visit began that found `first`
-   */
-  constructor(tree: Tree, manifest: Manifest, clock: Clock, isRemote: boolean, startedMs: number, first: Walk) {
-    this.#tree = tree;
-    this.#manifest = manifest;
-    this.#clock = clock;
-    this.#isRemote = isRemote;
-    this.#found = first;
-    this.#sinceMs = startedMs;
-    this.newestNs = first.newestNs;
+  constructor(options: LooksOptions) {
+    this.#options = options;
+    this.#hints = options.hints;
+    this.#found = options.first;
+    this.#sinceMs = options.startedMs;
+    this.newestNs = options.first.newestNs;
   }
 
   /** Handles of what had vanished and was met again, by slot; good until the next settle. */
@@ -67,18 +79,30 @@ export class Looks {
   }
 
   async #findMissing(signal: AbortSignal, vanished?: ReadonlySet<number>): Promise<void> {
-    for (let looks = 0; this.#isMissing && looks < patience.quick; looks++) {
+    const { manifest, doubt } = this.#options;
+    for (let looks = 0; this.#isMissing(looks); looks++) {
       if (looks >= patience.least && this.#spentMs > quickMs) break;
       await this.#again('missing', signal, vanished);
     }
-    this.#manifest.buryOrphans();
+    manifest.buryOrphans();
+    if (this.#hints && this.#missed.length > 0) doubt('directories that kept moving');
   }
 
-  get #isMissing(): boolean {
-    return this.#found.listed > 0 && this.#manifest.hasOrphans;
+  #isMissing(looks: number): boolean {
+    if (looks >= patience.quick) return false;
+    const { hasOrphans } = this.#options.manifest;
+    if (!this.#hints) return this.#found.listed > 0 && hasOrphans;
+    // The two halves of a rename are told one after the other, so that one look more is needed.
+    return this.#missed.length > 0 || (hasOrphans && (this.#found.listed > 0 || looks === 0));
+  }
+
+  /** Directories that were not found, and are not known to be gone. */
+  get #missed(): number[] {
+    return this.#found.missed.filter((slot) => this.#options.manifest.row(slot)?.type === nodeTypes.directory);
   }
 
   async #again(search: Search, signal: AbortSignal, vanished: ReadonlySet<number> = new Set()): Promise<void> {
+    const { tree, manifest, clock, isRemote, through, doubt } = this.#options;
     const holding = {
       wants: (slot: number) => vanished.has(slot) && !this.#held.has(slot) && this.#held.size < maxHeld,
       hold: async (slot: number, handle: number) => {
@@ -87,11 +111,20 @@ export class Looks {
         if (twice !== undefined) await close(twice);
       },
     };
-    const sinceNs = this.#isRemote ? 0n : BigInt(Math.floor(this.#sinceMs - slackMs)) * 1_000_000n;
-    this.#sinceMs = this.#clock.nowMs();
     const wanted = vanished.size > 0 ? holding : undefined;
-    this.#found = await walk(this.#tree, this.#manifest, sinceNs, signal, search, wanted);
-    this.#spentMs += this.#clock.nowMs() - this.#sinceMs;
+    const sinceNs = isRemote ? 0n : BigInt(Math.floor(this.#sinceMs - slackMs)) * 1_000_000n;
+    if (this.#hints && search === 'missing') await clock.sleep(tickMs, signal);
+    this.#sinceMs = clock.nowMs();
+    const hinted = this.#hints?.take(tree);
+    if (hinted && hinted.doubt !== '') {
+      doubt(hinted.doubt);
+      this.#hints = undefined;
+    }
+    if (this.#hints && hinted) {
+      const missed = this.#missed;
+      this.#found = await visit(tree, manifest, hinted.names, signal, { through, missed, holding: wanted });
+    } else this.#found = await walk(tree, manifest, sinceNs, signal, search, wanted);
+    this.#spentMs += clock.nowMs() - this.#sinceMs;
     if (this.#found.newestNs > this.newestNs) this.newestNs = this.#found.newestNs;
   }
 

@@ -43,6 +43,8 @@ export interface Walk {
   listed: number;
   /** Directories on which other filesystems are mounted. */
   foreign: number;
+  /** Slots of directories that were not where they should be: not looked through. */
+  missed: number[];
 }
 
 /** Handles (O_PATH) of regular files, kept because they move on before they can be read. */
@@ -60,6 +62,16 @@ interface Waiting {
   full: boolean;
 }
 
+/** Directories among the names looked at that are looked through: all, those that were moved or are new, new ones. */
+export type Through = 'all' | 'moved' | 'new';
+
+export interface Visiting {
+  through: Through;
+  /** Directories that a look before this one has missed. */
+  missed: readonly number[];
+  holding?: Holding | undefined;
+}
+
 /** @param sinceNs look only into directories whose names changed at or after this; undefined = into all */
 export async function walk(
   tree: Tree,
@@ -75,28 +87,54 @@ export async function walk(
   return found;
 }
 
-/** Looks at single names, as hints give them, and at all below those that are new. */
+/** Looks at single names, as hints give them, and at all below those that are new. `listed` counts hinted directories too. */
 export async function visit(
   tree: Tree,
   manifest: Manifest,
-  hints: Map<number, Buffer[]>,
+  hints: ReadonlyMap<number, Buffer[]>,
   signal: AbortSignal,
+  { through, missed, holding }: Visiting = { through: 'all', missed: [] },
 ): Promise<Walk> {
   const found = nothingFound();
-  const looking: Looking = { tree, manifest, found, search: 'everything', holding: undefined };
+  const looking: Looking = { tree, manifest, found, search: 'everything', holding };
   const waiting: Waiting[] = [];
   noteRoot(tree, manifest, found);
+  // A directory that was moved is found once its own name was looked at: again, as long as that gets on.
+  let left = hints;
+  for (let before = Infinity; left.size > 0 && left.size < before;) {
+    before = left.size;
+    left = await visitThose(looking, left, waiting, through, signal);
+  }
+  for (const slot of left.keys()) miss(looking, slot);
+  // Last, so that they are looked for where they are now.
+  waiting.unshift(...missed.map((slot) => ({ slot, full: true })));
+  await drain(looking, waiting, undefined, signal);
+  return found;
+}
+
+/** Answers those whose directory is not where the manifest has it. */
+async function visitThose(
+  looking: Looking,
+  hints: ReadonlyMap<number, Buffer[]>,
+  waiting: Waiting[],
+  through: Through,
+  signal: AbortSignal,
+): Promise<Map<number, Buffer[]>> {
+  const { tree, manifest, found } = looking;
+  const elsewhere = new Map<number, Buffer[]>();
   for (const [parent, names] of hints) {
     signal.throwIfAborted();
+    found.listed++;
     const fd = await openDirectory(tree, manifest, parent);
     if (fd === undefined) {
-      found.restless = true;
+      elsewhere.set(parent, names);
       continue;
     }
     try {
+      noteParent(looking, parent, await fstat(fd));
       for (let at = 0; at < names.length; at += batchNames) {
         const some = names.slice(at, at + batchNames);
-        (await lookAt(looking, parent, fd, some, waiting, true)).forEach((isThere, index) => {
+        (await lookAt(looking, parent, fd, some, waiting, true, through)).forEach((isThere, index) => {
           if (!isThere) forget(manifest, found, parent, some[index] as Buffer);
         });
       }
@@ -104,12 +142,16 @@ export async function visit(
       await close(fd);
     }
   }
-  await drain(looking, waiting, undefined, signal);
-  return found;
+  return elsewhere;
+}
+
+function miss({ manifest, found }: Looking, slot: number): void {
+  found.restless = true;
+  if (manifest.row(slot)?.type === nodeTypes.directory) found.missed.push(slot);
 }
 
 function nothingFound(): Walk {
-  return { restless: false, entries: 0, newestNs: 0n, listed: 0, foreign: 0 };
+  return { restless: false, entries: 0, newestNs: 0n, listed: 0, foreign: 0, missed: [] };
 }
 
 function noteRoot(tree: Tree, manifest: Manifest, found: Walk): void {
@@ -120,6 +162,15 @@ function noteRoot(tree: Tree, manifest: Manifest, found: Walk): void {
   else if (row.ctimeNs !== BigInt.asIntN(64, tree.stat.ctimeNs)) manifest.markDirty(0, 0n);
   else return;
   found.newestNs = tree.stat.ctimeNs;
+}
+
+/** A name that came or went changes the times of the directory, which nobody hints at. */
+function noteParent({ manifest, found }: Looking, slot: number, stat: BigIntStats): void {
+  const row = manifest.row(slot);
+  if (row && row.ctimeNs !== BigInt.asIntN(64, stat.ctimeNs)) {
+    if (row.dirty === 0) manifest.markDirty(slot, 0n);
+    changedAt(found, stat);
+  }
 }
 
 interface Looking {
@@ -164,10 +215,7 @@ async function drain(
   async function look({ slot, full }: Waiting): Promise<void> {
     signal.throwIfAborted();
     const fd = await openDirectory(tree, manifest, slot);
-    if (fd === undefined) {
-      found.restless = true;
-      return;
-    }
+    if (fd === undefined) return miss(looking, slot);
     try {
       const before = await fstat(fd);
       if (before.dev !== tree.device) {
@@ -245,10 +293,11 @@ async function lookAt(
   names: Buffer[],
   waiting: Waiting[],
   full: boolean,
+  through: Through = 'all',
 ): Promise<boolean[]> {
   const stats = await Promise.all(names.map((name) => lstat(childPath(fd, name)).catch(absent)));
   const there = stats.map((stat, index) => {
-    if (stat) note(looking, parent, names[index] as Buffer, stat, waiting, full);
+    if (stat) note(looking, parent, names[index] as Buffer, stat, waiting, full, through);
     return stat !== undefined;
   });
   if (looking.holding) await hold(looking, looking.holding, fd, names, stats);
@@ -283,6 +332,7 @@ function note(
   stat: BigIntStats,
   waiting: Waiting[],
   full: boolean,
+  through: Through,
 ): void {
   found.entries++;
   const key = keyOf(tree, stat);
@@ -300,7 +350,7 @@ function note(
       row.sizeBytes !== sizeBytes;
     if (changed && (row.dirty === 0 || row.sizeBytes !== sizeBytes)) manifest.markDirty(row.slot, sizeBytes);
     if (changed || row.dirty > 0) changedAt(found, stat);
-    if (isDirectory) waiting.push({ slot: row.slot, full });
+    if (isDirectory && through === 'all') waiting.push({ slot: row.slot, full });
     return;
   }
   changedAt(found, stat);
@@ -320,7 +370,7 @@ function note(
   const slot = existing ?? manifest.insert(key, sizeBytes);
   if (row) found.restless = true;
   manifest.setName(parent, name, slot, isDirectory || stat.nlink === 1n);
-  if (isDirectory) waiting.push({ slot, full: true });
+  if (isDirectory && (through !== 'new' || existing === undefined)) waiting.push({ slot, full: true });
 }
 
 function changedAt(found: Walk, stat: BigIntStats): void {

@@ -1,69 +1,17 @@
 import { spawn } from 'node:child_process';
 import fs from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { startGuard } from '../../../agent/guard.ts';
-import { TreeSource, type TreeSourceOptions } from '../../../agent/treesource.ts';
-import { systemClock } from '../../../proto/system.ts';
 import { loopMount, missingForLoop } from '../../loop.ts';
-import { attach, captureConformance, sync, type Captured } from '../../conformance/capture.ts';
+import { attach, captureConformance, sync } from '../../conformance/capture.ts';
 import { ModelReplica } from '../../conformance/modelreplica.ts';
 import { mmapWrite, TreeMutator } from '../../conformance/treemutator.ts';
-import { differences, walkReplica, walkSource } from '../../conformance/treewalk.ts';
+import { differing, makePlace, mirrored, missingForFanotify, type Place } from '../../conformance/treeplace.ts';
+import { walkReplica } from '../../conformance/treewalk.ts';
 
 t.setTimeout(240_000);
 
-interface Place extends Captured {
-  root: string;
-  open(options?: Partial<TreeSourceOptions>): TreeSource;
-}
-
-function makePlace(): Place {
-  const folder = fs.mkdtempSync(join(fs.realpathSync(tmpdir()), 'treesource-'));
-  const root = join(folder, 'tree');
-  fs.mkdirSync(root);
-  let lives = 0;
-  const dataDir = (): string => join(folder, `data${lives}`);
-  return {
-    mode: 'Filesystem',
-    root,
-    open: (options) =>
-      new TreeSource({
-        path: root,
-        dataDir: dataDir(),
-        clock: systemClock,
-        agentUs: () => Math.floor(systemClock.nowMs() * 1000),
-        include: [],
-        exclude: [],
-        consistency: null,
-        maxFreezeMs: 500,
-        cutIntervalSeconds: 60,
-        readBytesPerSecond: 0,
-        force: true,
-        guard: undefined,
-        protectedPaths: [],
-        ...options,
-      }),
-    async crash(source) {
-      // What is in the files now is what a killed process leaves; the next life begins with a copy of it.
-      const left = dataDir();
-      lives++;
-      fs.cpSync(left, dataDir(), { recursive: true });
-      await source.close();
-    },
-    forget() {
-      fs.rmSync(dataDir(), { recursive: true, force: true });
-    },
-    async remove() {
-      fs.rmSync(folder, { recursive: true, force: true });
-    },
-  };
-}
-
-async function differing(root: string, replica: ModelReplica): Promise<string[]> {
-  return differences(await walkSource(root), walkReplica(replica));
-}
+const noFanotify = await missingForFanotify();
 
 await captureConformance(
   t,
@@ -77,23 +25,22 @@ await captureConformance(
   [1, 2],
 );
 
-async function mirrored(t: Test, fill: (root: string) => void, options: Partial<TreeSourceOptions> = {}) {
-  const place = makePlace();
-  fill(place.root);
-  const replica = new ModelReplica('Filesystem');
-  const source = place.open(options);
-  t.teardown(async () => {
-    await source.close().catch(() => undefined);
+for (const hints of ['inotify', 'scan'] as const) {
+  t.test(`without fanotify: ${hints}`, async (t) => {
+    const place = makePlace();
+    const mutator = new TreeMutator(place.root, 5);
+    const replica = new ModelReplica('Filesystem');
+    const source = place.open({ hints });
+    await attach(source, replica);
+    for (let round = 0; round < 10; round++) {
+      await mutator.change(20);
+      t.equal(await sync(source, replica), undefined);
+      t.strictSame(await differing(place.root, replica), []);
+    }
+    t.equal(source.captureMethod, hints);
+    await source.close();
     await place.remove();
   });
-  await attach(source, replica);
-  t.equal(await sync(source, replica), undefined);
-  t.strictSame(await differing(place.root, replica), []);
-  const again = async (): Promise<void> => {
-    t.equal(await sync(source, replica), undefined);
-    t.strictSame(await differing(place.root, replica), []);
-  };
-  return { root: place.root, replica, source, again, place };
 }
 
 t.test('moving a file or a tree sends no content and one node each', async (t) => {
@@ -250,7 +197,10 @@ t.test('a replica that was set back or replaced is compared, not believed', asyn
 });
 
 t.test('hints find a change between scans', async (t) => {
-  const { root, source, replica } = await mirrored(t, (root) => fs.mkdirSync(`${root}/d`), { cutIntervalSeconds: 0 });
+  const { root, source, replica } = await mirrored(t, (root) => fs.mkdirSync(`${root}/d`), {
+    cutIntervalSeconds: 0,
+    hints: 'inotify',
+  });
   t.equal(source.captureMethod, 'inotify');
   for (let round = 0; round < 5; round++) {
     fs.writeFileSync(`${root}/d/f${round}`, 'x');
@@ -308,16 +258,29 @@ t.test(
   },
 );
 
-t.test('files that are moved without pause are in every point', async (t) => {
+for (const scanRatio of [0.05, 0]) {
+  const how = scanRatio > 0 ? 'scans' : 'fanotify alone';
+  t.test(
+    `files that are moved without pause are in every point (${how})`,
+    { skip: scanRatio === 0 && noFanotify },
+    (t) => movedWithoutPause(t, scanRatio),
+  );
+}
+
+async function movedWithoutPause(t: Test, scanRatio: number): Promise<void> {
   const folders = 200;
   const movers = 20;
-  const { root, replica, source } = await mirrored(t, (root) => {
-    for (let at = 0; at < folders; at++) {
-      fs.mkdirSync(`${root}/d${at}/e/f`, { recursive: true });
-      for (let file = 0; file < 5; file++) fs.writeFileSync(`${root}/d${at}/e/f/still${file}`, `${at} ${file}`);
-    }
-    for (let at = 0; at < movers; at++) fs.writeFileSync(`${root}/d0/moving${at}`, `content of ${at}`);
-  });
+  const { root, replica, source } = await mirrored(
+    t,
+    (root) => {
+      for (let at = 0; at < folders; at++) {
+        fs.mkdirSync(`${root}/d${at}/e/f`, { recursive: true });
+        for (let file = 0; file < 5; file++) fs.writeFileSync(`${root}/d${at}/e/f/still${file}`, `${at} ${file}`);
+      }
+      for (let at = 0; at < movers; at++) fs.writeFileSync(`${root}/d0/moving${at}`, `content of ${at}`);
+    },
+    { scanRatio },
+  );
   const script = `const fs = require('node:fs'); const root = process.argv[1];
     const at = Array(${movers}).fill('d0'); let seed = 7;
     const next = (n) => (seed = (seed * 1103515245 + 12345) % 2147483648) % n;
@@ -341,4 +304,4 @@ t.test('files that are moved without pause are in every point', async (t) => {
   }
   t.same([...missing], [], 'no file is missing from a point');
   t.ok(points > 5, `${points} of 15 cuts made a point`);
-});
+}

@@ -1,0 +1,150 @@
+/**
+ * Finds what changed in a tree: looks where hints say, and a scan of all of it when hints are missing and at a pace of its own.
+ *
+ * Guarantees: what was changed before the scan began that `scan` tells of is dirty in the manifest, or was when it ended; a look
+ * that failed half-way is followed by a scan. Scans take a twentieth of the time at most while nothing asks for more.
+ */
+import type { Clock } from '../../proto/effects.ts';
+import type { Manifest } from '../manifest.ts';
+import type { SourceCounters } from '../source.ts';
+import { remoteKind, watchTree, type Hints } from './hints.ts';
+import { Looks } from './looks.ts';
+import { visit, walk, type Walk } from './scan.ts';
+import type { Tree } from './tree.ts';
+
+const usualScanRatio = 0.05;
+
+/** The same instant on both clocks: the wall clock, which files' times are of, and the one of cuts. */
+export interface Instant {
+  wallMs: number;
+  agentUs: number;
+}
+
+export interface FinderOptions {
+  manifest: Manifest;
+  clock: Clock;
+  agentUs(): number;
+  counters: SourceCounters;
+  cutIntervalSeconds: number;
+  /** undefined: the best that works. */
+  hints: Hints['method'] | undefined;
+  /** Part of the time that scans may take; 0 = only those that are asked for. Default a twentieth. */
+  scanRatio: number | undefined;
+}
+
+export class Finder {
+  readonly #options: FinderOptions;
+  #hints: Hints | undefined;
+  #isRemote = false;
+  #scan: { startedUs: number; startedMonotonicMs: number; costMs: number } | undefined;
+  /** Why the next look must be a scan; empty = it need not. */
+  #scanReason = 'start';
+
+  constructor(options: FinderOptions) {
+    this.#options = options;
+  }
+
+  get method(): string {
+    return this.#hints?.method ?? 'scan';
+  }
+
+  get reason(): string {
+    return this.#hints?.reason ?? 'not begun yet';
+  }
+
+  /** The last completed scan since `begin`: when it began (clock of cuts), and what it cost. */
+  get scan(): { readonly startedUs: number; readonly costMs: number } | undefined {
+    return this.#scan;
+  }
+
+  /** A new session: nothing is known, hints come from now on. */
+  async begin(tree: Tree): Promise<void> {
+    const { manifest, hints } = this.#options;
+    this.#isRemote = (await remoteKind(tree.path)) !== undefined;
+    this.#hints ??= await watchTree(tree, manifest, hints);
+    [this.#scan, this.#scanReason] = [undefined, 'start'];
+  }
+
+  /** The next look must be a scan. */
+  doubt(reason: string): void {
+    this.#scanReason ||= reason;
+  }
+
+  now(): Instant {
+    return { wallMs: this.#options.clock.nowMs(), agentUs: this.#options.agentUs() };
+  }
+
+  /**
+   * Everything that changed before this began is dirty afterwards, when it scans; and everything in the manifest has its
+   * place. The caller disposes of what is answered.
+   */
+  async look(tree: Tree, mustScan: boolean, signal: AbortSignal): Promise<Looks> {
+    const { manifest, clock } = this.#options;
+    const hinted = this.#hints?.take(tree) ?? { names: new Map(), doubt: '' };
+    if (mustScan) this.doubt('round');
+    this.#hear(hinted.doubt);
+    const startedMs = clock.nowMs();
+    const isScan = this.#isScanDue();
+    let first: Walk;
+    if (isScan) first = await this.fullScan(tree, this.now(), signal);
+    else {
+      const through = this.#hints?.isPrompt ? 'new' : 'all';
+      // Until it has ended well: what it was told of is told only once.
+      this.#scanReason = 'a look that failed';
+      first = await visit(tree, manifest, hinted.names, signal, { through, missed: [] });
+      this.#scanReason = '';
+    }
+    const looks = new Looks({
+      tree,
+      manifest,
+      clock,
+      isRemote: this.#isRemote,
+      startedMs,
+      first,
+      hints: this.#hints?.isPrompt ? this.#hints : undefined,
+      through: isScan ? 'moved' : 'new',
+      doubt: (reason) => this.#hear(reason),
+    });
+    try {
+      await looks.settle(signal);
+      return looks;
+    } catch (error) {
+      this.doubt('a look that failed');
+      await looks[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  #hear(doubt: string): void {
+    if (doubt !== '') this.doubt(doubt);
+    this.#options.counters.lostEvents = this.#hints?.lost ?? 0;
+  }
+
+  #isScanDue(): boolean {
+    if (!this.#scan || this.#scanReason !== '') return true;
+    const { startedMonotonicMs, costMs } = this.#scan;
+    const { clock, cutIntervalSeconds, scanRatio = usualScanRatio } = this.#options;
+    const sinceMs = clock.monotonicMs() - startedMonotonicMs;
+    return costMs <= scanRatio * Math.max(sinceMs, cutIntervalSeconds * 1000);
+  }
+
+  /** What moves meanwhile may be missed, see Looks. */
+  async fullScan(tree: Tree, started: Instant, signal: AbortSignal, isFrozen = false): Promise<Walk> {
+    const { clock, counters, manifest } = this.#options;
+    const startedMonotonicMs = clock.monotonicMs();
+    counters.fullScans++;
+    counters.fullScanReason = this.#scanReason || (isFrozen ? 'freeze' : 'pace');
+    const found = await walk(tree, manifest, undefined, signal);
+    this.#scan = {
+      startedUs: started.agentUs,
+      startedMonotonicMs,
+      costMs: clock.monotonicMs() - startedMonotonicMs,
+    };
+    this.#scanReason = '';
+    return found;
+  }
+
+  async close(): Promise<void> {
+    await this.#hints?.close();
+  }
+}
