@@ -8,10 +8,9 @@
  *
  * Hooks get no secrets: an environment of PATH and REPLICATION alone. Their output is told in part when they fail.
  */
-import { spawn } from 'node:child_process';
 import { promises as fs } from 'node:fs';
-import { setTimeout as delay } from 'node:timers/promises';
 import { messageOf, ReplicationError } from '../proto/errors.ts';
+import { runProgram } from '../proto/program.ts';
 import type { Freeze, Guard } from './guard.ts';
 
 const maxOutputBytes = 2000;
@@ -100,36 +99,10 @@ export async function runHook(
   const [program, ...rest] = argv;
   if (program === undefined) return;
   const path = await mayRun(program);
-  // A group of its own: what it has started ends with it.
-  const child = spawn(path, rest, {
-    cwd: '/',
-    detached: true,
-    stdio: ['ignore', 'pipe', 'pipe'],
-    env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin', REPLICATION: replication },
+  const { failure, output } = await runProgram(path, rest, {
+    env: { REPLICATION: replication },
+    timeoutSeconds,
+    maxOutputBytes,
   });
-  let output = '';
-  for (const stream of [child.stdout, child.stderr])
-    stream.on('data', (data: Buffer) => {
-      if (output.length < maxOutputBytes) output += data.toString('utf8').slice(0, maxOutputBytes - output.length);
-    });
-  const timer = new AbortController();
-  const ended = new Promise<string>((resolve) => {
-    child.once('error', (error) => resolve(error.message));
-    child.once('exit', (status, signal) => resolve(status === 0 ? '' : (signal ?? `exit status ${status}`)));
-  });
-  const late = delay(timeoutSeconds * 1000, undefined, { signal: timer.signal }).then(
-    () => `no end within ${timeoutSeconds} s; it was killed`,
-    () => '',
-  );
-  const failure = await Promise.race([ended, late]);
-  timer.abort();
-  if (failure === '') return;
-  if (child.pid !== undefined) {
-    try {
-      process.kill(-child.pid, 'SIGKILL');
-    } catch {
-      // It has ended.
-    }
-  }
-  throw new Error(`${program}: ${failure}${output === '' ? '' : `: ${output.trim()}`}`);
+  if (failure !== '') throw new Error(`${program}: ${failure}${output === '' ? '' : `: ${output}`}`);
 }

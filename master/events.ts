@@ -59,6 +59,7 @@ export const eventCodes = {
   RecoveryCancelled: { service: 'recovery', text: 'A recovery was cancelled and what it had made is removed.' },
   RecoveryFailed: { service: 'recovery', text: 'A recovery failed; the message says why.' },
   RecoveryRolledBack: { service: 'recovery', text: 'What a recovery had made is removed.' },
+  RecoveryConfirmed: { service: 'recovery', text: 'A failover was confirmed: what it recovered is the source now.' },
   SpaceLow: { service: 'storage', text: 'Replicas of a storage class are going to need more than it has.' },
   ClockJumped: {
     service: 'master',

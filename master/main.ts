@@ -35,7 +35,9 @@ import { eventLog } from './events.ts';
 import { cleanUp, listGarbage } from './garbage.ts';
 import { startMetrics, type Metrics } from './metrics.ts';
 import { mirrors } from './mirrors.ts';
-import { mustBeFree, runRecoveries } from './recoveries.ts';
+import { mustBeFree } from './recovery/copy.ts';
+import { runRecoveries } from './recovery/loop.ts';
+import { volumeEffects } from './recovery/volume.ts';
 import { apiVersion, type ReplicationSpec } from './resources.ts';
 import { runSchedules } from './schedules.ts';
 import { startServer } from './server.ts';
@@ -220,7 +222,16 @@ async function run(signal: AbortSignal): Promise<void> {
   const work = [
     running.run(signal),
     runSnapshots({ store, clock: systemClock, mirrors: running, events, metrics }, signal),
-    runRecoveries({ store, clock: systemClock, mirrors: running, events, metrics, allow, folder: recoveries }, signal),
+    runRecoveries(
+      {
+        store,
+        clock: systemClock,
+        events,
+        metrics,
+        effects: volumeEffects({ store, clock: systemClock, mirrors: running, allow, folder: recoveries }),
+      },
+      signal,
+    ),
     runSchedules({ store, clock: systemClock, trusted, mirrors: running, events }, signal),
     runSpace({ store, clock: systemClock, mirrors: running, events }, signal),
     agents.settle(signal),

@@ -10,7 +10,7 @@
 import { Counter, Gauge, Histogram, Registry, collectDefaultMetrics } from 'prom-client';
 import type { Clock } from '../proto/effects.ts';
 import type { Report } from '../proto/wire.ts';
-import type { Agent, Phase, Replication, ReplicationState, Snapshot } from './resources.ts';
+import type { Agent, Phase, RecoveryType, Replication, ReplicationState, Snapshot } from './resources.ts';
 import type { Store } from './store.ts';
 
 const prefix = 'replicator_';
@@ -51,7 +51,7 @@ export interface Metrics {
   onSnapshot(replication: string, durationSeconds: number): void;
   /** A verification ended; 0: all was equal. */
   onVerify(replication: string, mismatchedBytes: number): void;
-  onRecovery(type: 'drill', result: 'success' | 'failed' | 'cancelled', durationSeconds: number): void;
+  onRecovery(type: RecoveryType, result: 'success' | 'failed' | 'cancelled', durationSeconds: number): void;
   onCallStarted(method: string): void;
   /** @param code of gRPC in words, e.g. OK, UNAVAILABLE */
   onCallEnded(method: string, code: string): void;

@@ -188,9 +188,12 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     const written = mirror.replica?.writtenBytes ?? 0;
     if (written > mirror.toldBytes) options.metrics.onWritten(mirror.name, written - mirror.toldBytes);
     mirror.toldBytes = written;
-    runSchedule(mirror, replication);
-    writeStatus(mirror, replication);
-    advanceSoon(mirror, replication);
+    // As it is by now: who may write it can have changed while it was opened.
+    const present = store.get('Replication', mirror.name);
+    if (present?.metadata.uid !== mirror.uid) return drop(mirror);
+    runSchedule(mirror, present);
+    writeStatus(mirror, present);
+    advanceSoon(mirror, present);
   }
 
   async function open(mirror: Mirror, replication: Replication): Promise<void> {
@@ -317,6 +320,7 @@ export function mirrors(options: MirrorsOptions): Mirrors {
         usedBytes: mirror.usedBytes,
         journalShort: mirror.journalShort,
         withheld: mirror.withheld,
+        promotion: promotionOf(replication),
       },
       status,
     );
@@ -330,6 +334,13 @@ export function mirrors(options: MirrorsOptions): Mirrors {
       object.status = next;
     });
     tellChanges(mirror, status, next);
+  }
+
+  function promotionOf({ requests: { fencedBy } }: Replication): 'Promoting' | 'Promoted' | undefined {
+    if (fencedBy === undefined) return undefined;
+    const recovery = store.list('Recovery').find(({ metadata }) => metadata.uid === fencedBy);
+    const isOnItsWay = recovery && ['Waiting', 'Running', 'Pausing', 'Paused'].includes(recovery.status.state);
+    return isOnItsWay ? 'Promoting' : 'Promoted';
   }
 
   function tellChanges(mirror: Mirror, before: ReplicationStatus, now: ReplicationStatus): void {
@@ -453,6 +464,8 @@ export function mirrors(options: MirrorsOptions): Mirrors {
           mirror.openFailure?.trouble.message ?? 'the replica is being opened',
         );
       }
+      if (replication.requests.fencedBy !== undefined)
+        throw new ReplicationError('Fenced', 'the replica was promoted; its source may not write it any more');
       if (hello.fencingGeneration !== replication.status.fencingGeneration) {
         throw new ReplicationError(
           'Fenced',
@@ -570,7 +583,8 @@ function assignmentOf(
   return {
     replicationUid: metadata.uid,
     name: metadata.name,
-    fencingGeneration: status.fencingGeneration,
+    // A source that was fenced off keeps noting what changes there, and is not told who may write now.
+    fencingGeneration: requests.fencedBy === undefined ? status.fencingGeneration : '0',
     path: spec.source.path,
     volumeMode: spec.source.volumeMode,
     include: spec.source.include,
@@ -582,7 +596,7 @@ function assignmentOf(
     compression: spec.compression,
     bandwidthBytesPerSecond: spec.bandwidthBytesPerSecond,
     readBytesPerSecond: spec.readBytesPerSecond,
-    paused: spec.paused,
+    paused: spec.paused || requests.fencedBy !== undefined,
     syncRequest: requests.sync > done.sync ? requests.sync : 0,
     resyncRequest: requests.resync > done.resync ? requests.resync : 0,
     verifyRequest: requests.verify > done.verify ? requests.verify : 0,

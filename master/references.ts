@@ -2,8 +2,9 @@
  * Who needs a snapshot: the one list that deleting by people and by retention both ask. A reference is a sentence that
  * names the object and what to do about it.
  */
-import { ended } from './api/replications.ts';
-import type { Snapshot } from './resources.ts';
+import { volumesOf } from './groups.ts';
+import { hasEnded } from './recovery/machine.ts';
+import type { PointChoice, Snapshot } from './resources.ts';
 import { snapshotKey, type Store } from './store.ts';
 
 /** By the snapshot's key; those that nobody needs are not in it. */
@@ -14,26 +15,39 @@ export function snapshotReferences(store: Store): Map<string, string[]> {
     const key = snapshotKey(replication, name);
     found.set(key, [...(found.get(key) ?? []), why]);
   };
-  const snapshots = store.list('Snapshot');
+  const snapshots = Map.groupBy(store.list('Snapshot'), ({ spec }) => spec.replication);
+  const chosen = (replication: string, choice: PointChoice): string | undefined =>
+    needed(choice, snapshots.get(replication) ?? [])?.metadata.name;
+
   for (const recovery of store.list('Recovery')) {
-    if (ended(recovery)) continue;
+    if (hasEnded(recovery)) continue;
     const { spec, status, metadata } = recovery;
-    const why = `recovery ${metadata.name} uses it; wait for it or cancel it`;
-    const chosen =
-      typeof spec.point === 'object' && 'snapshot' in spec.point
-        ? spec.point.snapshot
-        : spec.point === 'latest-snapshot' && status.point === null
-          ? latestReady(snapshots, spec.replication)?.metadata.name
-          : status.point?.snapshot;
-    add(spec.replication, chosen, why);
+    const why = `recovery ${metadata.name} uses it; wait for it, cancel it or roll it back`;
+    for (const volume of volumesOf(store, recovery)) {
+      const point = status.tasks.find((task) => task.volume === volume)?.point ?? null;
+      // A point that is chosen may lie in several: each of them is what it rests on once the journal has moved on.
+      if (point === null) add(volume, chosen(volume, spec.point), why);
+      for (const { metadata, status } of snapshots.get(volume) ?? [])
+        if (point !== null && status.point?.sequence === point.sequence) add(volume, metadata.name, why);
+    }
   }
   return found;
 }
 
+/** The snapshot that a choice leads to now; of a time it may be that the journal has a newer point. */
+function needed(choice: PointChoice, snapshots: readonly Snapshot[]): Snapshot | undefined {
+  const ready = snapshots.filter(({ status }) => status.state === 'Ready');
+  if (choice === 'latest-data') return undefined;
+  if (choice === 'latest-snapshot') return newest(ready);
+  if ('snapshot' in choice) return snapshots.find(({ metadata }) => metadata.name === choice.snapshot);
+  return newest(ready.filter(({ status }) => Date.parse(status.point?.sourceTime ?? '') <= Date.parse(choice.time)));
+}
+
 /** The newest that can be chosen. */
 export function latestReady(snapshots: readonly Snapshot[], replication: string): Snapshot | undefined {
-  return snapshots
-    .filter(({ spec, status }) => spec.replication === replication && status.state === 'Ready')
-    .sort((a, b) => (a.status.point?.sequence ?? 0) - (b.status.point?.sequence ?? 0))
-    .at(-1);
+  return newest(snapshots.filter(({ spec, status }) => spec.replication === replication && status.state === 'Ready'));
+}
+
+function newest(snapshots: readonly Snapshot[]): Snapshot | undefined {
+  return snapshots.toSorted((a, b) => (a.status.point?.sequence ?? 0) - (b.status.point?.sequence ?? 0)).at(-1);
 }

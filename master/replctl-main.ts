@@ -11,7 +11,7 @@ import { ApiProblem, explainProblem, Unreachable } from './cli/client.ts';
 import { cleanup } from './cli/cleanup.ts';
 import { completion } from './cli/completion.ts';
 import { describe, get } from './cli/get.ts';
-import { cancel, recover, remove, rollback } from './cli/recovery.ts';
+import { cancel, confirmRecovery, recover, remove, retry, rollback } from './cli/recovery.ts';
 import { pause, replicate, resume, resync, snapshot, verify, watch } from './cli/replication.ts';
 import { token } from './cli/token.ts';
 import { commonFlags, verb, type Verb } from './cli/verb.ts';
@@ -30,7 +30,8 @@ const version = verb(
   },
 );
 const verbs: Record<string, Verb> = {
-  get, describe, apply, replicate, snapshot, pause, resume, resync, verify, recover, rollback, cancel, delete: remove,
+  get, describe, apply, replicate, snapshot, pause, resume, resync, verify, recover, rollback,
+  confirm: confirmRecovery, cancel, retry, delete: remove,
   watch, cleanup, token, completion: completion(() => verbs), version,
 }; // prettier-ignore
 

@@ -69,8 +69,8 @@ export interface SnapshotSchedule {
 export interface ReplicationSpec {
   source: { agent: string; path: string; volumeMode: VolumeMode; include: string[]; exclude: string[] };
   target: { storageClass: string };
-  /** The source's role. */
-  replicationState: 'primary';
+  /** The source's role: secondary once its replica was promoted. */
+  replicationState: 'primary' | 'secondary';
   trigger: { continuous?: true; schedule?: string; manual?: string };
   /** What of the source's storage is used for a cut. */
   copyMethod: 'Direct';
@@ -80,6 +80,8 @@ export interface ReplicationSpec {
   maxFreezeMs: number;
   /** Programs of the source's node, run around each freeze; absent: none. */
   hooks?: { beforeFreeze: string[]; afterThaw: string[]; timeoutSeconds: number };
+  /** A program of the master's machine, run on each recovered copy; absent: none. */
+  check?: { argv: string[]; timeoutSeconds: number };
   snapshotSchedules: SnapshotSchedule[];
   /** Its points are made together with those of the group's other replications; absent: by itself. */
   group?: string;
@@ -151,6 +153,8 @@ export interface ReplicationRequests {
   verify: number;
   /** Of the newest resync. */
   force: boolean;
+  /** The recovery (uid) that keeps the source from writing; absent: the source may. */
+  fencedBy?: string;
 }
 
 export type Replication = Resource<'Replication', ReplicationSpec, ReplicationStatus> & {
@@ -218,45 +222,105 @@ export interface SnapshotStatus {
 export type Snapshot = Resource<'Snapshot', SnapshotSpec, SnapshotStatus>;
 
 export type RecoveryState =
-  'Waiting' | 'Running' | 'Cancelling' | 'Cancelled' | 'Completed' | 'Failed' | 'RollingBack' | 'RolledBack';
+  | 'Waiting'
+  | 'Running'
+  | 'Pausing'
+  | 'Paused'
+  | 'Cancelling'
+  | 'Cancelled'
+  | 'Completed'
+  | 'Failed'
+  | 'RollingBack'
+  | 'RolledBack'
+  | 'RollbackIgnored'
+  | 'Confirming'
+  | 'Confirmed'
+  | 'ForceConfirmed';
+export type RecoveryType = 'drill' | 'failover';
 export type PointChoice = 'latest-data' | 'latest-snapshot' | { snapshot: string } | { time: string };
+/** Of a replication, or of all members of a group. */
 export interface RecoverySpec {
-  replication: string;
-  type: 'drill';
+  replication?: string;
+  group?: string;
+  type: RecoveryType;
   point: PointChoice;
-  /** null: a new path under the recoveries folder. */
+  /** null: new paths under the recoveries folder. Of a group: the folder in which each volume has its name. */
   target: { path: string } | null;
 }
 export interface RecoveryTask {
   volume: string;
   state: 'Waiting' | 'Running' | 'Completed' | 'Failed' | 'Cancelled' | 'RolledBack';
   path: string | null;
+  point: PointView | null;
   message: string | null;
   startTime: string | null;
   endTime: string | null;
   /** Steps done so far, in words with numbers. */
   progress: { bytesTotal: number; bytesDone: number; step: string } | null;
+  /** Of the replication's spec.check: what the command said of the copy. */
+  check: { exitStatus: number | null; output: string; durationSeconds: number } | null;
 }
 export interface RecoveryStatus {
   state: RecoveryState;
+  /** Of a failover null until it is confirmed or undone. */
   outcome: 'success' | 'cancelled' | 'failed' | null;
   message: string | null;
+  /** Of a group null: see its tasks. */
   point: PointView | null;
-  /** The copy was read whole and has the point's digest. */
+  /** Every copy was read whole and has its point's digest. */
   verified: boolean | null;
-  /** From POST to the usable copy. */
+  /** From POST to the last usable copy. */
   rtoSeconds: number | null;
-  /** At POST: age of the source time that the point is as good as (lastSyncTime for the newest point). */
+  /** At POST: age of the source time that the oldest point is as good as (lastSyncTime for the newest point). */
   rpoSeconds: number | null;
   startTime: string | null;
   endTime: string | null;
   tasks: RecoveryTask[];
 }
-export type Recovery = Resource<'Recovery', RecoverySpec, RecoveryStatus> & {
-  requests: { cancel: boolean; rollback: boolean };
-};
+/** How far the work on a volume is; undone and confirmed are ends. */
+export type VolumeStage = 'new' | 'fenced' | 'chosen' | 'copied' | 'ready' | 'undone' | 'confirmed';
+export interface VolumeJob {
+  stage: VolumeStage;
+  /** Those of a lower one come first. */
+  order: number;
+  /** When its copy could be used, ms since the epoch. */
+  usableMs: number | null;
+  /** Source time that its point is as good as, ms since the epoch. */
+  goodAsOfMs: number | null;
+  verified: boolean;
+}
+/** What the work on a recovery needs to know over restarts. Not shown in REST. */
+export interface RecoveryJob {
+  /** Cancel, rollback or confirm goes on whatever fails. */
+  force: boolean;
+  /** The moment that volumes of a group have in common, ms since the epoch; once chosen it stays. */
+  commonMs: number | null;
+  /** In the order of the tasks. */
+  volumes: VolumeJob[];
+}
+export type Recovery = Resource<'Recovery', RecoverySpec, RecoveryStatus> & { job: RecoveryJob };
+
+/** What is said of a group as a whole. Its members are the replications whose spec.group names it. */
+export interface GroupSpec {
+  /** A lower startOrder is recovered before a higher one begins; members that are not listed have 1. */
+  members: { replication: string; startOrder: number }[];
+  /** Targets; null: none. A group that misses one is WARNING. */
+  rpoSeconds: number | null;
+  rtoSeconds: number | null;
+}
+export interface GroupStatus {
+  state: 'PREPARING' | 'NORMAL' | 'WARNING';
+  /** Of the storage that its members go to. */
+  targetState: 'NORMAL' | 'NOT_FOUND' | 'INACTIVE';
+  message: string | null;
+  members: { replication: string; startOrder: number; state: ReplicationState | null; lagSeconds: number | null }[];
+  /** Newest moment that all members can be recovered to. */
+  recoverableTime: string | null;
+}
+export type Group = Resource<'Group', GroupSpec, GroupStatus>;
 
 export interface Resources {
+  Group: Group;
   Replication: Replication;
   Agent: Agent;
   StorageClass: StorageClass;

@@ -29,6 +29,8 @@ export interface StatusFacts {
   journalShort: boolean;
   /** Files and the like that are not in copies as they are at the source. */
   withheld: number;
+  /** The source may not write any more: its replica is being made, or is, the primary one. */
+  promotion: 'Promoting' | 'Promoted' | undefined;
 }
 
 const phases: ReadonlySet<string> = new Set<Phase>([
@@ -50,7 +52,7 @@ export function statusOf(facts: StatusFacts, previous: ReplicationStatus): Repli
   return {
     state: stateOf(newestPoint !== undefined, stopped),
     phase,
-    role: 'Secondary',
+    role: facts.promotion === 'Promoted' ? 'Primary' : 'Secondary',
     captureMethod:
       report?.captureMethod === undefined || report.captureMethod === ''
         ? previous.captureMethod
@@ -81,7 +83,8 @@ function stateOf(initialized: boolean, stopped: Trouble | undefined): Replicatio
   return stopped ? 'FAILED' : 'PREPARING';
 }
 
-function phaseOf({ spec, report, agentConnected, newestPoint }: StatusFacts): Phase {
+function phaseOf({ spec, report, agentConnected, newestPoint, promotion }: StatusFacts): Phase {
+  if (promotion) return promotion;
   if (spec.paused) return 'Paused';
   if (!agentConnected) return newestPoint ? 'Disconnected' : 'Pending';
   if (!report || !phases.has(report.phase)) return 'Pending';
@@ -119,8 +122,10 @@ function troublesOf(
   phase: Phase,
   lastSyncMs: number | undefined,
 ): Trouble[] {
-  const { spec, agentConnected, report, masterTroubles, journalShort, withheld } = facts;
+  const { spec, agentConnected, report, masterTroubles, journalShort, withheld, promotion } = facts;
   const troubles = [...masterTroubles];
+  // How the source is matters to nobody while it may not write.
+  if (promotion) return troubles;
   if (!agentConnected) {
     troubles.push({
       reason: 'AgentGone',
@@ -222,6 +227,8 @@ function syncReason(phase: Phase, spec: ReplicationSpec): string {
 
 function syncMessage(phase: Phase, first: Trouble | undefined): string {
   if (first?.stops === true) return first.message;
+  if (phase === 'Promoting' || phase === 'Promoted')
+    return 'the replica was promoted: its source writes nothing more; roll the failover back to mirror it again';
   return phase === 'Paused' ? 'paused; resume it to go on' : `phase ${phase}`;
 }
 

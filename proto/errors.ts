@@ -53,6 +53,7 @@ export const errorCodes = {
     retry: 'never',
     text: 'The snapshot is locked until a date; before it nothing removes it or its replica.',
   },
+  CheckFailed: { retry: 'never', text: 'The command that checks a recovered copy ended with another status than 0.' },
   PointGone: { retry: 'never', text: 'The recovery point is not (any more) in the journal.' },
   Disconnected: { retry: 'backoff', text: 'The line to the other side is down.' },
   Stopped: { retry: 'backoff', text: 'The program is being stopped or the work was cancelled.' },

@@ -1,16 +1,19 @@
 /**
- * Recoveries over REST. A POST is checked against what can be recovered now and stored in state Waiting; the controllers
- * run it. Ended ones are the results; deleting a result leaves the recovered copy where it is.
+ * Recoveries over REST. A POST is checked against what can be recovered now and stored in state Waiting; actions are
+ * checked by the state machine and change the state at once; the controllers do the work. Ended ones are the results; deleting a result leaves the recovered copy where it is.
  */
 import { createHash } from 'node:crypto';
 import type { FastifyInstance } from 'fastify';
-import type { Static } from 'typebox';
 import { apiVersion } from '../resources.ts';
-import type { Recovery, RecoveryState, Replication } from '../resources.ts';
-import { snapshotKey } from '../store.ts';
+import { startOrder, volumesOf, type Member } from '../groups.ts';
+import { actions, ask, hasEnded, type Action } from '../recovery/machine.ts';
+import { pathInGroup } from '../recovery/copy.ts';
+import type { Recovery, RecoverySpec, RecoveryType, Replication, Snapshot } from '../resources.ts';
+import { snapshotKey, type Draft } from '../store.ts';
+import type { Caller } from '../tokens.ts';
 import { listOrWatch } from './list.ts';
 import { ApiProblem, invalid, notFound } from './problem.ts';
-import { ended, needPoint } from './replications.ts';
+import { needPoint } from './replications.ts';
 import { route } from './route.ts';
 import type { Context } from './route.ts';
 import { ActionInput, ListQuery } from './schema.ts';
@@ -20,7 +23,7 @@ const url = '/api/v1/recoveries';
 const tag = 'recoveries';
 
 export function recoveryRoutes(app: FastifyInstance, context: Context): void {
-  const { store, engine } = context;
+  const { store } = context;
   route(app, {
     method: 'GET',
     url,
@@ -39,34 +42,11 @@ export function recoveryRoutes(app: FastifyInstance, context: Context): void {
     answer: 'Recovery',
     status: 201,
     async handle({ body, caller, idempotencyKey }) {
-      const replication = store.get('Replication', body.replication);
-      if (replication === undefined)
-        throw invalid([{ path: 'replication', message: 'must name a replication that exists' }]);
-      needPoint(context, replication);
-      const point = chosenPoint(context, replication, body.point);
-      const mode = replication.spec.source.volumeMode;
-      const problems = body.target ? ((await engine.validateRecovery?.(body.target.path, mode)) ?? []) : [];
-      if (problems.length > 0) throw invalid(problems);
-      const name = body.name ?? newName(body, idempotencyKey === undefined ? undefined : [caller.name, idempotencyKey]);
-      return store.create('Recovery', name, {
-        apiVersion,
-        kind: 'Recovery',
-        metadata: { name },
-        spec: { replication: body.replication, type: body.type, point, target: body.target },
-        status: {
-          state: 'Waiting',
-          outcome: null,
-          message: null,
-          point: null,
-          verified: null,
-          rtoSeconds: null,
-          rpoSeconds: null,
-          startTime: null,
-          endTime: null,
-          tasks: [],
-        },
-        requests: { cancel: false, rollback: false },
-      });
+      const { name: given, ...asked } = body;
+      mayCreate(caller, asked.type);
+      const point = await mayRecover(context, asked);
+      const name = given ?? newName(asked, idempotencyKey === undefined ? undefined : [caller.name, idempotencyKey]);
+      return store.create('Recovery', name, recoveryDraft(name, { ...asked, point }));
     },
   });
   route(app, {
@@ -86,47 +66,115 @@ export function recoveryRoutes(app: FastifyInstance, context: Context): void {
     handle({ params, ifVersion }) {
       const recovery = find(context, params['name']);
       const { name } = recovery.metadata;
-      if (!ended(recovery))
-        throw new ApiProblem(
-          'WrongState',
-          `recovery ${name} is ${recovery.status.state}; wait for its end or cancel it`,
-        );
+      if (!hasEnded(recovery)) {
+        const isHeld = ['Completed', 'Failed'].includes(recovery.status.state);
+        const cure = isHeld ? 'roll it back or confirm it' : 'wait for its end or cancel it';
+        throw new ApiProblem('WrongState', `recovery ${name} is ${recovery.status.state}; ${cure}`);
+      }
       return store.delete('Recovery', name, ifVersion);
     },
   });
 
-  /** `already`: asked for before; asking again changes nothing. */
-  function action(
-    verb: 'cancel' | 'rollback',
-    summary: string,
-    allowed: readonly RecoveryState[],
-    already: readonly RecoveryState[],
-  ): void {
+  for (const action of actions)
     route(app, {
       method: 'POST',
-      url: `${url}/:name/actions/${verb}`,
+      url: `${url}/:name/actions/${action}`,
       tag,
-      summary,
+      summary: summaries[action],
       body: ActionInput,
       bodyOptional: true,
       answer: 'Recovery',
       status: 202,
-      handle({ params, ifVersion }) {
+      handle({ params, body, ifVersion }) {
         const { metadata } = find(context, params['name']);
-        const change = ({ status, requests }: Recovery): void => {
-          if (already.includes(status.state)) return;
-          if (!allowed.includes(status.state)) {
-            const detail = `recovery ${metadata.name} is ${status.state}; ${verb} is for ${allowed.join(', ')}`;
-            throw new ApiProblem('WrongState', detail);
-          }
-          requests[verb] = true;
+        const change = (recovery: Recovery): void => {
+          const refusal = ask(recovery, action, body.force);
+          if (refusal !== undefined) throw new ApiProblem('WrongState', `recovery ${metadata.name}: ${refusal}`);
         };
         return store.update('Recovery', metadata.name, change, ifVersion);
       },
     });
+}
+
+const summaries: Record<Action, string> = {
+  pause: 'Stop after the work in hand',
+  resume: 'Go on with a recovery that was paused',
+  cancel: 'End a recovery that is not complete, and undo it; with force also what cannot be undone',
+  retry: 'Recover the volumes again that have failed',
+  rollback: 'Remove what a recovery has made and mirror the sources again; with force also what cannot be removed',
+  confirm: 'Make what a failover has recovered the source; with force also when volumes have failed',
+};
+
+/** A failover is for managers. @throws ApiProblem Forbidden */
+export function mayCreate({ role }: Caller, type: RecoveryType): void {
+  if (type === 'failover' && !['admin', 'manager'].includes(role))
+    throw new ApiProblem('Forbidden', `a failover is created by an admin or a manager; the role here is ${role}`);
+}
+
+export function recoveryDraft(name: string, spec: RecoverySpec): Draft<'Recovery'> {
+  return {
+    apiVersion,
+    kind: 'Recovery',
+    metadata: { name },
+    spec,
+    status: {
+      state: 'Waiting',
+      outcome: null,
+      message: null,
+      point: null,
+      verified: null,
+      rtoSeconds: null,
+      rpoSeconds: null,
+      startTime: null,
+      endTime: null,
+      tasks: [],
+    },
+    job: { force: false, commonMs: null, volumes: [] },
+  };
+}
+
+/** Whether it can be done now, as far as is known. Answers the choice as it is kept. @throws ApiProblem */
+export async function mayRecover(context: Context, spec: RecoverySpec): Promise<RecoverySpec['point']> {
+  const { store, engine } = context;
+  const { replication, group } = spec;
+  if ((replication === undefined) === (group === undefined))
+    throw invalid([{ path: 'replication', message: 'must be given, or group; one of them' }]);
+  if (replication !== undefined && store.get('Replication', replication) === undefined)
+    throw invalid([{ path: 'replication', message: 'must name a replication that exists' }]);
+  const members = startOrder(store, spec);
+  if (members.length === 0)
+    throw invalid([
+      { path: 'group', message: 'must name a group that has members: replications whose spec.group it is' },
+    ]);
+  let { point } = spec;
+  for (const member of members) {
+    const found = store.get('Replication', member.replication);
+    if (!found) throw new ApiProblem('WrongState', `${member.replication} of group ${group} does not exist`);
+    needPoint(context, found);
+    point = chosenPoint(context, found, spec.point);
+    const mode = found.spec.source.volumeMode;
+    const path = spec.target && (group === undefined ? spec.target.path : pathInGroup(spec.target.path, found));
+    const problems = path === null ? [] : ((await engine.validateRecovery?.(path, mode)) ?? []);
+    if (problems.length > 0) throw invalid(problems);
   }
-  action('cancel', 'End a recovery that is not complete', ['Waiting', 'Running'], ['Cancelling', 'Cancelled']);
-  action('rollback', 'Remove what a recovery has made', ['Completed', 'Failed'], ['RollingBack', 'RolledBack']);
+  if (spec.type === 'failover') noOther(context, members);
+  return point;
+}
+
+/** @throws ApiProblem WrongState */
+function noOther({ store }: Context, members: Member[]): void {
+  for (const other of store.list('Recovery')) {
+    if (other.spec.type !== 'failover' || hasEnded(other)) continue;
+    const both = volumesOf(store, other).filter((name) => members.some(({ replication }) => replication === name));
+    if (both.length > 0)
+      throw new ApiProblem(
+        'WrongState',
+        `failover ${other.metadata.name} of ${both.join(', ')} is ${other.status.state}; confirm it, cancel it or roll it back first`,
+      );
+  }
+  for (const { replication } of members)
+    if (store.get('Replication', replication)?.requests.fencedBy !== undefined)
+      throw new ApiProblem('WrongState', `${replication} was promoted already`);
 }
 
 function find({ store }: Context, name = ''): Recovery {
@@ -139,7 +187,7 @@ function find({ store }: Context, name = ''): Recovery {
 function chosenPoint(
   { store, engine }: Context,
   { metadata }: Replication,
-  point: Static<typeof RecoveryCreate>['point'],
+  point: RecoverySpec['point'],
 ): Recovery['spec']['point'] {
   const { name, uid } = metadata;
   if (point === 'latest-data') return point;
@@ -159,7 +207,11 @@ function chosenPoint(
     throw new ApiProblem('WrongState', detail);
   }
   const time = new Date(point.time).toISOString();
-  if (engine.points(uid, undefined, Date.parse(time)).length > 0) return { time };
+  const isOld = ({ spec, status }: Snapshot): boolean =>
+    spec.replication === name &&
+    status.state === 'Ready' &&
+    Date.parse(status.point?.sourceTime ?? '') <= Date.parse(time);
+  if (engine.points(uid, undefined, Date.parse(time)).length > 0 || store.list('Snapshot').some(isOld)) return { time };
   const oldest = engine.points(uid)[0]?.sourceTime ?? 'none';
   throw new ApiProblem(
     'NoRecoveryPoint',
@@ -168,11 +220,12 @@ function chosenPoint(
 }
 
 /** From the Idempotency-Key where there is one, so that a retry finds the name taken even when the answer was lost. */
-function newName({ replication, type }: { replication: string; type: string }, key: string[] | undefined): string {
+export function newName({ replication, group, type }: RecoverySpec, key: string[] | undefined): string {
+  const of = replication ?? group ?? '';
   const salt = key ?? [crypto.randomUUID()];
   const suffix = createHash('sha256')
-    .update(JSON.stringify([replication, ...salt]))
+    .update(JSON.stringify([of, ...salt]))
     .digest('hex')
     .slice(0, 8);
-  return `${replication.slice(0, 63 - 2 - type.length - suffix.length)}-${type}-${suffix}`;
+  return `${of.slice(0, 63 - 2 - type.length - suffix.length)}-${type}-${suffix}`;
 }

@@ -8,7 +8,9 @@ import type { Static } from 'typebox';
 import { isTimeZone } from '../calendar.ts';
 import { parseCron } from '../cron.ts';
 import { apiVersion } from '../resources.ts';
-import type { Recovery, Replication, ReplicationSpec } from '../resources.ts';
+import type { Replication, ReplicationSpec } from '../resources.ts';
+import { volumesOf } from '../groups.ts';
+import { hasEnded } from '../recovery/machine.ts';
 import type { Draft } from '../store.ts';
 import { check } from './check.ts';
 import { listOrWatch, page } from './list.ts';
@@ -158,9 +160,6 @@ export function needPoint({ engine }: Pick<Context, 'engine'>, { metadata, statu
   throw new ApiProblem('NoRecoveryPoint', detail);
 }
 
-export const ended = (recovery: Recovery): boolean =>
-  ['Cancelled', 'Completed', 'Failed', 'RolledBack'].includes(recovery.status.state);
-
 function withLag(replication: Replication, nowMs: number): Replication {
   const { lastSyncTime } = replication.status;
   const lagMs = lastSyncTime === null ? null : Math.max(0, nowMs - Date.parse(lastSyncTime));
@@ -200,6 +199,8 @@ function complete(context: Context, spec: ReplicationSpec, old?: ReplicationSpec
     );
   else source.volumeMode = volumeMode;
 
+  if (spec.replicationState === 'secondary' && old === undefined)
+    wrong('replicationState', 'must be primary for a new replication');
   if (store.get('StorageClass', target.storageClass) === undefined) {
     const known = store.list('StorageClass').map(({ metadata }) => metadata.name);
     wrong('target.storageClass', `must name a storage class that exists: ${known.join(', ') || 'create one first'}`);
@@ -288,6 +289,11 @@ function replace(context: Context, old: Replication, body: Input, ifVersion: str
   fixed('metadata.namespace', old.metadata.namespace, body.metadata.namespace ?? old.metadata.namespace);
   for (const field of ['agent', 'path', 'volumeMode'] as const)
     fixed(`spec.source.${field}`, old.spec.source[field], spec.source[field]);
+  if (spec.replicationState !== old.spec.replicationState)
+    errors.push({
+      path: 'spec.replicationState',
+      message: 'is changed by the actions promote and demote, or a failover',
+    });
   fixed('spec.target.storageClass', old.spec.target.storageClass, spec.target.storageClass);
   if (errors.length > 0) throw invalid(errors);
 
@@ -316,11 +322,11 @@ function remove(context: Context, old: Replication, keepReplica: boolean, ifVers
   const snapshots = store.list('Snapshot').filter(({ spec }) => spec.replication === name);
   const nowMs = clock.nowMs();
   const errors: FieldError[] = [];
-  for (const recovery of store.list('Recovery').filter(({ spec }) => spec.replication === name))
-    if (!ended(recovery))
+  for (const recovery of store.list('Recovery').filter((one) => volumesOf(store, one).includes(name)))
+    if (!hasEnded(recovery))
       errors.push({
         path: `Recovery/${recovery.metadata.name}`,
-        message: `is ${recovery.status.state}; cancel it first`,
+        message: `is ${recovery.status.state}; cancel it, or roll it back, first`,
       });
   for (const { metadata, spec } of snapshots) {
     const path = `Snapshot/${name}/${metadata.name}`;

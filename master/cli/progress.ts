@@ -72,7 +72,10 @@ export async function waitFor<T extends Replication | Recovery | Snapshot>(
 export function untilNormal({ status }: Replication): number | undefined {
   return status.state === 'NORMAL' ? 0 : status.state === 'FAILED' ? 1 : undefined;
 }
-export function untilEnded({ status }: Recovery): number | undefined {
+/** A failover is there for use when it is complete; what becomes of it is asked for later. */
+export function untilEnded({ spec, status }: Recovery): number | undefined {
+  const isThere = spec.type === 'failover' && status.state === 'Completed';
+  if (isThere) return status.tasks.every(({ state }) => state === 'Completed') ? 0 : 1;
   return status.outcome === null ? undefined : status.outcome === 'success' ? 0 : 1;
 }
 /** A resync has ended when it was seen to run and mirroring goes on. */

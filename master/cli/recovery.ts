@@ -1,9 +1,10 @@
 /**
- * The verbs around recoveries (recover, rollback, cancel), and delete.
+ * The verbs around recoveries (recover, rollback, confirm, cancel, retry), and delete.
  */
 import { optional, required, toggle, UsageError, withDefault } from '../../proto/cli.ts';
 import { parseChoice, parseName } from '../../proto/value.ts';
-import type { PointChoice, Recovery } from '../resources.ts';
+import type { Action } from '../recovery/machine.ts';
+import type { PointChoice, Recovery, RecoveryState } from '../resources.ts';
 import { withQuery } from './client.ts';
 import { confirmed, confirmFlags } from './confirm.ts';
 import { span } from './format.ts';
@@ -55,27 +56,37 @@ async function waitForRecovery(session: Session, from: Recovery, timeoutSeconds:
 export const recover = verb(
   {
     name: 'recover',
-    summary: 'Make a usable copy of a replication at a recovery point. A drill touches neither source nor mirroring.',
-    operands: 'REPLICATION',
-    minOperands: 1,
+    summary:
+      'Make a usable copy at a recovery point. A drill touches neither source nor mirroring; a failover stops both.',
+    operands: '[REPLICATION]',
+    minOperands: 0,
     maxOperands: 1,
     flags: {
-      type: required('TYPE', 'drill', parseChoice('drill')),
+      type: required('TYPE', 'drill or failover', parseChoice('drill', 'failover')),
+      group: optional('GROUP', 'all members of the group, to one moment, instead of REPLICATION', parseName),
       point: withDefault('POINT', 'latest-data', 'latest-data, latest-snapshot, a snapshot or a time', parsePoint),
       to: optional(
         'PATH',
-        'where to; must be absent. Without: a new path under the recoveries folder',
+        'where to; must be absent (of a group: the folder for them). Without: new paths under the recoveries folder',
         parseTargetPath,
       ),
       name: optional('NAME', 'name of the recovery; without: one is made', parseName),
+      ...confirmFlags,
       ...waitFlags,
     },
     notes: 'Example:\n  replctl recover orders --type drill --point 2026-11-20T09:00:00Z --wait',
   },
   async (session, { options, operands }) => {
+    const { group, type } = options;
+    if ((operands.length === 0) === (group === undefined))
+      throw new UsageError('Give a REPLICATION or --group GROUP, one of them.', 'See `replctl recover --help`.');
+    const of = group === undefined ? { replication: nameOperand(operands, 'replication') } : { group };
+    const question = 'A failover stops mirroring: the source writes nothing more until it is rolled back.';
+    const name = of.replication ?? group ?? '';
+    if (type === 'failover' && !(await confirmed(session, options.yes, name, question))) return 1;
     const made = await session.client.send<Recovery>('POST', '/recoveries', {
-      replication: nameOperand(operands, 'replication'),
-      type: options.type,
+      ...of,
+      type,
       point: options.point,
       ...(options.name !== undefined && { name: options.name }),
       ...(options.to !== undefined && { target: { path: options.to } }),
@@ -85,12 +96,18 @@ export const recover = verb(
   },
 );
 
+/** Statuses by the state that is reached. */
+function reached(good: RecoveryState[], bad: RecoveryState[]) {
+  return ({ status: { state } }: Recovery): number | undefined =>
+    good.includes(state) ? 0 : bad.includes(state) ? 1 : undefined;
+}
+
 function recoveryAction(
-  name: 'rollback' | 'cancel',
+  name: Action,
   summary: string,
   done: string,
   question: string | undefined,
-  reached: (recovery: Recovery) => number | undefined,
+  ended: (recovery: Recovery) => number | undefined,
 ) {
   return verb(
     {
@@ -99,7 +116,7 @@ function recoveryAction(
       operands: 'RECOVERY',
       minOperands: 1,
       maxOperands: 1,
-      flags: { force: toggle('do what would be refused for safety'), ...confirmFlags, ...waitFlags },
+      flags: { force: toggle('go on although something of it fails'), ...confirmFlags, ...waitFlags },
     },
     async (session, { options, operands }) => {
       const target = nameOperand(operands, 'recovery');
@@ -109,7 +126,7 @@ function recoveryAction(
       printObject(session, kind, after, '', done);
       if (!options.wait) return 0;
       const line = (object: Recovery) => recoveryLine(object, session.paint);
-      const { status, object } = await waitFor(session, '/recoveries', after, line, reached, options.timeout);
+      const { status, object } = await waitFor(session, '/recoveries', after, line, ended, options.timeout);
       if (object.status.message !== null) session.note(object.status.message);
       return status;
     },
@@ -117,17 +134,31 @@ function recoveryAction(
 }
 export const rollback = recoveryAction(
   'rollback',
-  'Remove the copy that a recovery made. The source and mirroring are not touched.',
+  'Remove what a recovery made; after a failover its source is mirrored again.',
   'rolling back',
-  'This deletes the recovered copy.',
-  ({ status: { state } }) => (state === 'RolledBack' ? 0 : state === 'Failed' ? 1 : undefined),
+  'This deletes the recovered copy, with what was written to it.',
+  reached(['RolledBack', 'RollbackIgnored'], []),
+);
+export const confirmRecovery = recoveryAction(
+  'confirm',
+  'Make what a failover recovered the source from now on.',
+  'confirming',
+  'This ends the old replication: what its source has that was not mirrored is given up.',
+  reached(['Confirmed', 'ForceConfirmed'], []),
 );
 export const cancel = recoveryAction(
   'cancel',
-  'Stop a recovery that runs and remove what it made.',
+  'Stop a recovery that runs and undo it.',
   'cancelling',
   undefined,
-  ({ status: { state } }) => (state === 'Cancelled' ? 0 : state === 'Completed' || state === 'Failed' ? 1 : undefined),
+  reached(['Cancelled'], ['Completed', 'Failed']),
+);
+export const retry = recoveryAction(
+  'retry',
+  'Recover the volumes of a recovery again that have failed.',
+  'tried again',
+  undefined,
+  untilEnded,
 );
 
 export const remove = verb(

@@ -320,10 +320,11 @@ t.test(
     for (const [body, path] of [
       [{ point: 'newest' }, 'point'],
       [{ point: { time: 'x' } }, 'point'],
-      [{ type: 'failover' }, 'type'],
+      [{ type: 'move' }, 'type'],
       [{ target: { path: 'relative' } }, 'target'],
       [{ target: { path: '/a', more: 1 } }, 'target'],
-      [{ group: 'g' }, 'group'],
+      [{ group: 'g' }, 'replication'],
+      [{ group: 'g', replication: undefined }, 'group'],
     ] as const) {
       const answer = await post(body);
       refused(t, answer, 422, 'Invalid');
@@ -338,7 +339,7 @@ t.test(
         status: { state: 'Waiting' },
       },
     });
-    t.notOk('requests' in made.body);
+    t.notOk('job' in made.body);
     const name = String((made.body['metadata'] as Json)['name']);
     t.match(name, /^a-drill-[0-9a-f]{8}$/);
     const url = `${v1}/recoveries/${name}`;
@@ -346,11 +347,11 @@ t.test(
     refused(t, await call('POST', `${url}/actions/rollback`), 409, 'WrongState');
     refused(t, await call('DELETE', one), 409, 'Referenced', new RegExp(`Recovery/${name}`));
     t.equal((await call('POST', `${url}/actions/cancel`)).status, 202);
-    t.equal(store.get('Recovery', name)?.requests.cancel, true);
+    t.equal(store.get('Recovery', name)?.status.state, 'Cancelling');
     store.update('Recovery', name, ({ status }) => (status.state = 'Completed'));
     refused(t, await call('POST', `${url}/actions/cancel`), 409, 'WrongState');
     t.equal((await call('POST', `${url}/actions/rollback`, { force: false })).status, 202);
-    t.equal(store.get('Recovery', name)?.requests.rollback, true);
+    t.equal(store.get('Recovery', name)?.status.state, 'RollingBack');
     store.update('Recovery', name, ({ status }) => (status.state = 'RolledBack'));
     t.equal((await call('DELETE', url)).status, 200);
     refused(t, await call('GET', url), 404, 'NotFound');

@@ -33,6 +33,8 @@ export interface World {
   /** Sources live here unless the test says otherwise; the agent may read it. */
   sources: string;
   masterDir: string;
+  /** More of its command line; from its next start on. */
+  masterFlags: string[];
   master: Program;
   agent: Program;
   client: Client;
@@ -79,6 +81,7 @@ export async function openWorld(t: Test, options: WorldOptions = {}): Promise<Wo
   const dir = realpathSync(mkdtempSync(join(tmpdir(), 'replicator-e2e-')));
   const masterDir = join(dir, 'm');
   const sources = join(dir, 'sources');
+  const masterFlags = [...(options.masterFlags ?? [])];
   mkdirSync(sources);
   let listen = { http: '127.0.0.1:0', grpc: options.grpc ?? '127.0.0.1:0' };
   let dialed = '';
@@ -86,7 +89,7 @@ export async function openWorld(t: Test, options: WorldOptions = {}): Promise<Wo
     'replicator-master',
     () => [
       ...['--data', masterDir, '--http', listen.http, '--grpc', listen.grpc, '--allow', join(dir, 'copies')],
-      ...(options.masterFlags ?? []),
+      ...masterFlags,
     ],
     join(dir, 'master.log'),
     options.masterUser,
@@ -189,6 +192,7 @@ export async function openWorld(t: Test, options: WorldOptions = {}): Promise<Wo
     dir,
     sources,
     masterDir,
+    masterFlags,
     master,
     agent,
     client,

@@ -23,45 +23,64 @@ const RecoveryTarget = Type.Unsafe<{ path: string } | null>({
 });
 
 const RecoverySpec = Type.Object({
-  replication: name(),
-  type: words('drill'),
+  replication: Type.Optional(name()),
+  group: Type.Optional(name()),
+  type: words('drill', 'failover'),
   point: RecoveryPoint,
   target: RecoveryTarget,
 });
 
-export const Recovery = resource(
-  'Recovery',
-  RecoverySpec,
-  Type.Object({
-    state: words('Waiting', 'Running', 'Cancelling', 'Cancelled', 'Completed', 'Failed', 'RollingBack', 'RolledBack'),
-    outcome: nullable(words('success', 'cancelled', 'failed')),
-    message: nullable(Type.String()),
-    point: nullable(Point),
-    verified: nullable(Type.Boolean()),
-    rtoSeconds: nullable(Type.Number()),
-    rpoSeconds: nullable(Type.Number()),
-    startTime: nullable(time()),
-    endTime: nullable(time()),
-    tasks: Type.Array(
-      Type.Object({
-        volume: Type.String(),
-        state: words('Waiting', 'Running', 'Completed', 'Failed', 'Cancelled', 'RolledBack'),
-        path: nullable(Type.String()),
-        message: nullable(Type.String()),
-        startTime: nullable(time()),
-        endTime: nullable(time()),
-        progress: nullable(Type.Object({ bytesTotal: Type.Number(), bytesDone: Type.Number(), step: Type.String() })),
-      }),
-    ),
-  }),
-);
+const RecoveryStatus = Type.Object({
+  state: words(
+    'Waiting',
+    'Running',
+    'Pausing',
+    'Paused',
+    'Cancelling',
+    'Cancelled',
+    'Completed',
+    'Failed',
+    'RollingBack',
+    'RolledBack',
+    'RollbackIgnored',
+    'Confirming',
+    'Confirmed',
+    'ForceConfirmed',
+  ),
+  outcome: nullable(words('success', 'cancelled', 'failed')),
+  message: nullable(Type.String()),
+  point: nullable(Point),
+  verified: nullable(Type.Boolean()),
+  rtoSeconds: nullable(Type.Number()),
+  rpoSeconds: nullable(Type.Number()),
+  startTime: nullable(time()),
+  endTime: nullable(time()),
+  tasks: Type.Array(
+    Type.Object({
+      volume: Type.String(),
+      state: words('Waiting', 'Running', 'Completed', 'Failed', 'Cancelled', 'RolledBack'),
+      path: nullable(Type.String()),
+      point: nullable(Point),
+      message: nullable(Type.String()),
+      startTime: nullable(time()),
+      endTime: nullable(time()),
+      progress: nullable(Type.Object({ bytesTotal: Type.Number(), bytesDone: Type.Number(), step: Type.String() })),
+      check: nullable(
+        Type.Object({
+          exitStatus: nullable(Type.Integer()),
+          output: Type.String(),
+          durationSeconds: Type.Number(),
+        }),
+      ),
+    }),
+  ),
+});
+
+export const Recovery = resource('Recovery', RecoverySpec, RecoveryStatus);
 
 export const RecoveryCreate = input(
   Type.Object({
     name: Type.Optional(name()),
-    replication: name(),
-    type: RecoverySpec.properties.type,
-    point: RecoveryPoint,
-    target: RecoveryTarget,
+    ...RecoverySpec.properties,
   }),
 );

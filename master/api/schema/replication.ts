@@ -47,10 +47,10 @@ export const ReplicationSpec = Type.Object({
     exclude: globs('patterns of the paths to leave out (Filesystem only)'),
   }),
   target: Type.Object({ storageClass: name('of a storage class') }),
-  replicationState: Type.Unsafe<'primary'>({
-    ...words('primary'),
+  replicationState: Type.Unsafe<'primary' | 'secondary'>({
+    ...words('primary', 'secondary'),
     default: 'primary',
-    description: "the source's role",
+    description: "the source's role; a failover makes it secondary, its rollback primary again",
   }),
   trigger: Type.Object(
     {
@@ -92,6 +92,19 @@ export const ReplicationSpec = Type.Object({
         additionalProperties: false,
         description:
           "programs with arguments on the source's node around each freeze; its agent runs only what its own --allow names",
+      },
+    ),
+  ),
+  check: Type.Optional(
+    Type.Object(
+      {
+        argv: Type.Array(Type.String({ minLength: 1, maxLength: 4096 }), { minItems: 1, maxItems: 64 }),
+        timeoutSeconds: Type.Number({ minimum: 1, maximum: 86_400, default: 60 }),
+      },
+      {
+        additionalProperties: false,
+        description:
+          "a program of the master's machine, run on each recovered copy: RECOVERY_PATH and the argument {path} say where it is; the master runs only what its own --allow names",
       },
     ),
   ),

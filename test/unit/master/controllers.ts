@@ -3,8 +3,9 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { openDatabase } from '../../../master/database.ts';
 import type { EventInput } from '../../../master/engine.ts';
-import { apiVersion, type Replication, type Recovery, type Snapshot } from '../../../master/resources.ts';
+import { apiVersion, type RecoveryType, type Replication, type Snapshot } from '../../../master/resources.ts';
 import { sqliteStore } from '../../../master/store-sqlite.ts';
+import { recoveryDraft } from '../../../master/api/recoveries.ts';
 import { snapshotKey, type Store } from '../../../master/store.ts';
 import type { VolumeMode } from '../../../proto/wire.ts';
 import { systemClock, systemRandom } from '../../../proto/system.ts';
@@ -85,15 +86,16 @@ export function addSnapshot(store: Store, replication: string, name: string, sta
   return key;
 }
 
-export function addRecovery(store: Store, name: string, replication: string, path: string) {
+export function addRecovery(
+  store: Store,
+  name: string,
+  replication: string,
+  path: string,
+  type: RecoveryType = 'drill',
+) {
   return store.create('Recovery', name, {
-    apiVersion,
-    kind: 'Recovery',
-    metadata: { name },
-    spec: { replication, type: 'drill', point: 'latest-data', target: { path } },
-    status: { state: 'Waiting', outcome: null, message: null, startTime: null, endTime: null, tasks: [] },
-    requests: { cancel: false, rollback: false },
-  } as unknown as Recovery);
+    ...recoveryDraft(name, { replication, type, point: 'latest-data', target: { path } }),
+  });
 }
 
 /** Waits for a condition; names it when it never comes. */

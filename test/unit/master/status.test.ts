@@ -70,6 +70,7 @@ const facts: StatusFacts = {
   usedBytes: undefined,
   journalShort: false,
   withheld: 0,
+  promotion: undefined,
 };
 const newestPoint = {
   sequence: 7,

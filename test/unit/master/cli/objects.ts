@@ -44,11 +44,7 @@ export function replication(
   }; // prettier-ignore
 }
 
-export function recovery(
-  name: string,
-  status: Partial<Recovery['status']> = {},
-  version = 1,
-): Omit<Recovery, 'requests'> {
+export function recovery(name: string, status: Partial<Recovery['status']> = {}, version = 1): Omit<Recovery, 'job'> {
   return {
     apiVersion,
     kind: 'Recovery',

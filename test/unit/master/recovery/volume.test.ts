@@ -1,16 +1,21 @@
 import { readFile, rm, stat, writeFile } from 'node:fs/promises';
 import t from 'tap';
-import type { Mirrors } from '../../../master/mirrors.ts';
-import { runRecoveries } from '../../../master/recoveries.ts';
-import { systemClock } from '../../../proto/system.ts';
-import { addRecovery, addReplication, until, world } from './controllers.ts';
+import type { Mirrors } from '../../../../master/mirrors.ts';
+import { runRecoveries } from '../../../../master/recovery/loop.ts';
+import { ask } from '../../../../master/recovery/machine.ts';
+import { volumeEffects } from '../../../../master/recovery/volume.ts';
+import { systemClock } from '../../../../proto/system.ts';
+import { addRecovery, addReplication, until, world } from '../controllers.ts';
 
 async function start(t: Parameters<typeof world>[0]) {
   const made = await world(t);
   const { store, folder } = made;
   const { uid } = addReplication(store, 'one').metadata;
+  const point = { sequence: 1, sourceUs: 1, committedUs: 1 };
   const replica = {
-    newestPoint: { sequence: 1, sourceUs: 1, committedUs: 1 },
+    newestPoint: point,
+    points: [point],
+    snapshotNames: [],
     recover: async (_point: unknown, path: string) => {
       await writeFile(path, 'the copy', { flag: 'wx' });
       return { verified: true, readBytes: 8 };
@@ -18,14 +23,13 @@ async function start(t: Parameters<typeof world>[0]) {
     noteDrill: async () => undefined,
   };
   const mirrors = { replica: () => replica, view: () => ({ sequence: 1 }), drilled: () => undefined };
+  const allow = { mayWriteRecovery: async (path: string) => path, mayRun: async (path: string) => path };
   const options = {
     store,
     clock: systemClock,
-    mirrors: mirrors as unknown as Mirrors,
     events: made.emitter,
     metrics: { onRecovery: () => undefined },
-    allow: { mayWriteRecovery: async (path: string) => path },
-    folder,
+    effects: volumeEffects({ store, clock: systemClock, mirrors: mirrors as unknown as Mirrors, allow, folder }),
   };
   const state = (name: string): string | undefined => store.get('Recovery', name)?.status.state;
   made.run(runRecoveries(options, made.signal));
@@ -36,7 +40,7 @@ t.test('a rollback removes its own copy', async (t) => {
   const { store, state, path } = await start(t);
   addRecovery(store, 'first', 'one', path);
   await until('it is complete', () => state('first') === 'Completed');
-  store.update('Recovery', 'first', ({ requests }) => (requests.rollback = true));
+  store.update('Recovery', 'first', (one) => void ask(one, 'rollback', false));
   await until('it is rolled back', () => state('first') === 'RolledBack');
   await t.rejects(stat(path), { code: 'ENOENT' });
 });
@@ -48,11 +52,11 @@ t.test('a rollback leaves alone what somebody else has put in the place of its c
   await rm(path);
   addRecovery(store, 'second', 'one', path);
   await until('the second is complete', () => state('second') === 'Completed');
-  store.update('Recovery', 'first', ({ requests }) => (requests.rollback = true));
+  store.update('Recovery', 'first', (one) => void ask(one, 'rollback', false));
   await until('the first is rolled back', () => state('first') === 'RolledBack');
   t.equal(await readFile(path, 'utf8'), 'the copy');
   t.match(store.get('Recovery', 'first')?.status.message, /left alone/);
-  store.update('Recovery', 'second', ({ requests }) => (requests.rollback = true));
+  store.update('Recovery', 'second', (one) => void ask(one, 'rollback', false));
   await until('the second is rolled back', () => state('second') === 'RolledBack');
   await t.rejects(stat(path), { code: 'ENOENT' });
 });
@@ -65,7 +69,7 @@ t.test('a copy that cannot be removed is told once, and tried again at leisure',
   await rm(`${folder}/inner`, { recursive: true });
   await writeFile(`${folder}/inner`, '');
   const before = store.version();
-  store.update('Recovery', 'first', ({ requests }) => (requests.rollback = true));
+  store.update('Recovery', 'first', (one) => void ask(one, 'rollback', false));
   await until('it says why', () => store.get('Recovery', 'first')?.status.message?.includes('tried again'));
   t.equal(state('first'), 'RollingBack');
   await rm(`${folder}/inner`);
