@@ -279,11 +279,13 @@ export class Manifest {
     this.markDirty(slot);
   }
 
-  removeName(parent: number, name: Buffer): void {
+  /** False when it was not known. */
+  removeName(parent: number, name: Buffer): boolean {
     const before = this.#get('SELECT slot FROM name WHERE parent = ? AND name = ?', parent, name);
-    if (!before) return;
+    if (!before) return false;
     this.#run('DELETE FROM name WHERE parent = ? AND name = ?', parent, name);
     this.#lose(Number(before['slot']));
+    return true;
   }
 
   #lose(slot: number): void {

@@ -18,6 +18,7 @@ import { syncfs } from '../proto/libc.ts';
 import { Pace } from '../proto/pace.ts';
 import type { MirrorWelcome, Node } from '../proto/wire.ts';
 import { collect, tickMs, type Collected, type Collecting } from './capture/collect.ts';
+import { Filter } from './capture/filter.ts';
 import { Finder } from './capture/finder.ts';
 import type { Hints } from './capture/hints.ts';
 import { isSame, keyOf, openTree, type Tree } from './capture/tree.ts';
@@ -79,6 +80,7 @@ export class TreeSource implements Source {
   readonly #manifest: Manifest;
   readonly #pace: Pace;
   readonly #finder: Finder;
+  readonly #filter: Filter | undefined;
   #blank = false;
   /** A generator or a look is under way. */
   #busy = false;
@@ -91,6 +93,8 @@ export class TreeSource implements Source {
 
   constructor(options: TreeSourceOptions) {
     this.#options = options;
+    const filter = new Filter(options);
+    this.#filter = filter.isOpen ? undefined : filter;
     this.#manifest = openManifest(options.dataDir);
     this.#pace = new Pace(options.clock, options.readBytesPerSecond);
     const { clock, cutIntervalSeconds, hints, scanRatio } = options;
@@ -118,13 +122,7 @@ export class TreeSource implements Source {
   }
 
   async facts(): Promise<SourceFacts> {
-    const { include, exclude, path } = this.#options;
-    if (include.length + exclude.length > 0) {
-      throw new ReplicationError(
-        'SourceRefused',
-        'source.include and source.exclude are not available yet: remove them',
-      );
-    }
+    const { path } = this.#options;
     const facts = await sourceFacts(path, 'Filesystem');
     if (!facts.exists) throw new ReplicationError('SourceGone', `${path} does not exist; bring it back`);
     await using _tree = await this.#open(false); // is it empty?
@@ -133,7 +131,7 @@ export class TreeSource implements Source {
 
   /** @throws SourceGone, SourceEmptied */
   async #open(sameRoot: boolean): Promise<Tree & AsyncDisposable> {
-    const tree = await openTree(this.#options.path);
+    const tree = await openTree(this.#options.path, this.#filter);
     const opened = { ...tree, [Symbol.asyncDispose]: () => tree.close() };
     try {
       const root = this.#manifest.row(0);

@@ -84,11 +84,13 @@ export class Finder {
     if (mustScan) this.doubt('round');
     this.#hear(hinted.doubt);
     const startedMs = clock.nowMs();
+    // What is left out below a directory depends on where it is.
+    const moved = tree.filter ? 'moved' : 'new';
     const isScan = this.#isScanDue();
     let first: Walk;
     if (isScan) first = await this.fullScan(tree, this.now(), signal);
     else {
-      const through = this.#hints?.isPrompt ? 'new' : 'all';
+      const through = this.#hints?.isPrompt ? moved : 'all';
       // Until it has ended well: what it was told of is told only once.
       this.#scanReason = 'a look that failed';
       first = await visit(tree, manifest, hinted.names, signal, { through, missed: [] });
@@ -102,7 +104,7 @@ export class Finder {
       startedMs,
       first,
       hints: this.#hints?.isPrompt ? this.#hints : undefined,
-      through: isScan ? 'moved' : 'new',
+      through: isScan ? 'moved' : moved,
       doubt: (reason) => this.#hear(reason),
     });
     try {

@@ -281,8 +281,7 @@ function* batches(children: Iterable<{ name: Buffer }>): Generator<Buffer[]> {
 }
 
 function forget(manifest: Manifest, found: Walk, parent: number, name: Buffer): void {
-  manifest.removeName(parent, name);
-  found.restless = true;
+  if (manifest.removeName(parent, name)) found.restless = true;
 }
 
 /** Answers for each name whether there is something by it. */
@@ -295,7 +294,20 @@ async function lookAt(
   full: boolean,
   through: Through = 'all',
 ): Promise<boolean[]> {
-  const stats = await Promise.all(names.map((name) => lstat(childPath(fd, name)).catch(absent)));
+  const { filter } = looking.tree;
+  const directory = filter && looking.manifest.path(parent);
+  if (filter && !directory) {
+    // It depends on where the directory is, and that is being found out: until then all stays as it is.
+    miss(looking, parent);
+    return names.map(() => true);
+  }
+  const stats = await Promise.all(
+    names.map(async (name) => {
+      const stat = await lstat(childPath(fd, name)).catch(absent);
+      const isWanted = !stat || !directory || filter.wants(directory, name, stat.isDirectory());
+      return isWanted ? stat : undefined; // what is left out is as if it were not there
+    }),
+  );
   const there = stats.map((stat, index) => {
     if (stat) note(looking, parent, names[index] as Buffer, stat, waiting, full, through);
     return stat !== undefined;

@@ -12,6 +12,7 @@ import { promisify } from 'node:util';
 import { ReplicationError, systemErrorCode } from '../../proto/errors.ts';
 import { nodeTypes } from '../../proto/wire.ts';
 import type { Key, Manifest } from '../manifest.ts';
+import type { Filter } from './filter.ts';
 
 export const open = promisify(fs.open);
 export const close = promisify(fs.close);
@@ -29,16 +30,18 @@ export interface Tree {
   readonly fd: number;
   readonly device: bigint;
   readonly stat: BigIntStats;
+  /** undefined: all of it is mirrored. */
+  readonly filter: Filter | undefined;
   close(): Promise<void>;
 }
 
 /** @throws SourceGone */
-export async function openTree(path: string): Promise<Tree> {
+export async function openTree(path: string, filter?: Filter): Promise<Tree> {
   try {
     const resolved = await realpath(path);
     const fd = await openQuietly(Buffer.from(resolved), O_RDONLY | O_DIRECTORY);
     const stat = await fstat(fd);
-    return { path: resolved, fd, device: stat.dev, stat, close: () => close(fd) };
+    return { path: resolved, fd, device: stat.dev, stat, filter, close: () => close(fd) };
   } catch (error) {
     throw new ReplicationError('SourceGone', `${path} cannot be opened as a directory: ${String(error)}`, {
       cause: error,

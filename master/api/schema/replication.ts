@@ -43,8 +43,10 @@ export const ReplicationSpec = Type.Object({
       description: 'Block or Filesystem; may be left out when the agent has reported the path',
       'x-inferred': true,
     }),
-    include: globs('patterns of the paths to mirror (Filesystem only); empty: all'),
-    exclude: globs('patterns of the paths to leave out (Filesystem only)'),
+    include: globs(
+      'patterns of the paths to mirror, in the syntax of gitignore, relative to the source (Filesystem only); empty: all',
+    ),
+    exclude: globs('patterns of the paths to leave out, in the syntax of gitignore (Filesystem only)'),
   }),
   target: Type.Object({ storageClass: name('of a storage class') }),
   replicationState: Type.Unsafe<'primary' | 'secondary'>({
