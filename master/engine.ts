@@ -5,7 +5,23 @@
  */
 import type { VolumeMode } from '../proto/wire.ts';
 import type { Cleanup, CleanupMode, Garbage } from './garbage.ts';
-import type { AgentVolume, GroupPointView, PointView, Replication, StorageClass } from './resources.ts';
+import type { Agent, AgentVolume, GroupPointView, PointView, Replication, StorageClass } from './resources.ts';
+
+export interface BootstrapRequest {
+  host: string;
+  port: number;
+  user: string;
+  hostKey: string;
+  privateKey?: string;
+  passphrase?: string;
+  sshAgent?: true;
+  master?: string;
+  role: 'source' | 'target';
+  allow: string[];
+  kubelet: string;
+  logLevel: string;
+  waitSeconds: number;
+}
 
 export interface Engine {
   /** Committed points that can be recovered now, oldest first; `from`, `to` bound sourceTime in ms since the epoch, inclusive. */
@@ -29,6 +45,8 @@ export interface Engine {
   lockSnapshot?(replicationUid: string, snapshot: string, untilMs: number): Promise<void>;
   /** What is on storage and belongs to nothing: see garbage.ts. Absent: no storage of its own. */
   garbage?: { list(): Promise<Garbage[]>; cleanUp(mode: CleanupMode): Promise<Cleanup> };
+  /** Begins to install an agent on a host over SSH; its Agent object says how it goes. @throws ApiProblem. Absent: it cannot */
+  bootstrap?(agent: string, request: BootstrapRequest): Agent;
   /** Ends the agent's connections and makes its certificates worthless. */
   revokeAgent(name: string): void;
 }

@@ -32,6 +32,12 @@ export const eventCodes = {
   AgentRevoked: { service: 'agent', text: 'A person revoked the agent; it must join anew with a new token.' },
   AgentReplaced: { service: 'agent', text: 'The same node joined again; its earlier certificates are worthless.' },
   AgentRefused: { service: 'agent', text: 'Someone was not let in: token, certificate or name; the message says why.' },
+  BootstrapStarted: { service: 'agent', text: 'An agent is being installed on a host over SSH.' },
+  BootstrapCompleted: { service: 'agent', text: 'An agent was installed over SSH and is connected.' },
+  BootstrapFailed: {
+    service: 'agent',
+    text: 'An installation over SSH failed; the message says why and what of it is left on the host.',
+  },
   AgentEvent: { service: 'agent', text: 'An agent reports something that this master has no code for.' },
   ReplicationCreated: { service: 'replication', text: 'A replication was created.' },
   ReplicationDeleted: {

@@ -66,10 +66,10 @@ export async function admit(
   } else {
     store.update('Agent', name, (object) => {
       object.identity = identity;
-      object.status = status;
+      object.status = { ...status, bootstrap: object.status.bootstrap };
     });
   }
-  return { issued, replaced: known !== undefined };
+  return { issued, replaced: known !== undefined && known.identity.certificates.length > 0 };
 }
 
 export function registrationOf({ fingerprint, notAfterMs }: Issued): Agent['identity']['certificates'][number] {

@@ -27,6 +27,7 @@ import type { VolumeMode } from '../proto/wire.ts';
 import { formatHostPort, isLoopback, parseChoice, parseFolder, parseHostPort, parseText } from '../proto/value.ts';
 import { startApi } from './api/server.ts';
 import { openAuthority } from './authority.ts';
+import { bootstraps } from './bootstrap/bootstraps.ts';
 import { readConfiguration } from './configuration.ts';
 import { control } from './control.ts';
 import { openDatabase } from './database.ts';
@@ -181,7 +182,22 @@ async function run(signal: AbortSignal): Promise<void> {
     mirror: counted(metrics, 'Mirror', (agent, stream, call) => running.serve(agent, stream, call)),
     control: counted(metrics, 'Control', (agent, stream, call) => agents.serve(agent, stream, call)),
   });
+  const advertised = [...(configured.advertise ?? []), ...typed.advertise][0];
+  const installing = bootstraps({
+    store,
+    clock: systemClock,
+    events,
+    newJoinToken: async () => authority.createToken(),
+    disconnect: (name) => server.disconnect(name, 'the bootstrap of this node was undone'),
+    caPem: authority.caPem,
+    packages: join(dir, 'packages'),
+    version,
+    dialed: advertised === undefined ? undefined : formatHostPort({ host: advertised, port: server.port }),
+    agentSocket: process.env['SSH_AUTH_SOCK'],
+    onStep: (agent, { step, state, message }) => log.info({ agent, step, state }, message),
+  });
   const engine: Engine = {
+    bootstrap: (agent, request) => installing.start(agent, request),
     points: (uid, from, to) => running.points(uid, from, to),
     groupPoints: (group) => running.groupPoints(group),
     volumes: (agent) => agents.volumes(agent),
@@ -199,7 +215,10 @@ async function run(signal: AbortSignal): Promise<void> {
       list: () => listGarbage({ store, mirrors: running, folder: recoveries }),
       cleanUp: (mode) => cleanUp({ store, mirrors: running, folder: recoveries }, mode),
     },
-    revokeAgent: (name) => server.disconnect(name, 'the agent was revoked'),
+    revokeAgent(name) {
+      installing.stop(name, 'the agent was revoked');
+      server.disconnect(name, 'the agent was revoked');
+    },
   };
   const { certificatePem, keyPem } = authority.server();
   const tls = configured.tls ?? (isLoopback(listen.http.host) ? undefined : { cert: certificatePem, key: keyPem });
@@ -212,6 +231,7 @@ async function run(signal: AbortSignal): Promise<void> {
     clock: systemClock,
     trusted,
     newJoinToken: () => authority.createToken(),
+    caPem: authority.caPem,
     listen: { ...listen.http, ...(tls ? { tls } : {}) },
     metrics,
     version,
@@ -249,6 +269,7 @@ async function run(signal: AbortSignal): Promise<void> {
     signal.addEventListener('abort', () => resolve(), { once: true });
   });
   await api.close();
+  await installing.close();
   await server.close();
   for (const result of await Promise.allSettled(work)) {
     if (result.status === 'rejected') log.warn(messageOf(result.reason));

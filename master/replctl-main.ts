@@ -7,6 +7,7 @@
 import { helpText, nearest, printUsageError, programVersion, toggle, UsageError, type Program } from '../proto/cli.ts';
 import { parseArgs } from 'node:util';
 import { apply } from './cli/apply.ts';
+import { bootstrap } from './cli/bootstrap.ts';
 import { ApiProblem, explainProblem, Unreachable } from './cli/client.ts';
 import { cleanup } from './cli/cleanup.ts';
 import { completion } from './cli/completion.ts';
@@ -32,7 +33,7 @@ const version = verb(
 const verbs: Record<string, Verb> = {
   get, describe, apply, replicate, snapshot, pause, resume, resync, verify, recover, rollback,
   confirm: confirmRecovery, cancel, retry, delete: remove,
-  watch, cleanup, token, completion: completion(() => verbs), version,
+  watch, bootstrap, cleanup, token, completion: completion(() => verbs), version,
 }; // prettier-ignore
 
 const overview: Program = {

@@ -174,6 +174,15 @@ export interface AgentVolume {
   /** Why not, and the cure. */
   reason: string | null;
 }
+/** How an installation over SSH goes, or went. */
+export interface AgentBootstrap {
+  state: 'Running' | 'Completed' | 'Failed';
+  /** The newest step; of a failure why, and what of it is left on the host. */
+  message: string;
+  startTime: string;
+  endTime: string | null;
+  steps: { step: string; state: 'Running' | 'Completed' | 'Failed'; message: string }[];
+}
 export interface AgentStatus {
   /** Manual's words (MISSION O3). */
   state: 'ACTIVE' | 'CONN FAILED' | 'WARNING' | 'NO CONN INFO' | 'NOT INSTALLED' | 'UNKNOWN';
@@ -186,6 +195,8 @@ export interface AgentStatus {
   /** Master's clock minus the agent's. */
   clockOffsetSeconds: number | null;
   certificateExpiryTime: string | null;
+  /** Of the newest one; absent: this master made none. */
+  bootstrap?: AgentBootstrap | undefined;
 }
 /** Certificates are SHA-256 fingerprints (hex) of all that are good for this agent. Not shown in REST. */
 export type Agent = Resource<'Agent', { role: 'source' | 'target' }, AgentStatus> & {

@@ -2,10 +2,11 @@
 import type { FastifyInstance } from 'fastify';
 import type { Agent } from '../resources.ts';
 import { listOrWatch, page } from './list.ts';
-import { notFound } from './problem.ts';
+import { ApiProblem, invalid, notFound } from './problem.ts';
 import { route } from './route.ts';
 import type { Context } from './route.ts';
-import { ListQuery, PageQuery } from './schema.ts';
+import { ListQuery, namePattern, nameRule, PageQuery } from './schema.ts';
+import { BootstrapInput } from './schema/agent.ts';
 
 const url = '/api/v1/agents';
 const tag = 'agents';
@@ -49,6 +50,23 @@ export function agentRoutes(app: FastifyInstance, context: Context): void {
       const message = 'revoked; it must join anew with a new token';
       events.emit({ code: 'AgentRevoked', level: 'WARNING', message, object: `Agent/${name}` });
       return deleted;
+    },
+  });
+  route(app, {
+    method: 'POST',
+    url: `${url}/:name/actions/bootstrap`,
+    tag,
+    summary: 'Install an agent on a host over SSH; watch status.bootstrap of the agent that is answered',
+    body: BootstrapInput,
+    answer: 'Agent',
+    status: 202,
+    // The body holds a key.
+    secret: true,
+    handle({ params, body }) {
+      const name = params['name'] ?? '';
+      if (!new RegExp(namePattern).test(name)) throw invalid([{ path: 'name', message: `must be ${nameRule}` }]);
+      if (engine.bootstrap === undefined) throw new ApiProblem('Unavailable', 'this master has no way to hosts');
+      return engine.bootstrap(name, body);
     },
   });
   route(app, {

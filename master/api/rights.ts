@@ -34,6 +34,7 @@ export const rights: Readonly<Record<string, Right>> = {
   [`GET ${v1}/agents`]: 'agents:read',
   [`GET ${v1}/agents/:name`]: 'agents:read',
   [`DELETE ${v1}/agents/:name`]: 'agents:write',
+  [`POST ${v1}/agents/:name/actions/bootstrap`]: 'agents:write',
   [`GET ${v1}/agents/:name/volumes`]: 'agents:read',
   [`GET ${v1}/storageclasses`]: 'agents:read',
   [`POST ${v1}/storageclasses`]: 'agents:write',

@@ -26,6 +26,8 @@ export interface Context {
   trusted: Clock;
   watches: Watches;
   newJoinToken: () => string | Promise<string>;
+  /** PEM of the CA that a joining agent must trust. */
+  caPem?: string | undefined;
 }
 
 export interface Call<B = undefined, Q = undefined> {

@@ -14,7 +14,7 @@ import type { NewTokenView, Role } from './schema/token.ts';
 const url = '/api/v1/tokens';
 const tag = 'tokens';
 
-export function tokenRoutes(app: FastifyInstance, { tokens, store, clock, newJoinToken }: Context): void {
+export function tokenRoutes(app: FastifyInstance, { tokens, store, clock, newJoinToken, caPem }: Context): void {
   route(app, {
     method: 'GET',
     url,
@@ -38,7 +38,9 @@ export function tokenRoutes(app: FastifyInstance, { tokens, store, clock, newJoi
       if (kind === 'join') {
         if (role !== undefined) throw invalid([{ path: 'role', message: 'is for API tokens; leave it out' }]);
         const metadata = { name: name ?? 'join', creationTimestamp: new Date(clock.nowMs()).toISOString() };
-        return { apiVersion, kind: 'Token', metadata, spec: { kind, role: null }, token: await newJoinToken() };
+        const token = await newJoinToken();
+        const ca = caPem === undefined ? {} : { ca: caPem };
+        return { apiVersion, kind: 'Token', metadata, spec: { kind, role: null }, token, ...ca };
       }
       if (name === undefined) throw invalid([{ path: 'name', message: 'is required: what the token is for' }]);
       if (role === undefined)

@@ -6,7 +6,7 @@
  */
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, openSync, readFileSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 
 const root = resolve(import.meta.dirname, '../..');
@@ -68,7 +68,8 @@ export function program(name: ProgramName, argv: () => string[], logPath: string
         return 0;
       }
     },
-    logEnd: () => readFileSync(logPath, 'utf8').trimEnd().split('\n').slice(-12).join('\n'),
+    logEnd: () =>
+      existsSync(logPath) ? readFileSync(logPath, 'utf8').trimEnd().split('\n').slice(-12).join('\n') : '',
   };
 }
 

@@ -1,6 +1,6 @@
 /** Agents and the volumes that they report. See ../schema.ts for how schemas are used. */
 import Type from 'typebox';
-import { words, nullable, time, resource, VolumeMode } from '../schema.ts';
+import { input, nullable, path, resource, time, VolumeMode, words } from '../schema.ts';
 
 export const AgentVolume = Type.Object({
   path: Type.String(),
@@ -35,5 +35,51 @@ export const Agent = resource(
     lastSeenTime: nullable(time()),
     clockOffsetSeconds: nullable(Type.Number()),
     certificateExpiryTime: nullable(time()),
+    bootstrap: Type.Optional(
+      Type.Object({
+        state: words('Running', 'Completed', 'Failed'),
+        message: Type.String(),
+        startTime: time(),
+        endTime: nullable(time()),
+        steps: Type.Array(
+          Type.Object({ step: Type.String(), state: words('Running', 'Completed', 'Failed'), message: Type.String() }),
+        ),
+      }),
+    ),
+  }),
+);
+
+export const BootstrapInput = input(
+  Type.Object({
+    host: Type.String({ pattern: '^[^\\s@/-][^\\s@/]{0,254}$', description: 'name or address of the host' }),
+    port: Type.Integer({ minimum: 1, maximum: 65535, default: 22 }),
+    user: Type.String({
+      pattern: '^[a-z_][a-z0-9_.-]{0,31}$',
+      default: 'root',
+      description: 'another than root needs sudo without password',
+    }),
+    hostKey: Type.String({
+      maxLength: 16_384,
+      description: 'the key that the host must show: SHA256:..., or a public key such as ssh-ed25519 AAAA...',
+    }),
+    privateKey: Type.Optional(Type.String({ maxLength: 65_536, description: 'in OpenSSH or PEM form; kept nowhere' })),
+    passphrase: Type.Optional(Type.String({ maxLength: 1024, description: 'of privateKey' })),
+    sshAgent: Type.Optional(Type.Literal(true, { description: "use the keys of the master's own SSH agent" })),
+    master: Type.Optional(
+      Type.String({
+        pattern: '^\\S+:\\d{1,5}$',
+        description: 'HOST:PORT that the host dials; else the first --advertise',
+      }),
+    ),
+    role: Type.Unsafe<'source' | 'target'>({ ...words('source', 'target'), default: 'source' }),
+    allow: Type.Array(path(), { maxItems: 256, default: [], description: 'what of the host may be mirrored' }),
+    kubelet: Type.String({ pattern: '^/[^\\s"\'\\\\]*$', maxLength: 1024, default: '/var/lib/kubelet' }),
+    logLevel: Type.Unsafe<string>({ ...words('trace', 'debug', 'info', 'warn', 'error'), default: 'info' }),
+    waitSeconds: Type.Integer({
+      minimum: 1,
+      maximum: 600,
+      default: 60,
+      description: 'how long the master may take to see the agent',
+    }),
   }),
 );

@@ -18,6 +18,9 @@ export const NewToken = Type.Object({
   metadata: Type.Object({ name: Type.String(), creationTimestamp: time() }),
   spec: Type.Object({ kind: words('api', 'join'), role: nullable(words(...roles)) }),
   token: Type.String({ description: 'the secret; it is shown this once' }),
+  ca: Type.Optional(
+    Type.String({ description: "with a join token: the master's CA in PEM, which the agent must trust" }),
+  ),
 });
 
 export const TokenCreate = input(
