@@ -432,6 +432,11 @@ export class Manifest {
     if (this.#dirtyBytes !== undefined && !dirty) this.#dirtyBytes -= Number(row.sizeBytes);
   }
 
+  /** Content of the row's file begins to go out: until its node follows, it is not known what the replica has there. */
+  sending(row: Row): void {
+    if (row.root) this.#run('UPDATE inode SET root = NULL WHERE slot = ?', row.slot);
+  }
+
   /** The row's node goes out with its new names and the content it had; the rest of it is still to be read. */
   renamed(slot: number, hash: Buffer): void {
     this.#run('UPDATE inode SET epoch = ?, dirty = 1, hash = ? WHERE slot = ?', this.#acked + 1, hash, slot);

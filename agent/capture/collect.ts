@@ -4,6 +4,7 @@
  * Guarantees: a node's content root is that of the pieces sent for its slot, whatever was written meanwhile; with `still`
  * a file counts as clean only when it was read whole from one moment, else it is named in `torn`. Directories whose
  * place changed go first and together: a name that the replica gives to another slot must not bury what moved out of the way.
+ * Files that moved go next, with the content that the replica has of them, before anything can take their old names.
  * An abandoned or failed collection is sent again. Rows whose inode is not where it was stay dirty (`vanished`).
  *
  * One moment: size, mtime and ctime the same before and after the read, the ctime older than the kernel's clock tick, and no page
@@ -160,8 +161,8 @@ async function* inOrder(
         try {
           if (one.row.type !== nodeTypes.file) out = plain(options, one);
           else if (namesOnly) {
-            // Changed too: its content decides, and is offered.
-            if (!isOnlyRenamed(one)) continue;
+            // Of a pass over a few, the rest is as it was read before: no new times with the old content.
+            if (!one.row.root || (options.only && !isOnlyRenamed(one))) continue;
             out = renamed(options, one);
           } else out = yield* sendContent(options, one);
         } finally {
@@ -308,9 +309,11 @@ async function* sendContent(options: Collecting, one: Read): AsyncGenerator<Piec
   const root = contentRoot(hashes);
   options.progress(bytes.length);
   if (!whole && row.dirty === 1 && row.root?.equals(root)) counters.skippedSameBytes += bytes.length;
-  else
+  else {
+    options.manifest.sending(row);
     for (const piece of piecesOf(row.slot, 0, bytes, hashes, asking(options, row, one.stat)))
       yield counted(counters, piece);
+  }
   const node = { ...nodeOf(row.slot, one.stat, one.inode), sizeBytes: bytes.length, contentRoot: root };
   return outgoing(options, one, node, root);
 }
@@ -327,6 +330,7 @@ async function* sendLarge(options: Collecting, one: Read, fd: number): AsyncGene
       await pace.take(readBytes, signal);
     };
     const stream = streamFile(fd, row.slot, Number(one.stat.size), asking(options, row, one.stat), onRead);
+    options.manifest.sending(row);
     let step = await stream.next();
     for (; !step.done; step = await stream.next()) yield counted(counters, step.value);
     one.inode.xattrs = await readXattrs(fd);

@@ -393,17 +393,17 @@ export class TreeIndex implements VolumeIndex {
     if (node && isFile(node)) {
       const settled = sameContent.has(slot) && !wasTouched && !this.isUnknown(slot);
       if ((isStaged || wasTouched) && !settled) this.#checkContent(node, isStaged);
-    } else if (wasTouched && !isStaged) {
+    } else if (wasTouched && !isStaged && !wasLost) {
       // Content that a progress commit saves before its node has come.
       this.#addUnknown(slot, unknowns.content);
     } else {
+      // What lost its last name to another took its content along, also what the epoch had just put into it.
       this.content.remove(slot);
       this.#removeUnknown(slot, unknowns.content);
     }
     if (!node) this.#removeUnknown(slot, unknowns.node);
-    if (isStaged || wasLost) {
-      this.work.end(slot, node);
-    }
+    // Of a file that only lost a name the content may already be longer than its node says.
+    if (isStaged || (wasLost && !node)) this.work.end(slot, node);
     this.#stageHash(slot, node);
   }
 

@@ -6,10 +6,10 @@ import { join } from 'node:path';
 import t from 'tap';
 import { removeTree, TreeBase } from '../../../../master/replica/treebase.ts';
 import { lgetxattr, llistxattr } from '../../../../proto/libc.ts';
-import { contentRoot } from '../../../../proto/granule.ts';
+import { contentRoot, granuleHash } from '../../../../proto/granule.ts';
 import { goneNode } from '../../../../proto/node.ts';
 import { nodeTypes, type Node } from '../../../../proto/wire.ts';
-import { bytes, commitOf, randomOf, TreeModel, type Epoch } from './treemodel.ts';
+import { bytes, commitOf, dataOf, randomOf, TreeModel, type Epoch } from './treemodel.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'treebase-'));
 t.teardown(() => {
@@ -495,4 +495,45 @@ t.test('content may come in commits before those of its nodes, applied together 
     }
     await base.close();
   }
+});
+
+/** A root and a file of one granule in slot 1, named as given. */
+async function withFile(names: string[]): Promise<{ base: TreeBase; tree: string; node: Node; content: Buffer }> {
+  const { tree, index } = place();
+  const base = await TreeBase.open(tree, index);
+  const content = Buffer.alloc(1000, 'a');
+  const node = { ...fileOf(1, content), names: names.map((name) => ({ parent: 0, name: bytes(name) })) };
+  await apply(base, { data: dataOf(1, content, undefined), nodes: [rootNode, node] }, 2);
+  return { base, tree, node, content };
+}
+
+function fileOf(slot: number, content: Buffer): Node {
+  const root = contentRoot(granuleHash(content));
+  return { ...goneNode(slot), type: nodeTypes.file, mode: 0o644, sizeBytes: content.length, contentRoot: root };
+}
+
+t.test('a file that loses a name keeps what was put beyond the size that its node says', async (t) => {
+  const { base, tree, node } = await withFile(['a', 'b']);
+  const longer = Buffer.alloc(2000, 'b');
+  for (const data of dataOf(1, longer, undefined)) await base.write({ data });
+  await apply(base, { data: [], nodes: [directory(2, 0, bytes('a'))] }, 3);
+  await apply(base, { data: [], nodes: [{ ...fileOf(1, longer), names: node.names.slice(1) }] }, 3);
+  t.ok((await fs.readFile(`${tree}/b`)).equals(longer));
+  t.strictSame((await base.verify(never, quiet)).bad, []);
+  await base.close();
+});
+
+t.test('a file that loses its last name to another takes its content along', async (t) => {
+  const { base, content } = await withFile(['a']);
+  const other = Buffer.alloc(1000, 'b');
+  for (const data of dataOf(1, other, undefined)) await base.write({ data });
+  await apply(base, { data: [], nodes: [directory(2, 0, bytes('a'))] }, 3);
+  t.equal(base.index.unknown, 0);
+  for (const bytesOf of [content, other]) {
+    const moved = { ...fileOf(1, bytesOf), names: [{ parent: 0, name: bytes('b') }] };
+    await base.write({ nodes: { nodes: [moved] } });
+    await t.rejects(base.settle(commitOf(3, 3)), { code: 'ContentMismatch' }, 'it must be sent again');
+    base.index.discard();
+  }
+  await base.close();
 });
