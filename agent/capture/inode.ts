@@ -3,7 +3,7 @@
  *
  * The inode that is read is the one that the manifest means, or the answer is undefined (it was moved or removed; the next
  * look finds out). Regular files are opened by way of O_PATH, so that a device put in a file's place is never opened.
- * Attributes outside user., trusted., security. and the POSIX ACLs are the filesystem's own and stay out.
+ * Attributes outside user., trusted., security. and the POSIX ACLs, and trusted.SGI_, are the filesystem's own and stay out.
  */
 import { type BigIntStats, constants } from 'node:fs';
 import { readlink } from 'node:fs/promises';
@@ -15,6 +15,8 @@ import { close, fstat, isMoved, isSame, keyOf, locate, lstat, O_PATH, open, open
 const { O_RDONLY, O_DIRECTORY, O_NOFOLLOW } = constants;
 const empty = Buffer.alloc(0);
 const carried = ['user.', 'trusted.', 'security.', 'system.posix_acl_'].map((prefix) => Buffer.from(prefix));
+/** XFS shows its own form of ACLs to root once more by these names. */
+const internal = Buffer.from('trusted.SGI_');
 /** Rounds until a link's target and attributes are of one moment. */
 const tries = 5;
 
@@ -96,11 +98,15 @@ export async function readXattrs(fd: number): Promise<Xattr[]> {
 async function attributes(names: Buffer[], get: (name: Buffer) => Promise<Buffer | undefined>): Promise<Xattr[]> {
   const found: Xattr[] = [];
   for (const name of names) {
-    if (!carried.some((prefix) => name.subarray(0, prefix.length).equals(prefix))) continue;
+    if (!carried.some((prefix) => startsWith(name, prefix)) || startsWith(name, internal)) continue;
     const value = await get(name);
     if (value) found.push({ name, value });
   }
   return found;
+}
+
+function startsWith(name: Buffer, prefix: Buffer): boolean {
+  return name.subarray(0, prefix.length).equals(prefix);
 }
 
 /** Without names and content. */

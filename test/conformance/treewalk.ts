@@ -23,8 +23,10 @@ export async function walkSource(root: string): Promise<Lines> {
   for (const { path, stat } of found) {
     const full = Buffer.concat([Buffer.from(root), Buffer.from(path, 'latin1')]);
     const xattrs: string[] = [];
-    for (const name of await llistxattr(full))
+    for (const name of await llistxattr(full)) {
+      if (name.toString().startsWith('trusted.SGI_')) continue; // XFS's ACLs once more
       xattrs.push(`${name.toString()}=${(await lgetxattr(full, name))?.toString('hex')}`);
+    }
     const content = stat.isFile() ? fs.readFileSync(full) : undefined;
     lines.set(
       path,

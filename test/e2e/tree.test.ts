@@ -4,7 +4,7 @@ import fs from 'node:fs';
 import { join } from 'node:path';
 import { random, noise } from './content.ts';
 import { loopMount, missingForLoop, run } from '../loop.ts';
-import { long, openWorld, type World } from './world.ts';
+import { long, openWorld, verified, type World } from './world.ts';
 import {
   addOddities,
   copyRealFiles,
@@ -18,19 +18,6 @@ import {
 t.setTimeout(900_000);
 const seed = Number(process.env['REPLICATOR_SEED'] ?? Math.floor(Math.random() * 2 ** 31));
 const Filesystem = { volumeMode: 'Filesystem' } as const;
-
-async function verified(world: World, name: string): Promise<void> {
-  const before = (await world.get(name)).status.lastVerifiedTime;
-  await world.client.send('POST', `/replications/${name}/actions/verify`, {});
-  await world.until(
-    `${name} is verified`,
-    async () => {
-      const { lastVerifiedTime } = (await world.get(name)).status;
-      return lastVerifiedTime !== before && lastVerifiedTime !== null;
-    },
-    120,
-  );
-}
 
 /** The copy of the newest point, once it is no older than now. */
 async function newestCopy(world: World, name: string): Promise<string> {

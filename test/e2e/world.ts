@@ -272,3 +272,17 @@ export async function killed(world: World, who: 'agent' | 'master' | 'both'): Pr
   if (who !== 'agent') await world.startMaster();
   if (who !== 'master') world.agent.start();
 }
+
+/** Both sides are read whole, and compared, after this was called. */
+export async function verified(world: World, name: string): Promise<void> {
+  const before = (await world.get(name)).status.lastVerifiedTime;
+  await world.client.send('POST', `/replications/${name}/actions/verify`, {});
+  await world.until(
+    `${name} is verified`,
+    async () => {
+      const { lastVerifiedTime } = (await world.get(name)).status;
+      return lastVerifiedTime !== before && lastVerifiedTime !== null;
+    },
+    300,
+  );
+}
