@@ -5,6 +5,7 @@
  */
 import type { VolumeMode } from '../proto/wire.ts';
 import type { Cleanup, CleanupMode, Garbage } from './garbage.ts';
+import type { AgeSample } from './history.ts';
 import type { Agent, AgentVolume, GroupPointView, PointView, Replication, StorageClass } from './resources.ts';
 
 export interface BootstrapRequest {
@@ -28,6 +29,8 @@ export interface Engine {
   points(replicationUid: string, from?: number, to?: number): PointView[];
   /** The moments of which every member of the group has its point, oldest first. Absent: no groups are cut. */
   groupPoints?(group: string): GroupPointView[];
+  /** Ages of the last hour, oldest first: see history.ts. Absent: none are kept. */
+  history?(replicationUid: string): AgeSample[];
   /** Newest inventory of a connected or once connected agent. */
   volumes(agent: string): AgentVolume[];
   /** Asks a connected agent what a path is that its inventory does not have; undefined: it does not say. Absent: nobody to ask. */

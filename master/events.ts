@@ -86,6 +86,8 @@ export interface EventFilter {
   level?: EventLevel;
   /** Happened at or after, ms since the epoch. */
   sinceMs?: number;
+  /** Such as Replication/orders. */
+  object?: string;
 }
 
 export interface EventLog extends Events {
@@ -252,6 +254,7 @@ function known(event: EventInput): EventInput {
 
 function matches(row: Record<string, unknown>, filter: EventFilter): boolean {
   if (filter.sinceMs !== undefined && number(row['last_ms']) < filter.sinceMs) return false;
+  if (filter.object !== undefined && row['object'] !== filter.object) return false;
   return filter.level === undefined || levels.indexOf(row['level'] as EventLevel) <= levels.indexOf(filter.level);
 }
 

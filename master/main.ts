@@ -39,6 +39,7 @@ import { mirrors } from './mirrors.ts';
 import { mustBeFree } from './recovery/copy.ts';
 import { runRecoveries } from './recovery/loop.ts';
 import { volumeEffects } from './recovery/volume.ts';
+import { ageHistory } from './history.ts';
 import { apiVersion, type ReplicationSpec } from './resources.ts';
 import { runSchedules } from './schedules.ts';
 import { startServer } from './server.ts';
@@ -196,7 +197,9 @@ async function run(signal: AbortSignal): Promise<void> {
     agentSocket: process.env['SSH_AUTH_SOCK'],
     onStep: (agent, { step, state, message }) => log.info({ agent, step, state }, message),
   });
+  const history = ageHistory(store, systemClock);
   const engine: Engine = {
+    history: (uid) => history.of(uid),
     bootstrap: (agent, request) => installing.start(agent, request),
     points: (uid, from, to) => running.points(uid, from, to),
     groupPoints: (group) => running.groupPoints(group),
@@ -241,6 +244,7 @@ async function run(signal: AbortSignal): Promise<void> {
 
   const work = [
     running.run(signal),
+    history.run(signal),
     runSnapshots({ store, clock: systemClock, mirrors: running, events, metrics }, signal),
     runRecoveries(
       {

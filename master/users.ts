@@ -70,7 +70,8 @@ export interface Users {
   login(name: string, password: string): Promise<Login | undefined>;
   /** A session for who has shown a token. */
   start(caller: Caller): Login;
-  session(secret: string): SessionCaller | undefined;
+  /** `isUse` false: only looked up, the session goes on becoming idle. */
+  session(secret: string, isUse?: boolean): SessionCaller | undefined;
   end(secret: string): void;
   endAll(name: string): void;
 }
@@ -254,11 +255,11 @@ export function openUsers(options: {
       return isRight && entry !== undefined ? start({ name, role: entry.role }) : undefined;
     },
     start,
-    session(secret) {
+    session(secret, isUse = true) {
       const session = live(digest(secret));
       const entry = session === undefined ? undefined : entries.get(session.user);
       if (session === undefined || entry === undefined) return undefined;
-      session.usedMs = clock.nowMs();
+      if (isUse) session.usedMs = clock.nowMs();
       return { name: session.user, role: entry.role, csrf: session.csrf };
     },
     end: (secret) => void sessions.delete(digest(secret)),

@@ -17,8 +17,9 @@ const root = new URL('..', import.meta.url).pathname;
 const program = (name: string) => `${root}node_modules/.bin/${name}`;
 const checks: Record<string, string[]> = {
   types: [program('tsc'), '-p', '.'],
+  'types of the page': [program('tsc'), '-p', 'master/page'],
   lint: [program('eslint'), '-c', '.eslintrc.mjs', '.'],
-  format: [program('prettier'), '--check', '--log-level', 'warn', '**/*.{ts,mjs,json}'],
+  format: [program('prettier'), '--check', '--log-level', 'warn', '**/*.{ts,mjs,js,css,html,json}'],
 };
 const count = { passed: 0, failed: 0, skipped: 0 };
 const skips: string[] = [];

@@ -19,6 +19,7 @@ export function eventRoutes(app: FastifyInstance, { events, watches }: Context):
     handle({ query, reply }) {
       const filter: EventFilter = {
         ...(query.level === undefined ? {} : { level: query.level }),
+        ...(query.object === undefined ? {} : { object: query.object }),
         ...(query.since === undefined ? {} : { sinceMs: Date.parse(query.since) }),
       };
       if (!query.watch) {

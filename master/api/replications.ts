@@ -19,7 +19,7 @@ import { ApiProblem, invalid, notFound } from './problem.ts';
 import type { FieldError } from './problem.ts';
 import { route } from './route.ts';
 import type { Context } from './route.ts';
-import { ActionInput, ListQuery, MergePatch } from './schema.ts';
+import { ActionInput, ListQuery, MergePatch, PageQuery } from './schema.ts';
 import { DeleteReplicationQuery, PointsQuery, ReplicationInput } from './schema/replication.ts';
 
 type Input = Static<typeof ReplicationInput>;
@@ -132,6 +132,18 @@ export function replicationRoutes(app: FastifyInstance, context: Context): void 
 
   route(app, {
     method: 'GET',
+    url: `${url}/:name/history`,
+    tag,
+    summary: 'How old the copy was over the last hour, in quarters of a minute, oldest first',
+    query: PageQuery,
+    answer: 'AgeSampleList',
+    handle({ params, query }) {
+      const samples = engine.history?.(find(context, params['name']).metadata.uid) ?? [];
+      return page(samples, ({ time }) => time, query, store.version());
+    },
+  });
+  route(app, {
+    method: 'GET',
     url: `${url}/:name/points`,
     tag,
     summary: 'List the points that can be recovered, oldest first',
@@ -160,7 +172,7 @@ export function needPoint({ engine }: Pick<Context, 'engine'>, { metadata, statu
   throw new ApiProblem('NoRecoveryPoint', detail);
 }
 
-function withLag(replication: Replication, nowMs: number): Replication {
+export function withLag(replication: Replication, nowMs: number): Replication {
   const { lastSyncTime } = replication.status;
   const lagMs = lastSyncTime === null ? null : Math.max(0, nowMs - Date.parse(lastSyncTime));
   return {

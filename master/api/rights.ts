@@ -31,6 +31,7 @@ export const rights: Readonly<Record<string, Right>> = {
   'GET /metrics': 'local-metrics',
   'GET /openapi.json': 'local-metrics',
   'GET /docs': 'local-metrics',
+  'GET /': 'open',
   [`GET ${v1}/agents`]: 'agents:read',
   [`GET ${v1}/agents/:name`]: 'agents:read',
   [`DELETE ${v1}/agents/:name`]: 'agents:write',
@@ -51,6 +52,8 @@ export const rights: Readonly<Record<string, Right>> = {
   [`POST ${v1}/replications/:name/actions/resume`]: 'replications:write',
   [`POST ${v1}/replications/:name/actions/resync`]: 'replications:write',
   [`POST ${v1}/replications/:name/actions/verify`]: 'replications:write',
+  [`GET ${v1}/watch`]: 'replications:read',
+  [`GET ${v1}/replications/:name/history`]: 'replications:read',
   [`GET ${v1}/replications/:name/points`]: 'replications:read',
   [`GET ${v1}/replications/:name/snapshots`]: 'snapshots:read',
   [`POST ${v1}/replications/:name/snapshots`]: 'snapshots:write',
@@ -86,8 +89,13 @@ export const rights: Readonly<Record<string, Right>> = {
   [`POST ${v1}/session/actions/password`]: 'session:write',
 };
 
-/** Undefined: the route has no entry. The page's own files go with the page. */
+/** Where the web page's files are. */
+export const pageFolder = '/page/';
+
+/** Undefined: the route has no entry. */
 export function rightOf(method: string, url: string): Right | undefined {
+  // Its files say nothing of what is kept here; all of that comes by the routes below, with their rights.
+  if (method === 'GET' && url.startsWith(pageFolder)) return 'open';
   const verb = method === 'HEAD' ? 'GET' : method;
   return rights[`${verb} ${url.startsWith('/docs/') ? '/docs' : url}`];
 }
@@ -96,4 +104,8 @@ export function allows(right: Right, role: Role): boolean {
   if (right === 'open') return true;
   const [area, verb] = right.replace(/^local-(.*)$/, '$1:read').split(':') as [Area, 'read' | 'write'];
   return (areas[area][verb] as readonly Role[]).includes(role);
+}
+
+export function rolesOf(right: Right): readonly Role[] {
+  return everyone.filter((role) => allows(right, role));
 }

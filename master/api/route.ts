@@ -12,6 +12,7 @@ import type { Caller, Tokens } from '../tokens.ts';
 import type { Users } from '../users.ts';
 import { check, fromQuery } from './check.ts';
 import { invalid } from './problem.ts';
+import { rightOf, rolesOf } from './rights.ts';
 import type { Watches } from './watch.ts';
 
 /** What handlers work with. */
@@ -63,6 +64,8 @@ export interface Route<B extends TSchema, Q extends TSchema> {
 declare module 'fastify' {
   interface FastifyRequest {
     caller: Caller | null;
+    /** Whether who calls may still do so: tokens and sessions end while a watch is open. */
+    isStillGood: () => boolean;
     /** The body as it was sent. */
     text: string;
     /** Object of the answer, such as Replication/orders, for the audit. */
@@ -98,6 +101,7 @@ export function route<B extends TSchema, Q extends TSchema>(app: FastifyInstance
     url: spec.url,
     config: { secret: spec.secret === true },
     schema: {
+      ...{ 'x-roles': rolesOf(rightOf(String(spec.method), spec.url) ?? 'open') },
       summary: spec.summary,
       tags: [spec.tag],
       operationId: operationId(spec.method, spec.url),
@@ -106,7 +110,7 @@ export function route<B extends TSchema, Q extends TSchema>(app: FastifyInstance
       ...(spec.body === undefined ? {} : { body: spec.body }),
       ...(spec.method === 'GET' ? (watchable ? { headers: watchHeaders } : {}) : { headers: writeHeaders }),
       response: {
-        [status]: { description: 'done', $ref: `${spec.answer}#` },
+        [status]: answered(spec.answer, watchable),
         '4xx': {
           description: 'a problem document (RFC 9457)',
           content: { 'application/problem+json': { schema: { $ref: 'Problem#' } } },
@@ -137,6 +141,13 @@ export function route<B extends TSchema, Q extends TSchema>(app: FastifyInstance
       return reply.code(status).send(answer);
     },
   });
+}
+
+/** A list may be watched; `Stream` is nothing else. */
+function answered(name: string, watchable: boolean): object {
+  const stream = { 'text/event-stream': { schema: { type: 'string' } } };
+  const object = { 'application/json': { schema: { $ref: `${name}#` } } };
+  return { description: 'done', content: name === 'Stream' ? stream : { ...object, ...(watchable ? stream : {}) } };
 }
 
 export function header(request: FastifyRequest, name: string): string | undefined {

@@ -32,7 +32,7 @@ import { listOf, Problem } from './schema.ts';
 import { Agent, AgentVolume } from './schema/agent.ts';
 import { Event } from './schema/event.ts';
 import { Recovery } from './schema/recovery.ts';
-import { GroupPoint, Point, Replication } from './schema/replication.ts';
+import { AgeSample, GroupPoint, Point, Replication } from './schema/replication.ts';
 import { Snapshot } from './schema/snapshot.ts';
 import { StorageClass } from './schema/storageclass.ts';
 import { NewToken, Token } from './schema/token.ts';
@@ -41,7 +41,10 @@ import { snapshotRoutes } from './snapshots.ts';
 import { storageClassRoutes } from './storageclasses.ts';
 import { tokenRoutes } from './tokens.ts';
 import { bearerOf, cookieOf, userRoutes } from './users.ts';
+import { pageFiles, pageRoutes } from './page.ts';
+import { securityHeaders } from './headers.ts';
 import { watches } from './watch.ts';
+import { watchRoutes } from './watchall.ts';
 
 export interface ApiOptions extends Omit<Context, 'watches'> {
   /** Port 0: any free one. */
@@ -92,10 +95,11 @@ export async function startApi(options: ApiOptions): Promise<Api> {
     }
   });
   app.decorateRequest('caller', null);
+  app.decorateRequest('isStillGood', () => true);
   app.decorateRequest('text', '');
   app.decorateRequest('about', null);
   app.addHook('onRequest', async (request, reply) => {
-    void reply.header('x-request-id', request.id).header('x-content-type-options', 'nosniff');
+    void reply.header('x-request-id', request.id).headers(securityHeaders(request.url, listen.tls !== undefined));
     const url = request.routeOptions.url;
     const right = url === undefined ? 'agents:read' : rightOf(request.method, url);
     authorize(context, request, right);
@@ -127,6 +131,7 @@ export async function startApi(options: ApiOptions): Promise<Api> {
     reply.type(options.metrics.contentType).send(await options.metrics.text()),
   );
   app.get('/openapi.json', { schema: { hide: true } }, async () => app.swagger());
+  pageRoutes(app, await pageFiles());
   replicationRoutes(app, context);
   snapshotRoutes(app, context);
   recoveryRoutes(app, context);
@@ -135,6 +140,7 @@ export async function startApi(options: ApiOptions): Promise<Api> {
   groupPointRoutes(app, context);
   garbageRoutes(app, context);
   eventRoutes(app, context);
+  watchRoutes(app, context);
   tokenRoutes(app, context);
   userRoutes(app, context);
 
@@ -170,6 +176,11 @@ function authorize({ tokens, users }: Context, request: FastifyRequest, right: R
   if (cookie !== undefined && isWrite(request) && header(request, 'x-csrf-token') !== session?.csrf)
     throw new ApiProblem('Forbidden', "send the session's csrfToken (GET /api/v1/session) as X-CSRF-Token");
   request.caller = { name: caller.name, role: caller.role };
+  request.isStillGood = () => {
+    const now =
+      (secret === undefined ? undefined : tokens.caller(secret)) ?? users.session(secret ?? cookie ?? '', false);
+    return now?.name === caller.name && now.role === caller.role;
+  };
   // A method that a known path does not have: not found, for those who may look at all.
   if (right === undefined || allows(right, caller.role)) return;
   throw new ApiProblem('Forbidden', `the role ${caller.role} has no right ${right}; ask an admin or manager`);
@@ -267,6 +278,7 @@ async function openapi(app: FastifyInstance, version: string): Promise<void> {
     Recovery,
     Point,
     GroupPoint,
+    AgeSample,
     Event,
     Token,
     User,
@@ -294,5 +306,9 @@ async function openapi(app: FastifyInstance, version: string): Promise<void> {
     },
   });
   // Everything that the page needs comes from here; no validator on the internet.
-  await app.register(swaggerUi, { routePrefix: '/docs', uiConfig: { validatorUrl: null, persistAuthorization: true } });
+  await app.register(swaggerUi, {
+    routePrefix: '/docs',
+    staticCSP: true,
+    uiConfig: { validatorUrl: null, persistAuthorization: true },
+  });
 }

@@ -3,7 +3,7 @@
  * Last-Event-ID to go on without gap or repeat. A watch without Last-Event-ID begins with all objects as ADDED; these
  * carry no id, one bare `id:` after the last of them does - so a line cut in the middle begins anew instead of skipping.
  * A client that reads slowly makes the reader wait, not memory grow; one that falls behind the history is cut off and told
- * 410 when it comes back.
+ * 410 when it comes back. A watch ends within a heartbeat after the token or the session that it began with.
  */
 import { PassThrough } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
@@ -46,6 +46,8 @@ export function watches(heartbeatMs = 15_000): Watches {
       let at = from;
       // Each chunk is whole messages, so a heartbeat may come between any two; its id covers what was filtered out.
       const heartbeat = setInterval(() => {
+        // Who comes back is told why.
+        if (!reply.request.isStillGood()) return gone.abort();
         if (body.writableLength === 0) body.write(`: heartbeat\nid: ${at}\n\n`);
       }, heartbeatMs);
       const end = (): void => {

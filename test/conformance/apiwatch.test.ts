@@ -1,6 +1,7 @@
 /** Lists, watches and events over real HTTP: nothing missed, nothing twice, over broken lines too. */
 import t from 'tap';
-import { refused, replication, serve, v1 } from './apiserver.ts';
+import { idleMs } from '../../master/users.ts';
+import { point, refused, replication, serve, v1 } from './apiserver.ts';
 import type { Answer, Json } from './apiserver.ts';
 
 const one = `${v1}/replications/a`;
@@ -132,4 +133,57 @@ t.test('events: writes are audited, refusals of rights too; listed, filtered, wa
     t.equal(data.object['code'], 'SnapshotReady');
     break;
   }
+});
+
+t.test('several kinds in one stream, of all or of one replication, resumed as any watch', async (t) => {
+  const { call, watch, store, points } = await serve(t);
+  points.push(point(1, '2026-11-20T00:00:00.000Z'));
+  for (const name of ['a', 'b']) await call('POST', `${v1}/replications`, replication(name));
+  await call('POST', `${v1}/replications/a/snapshots`, { name: 'sa' });
+  await call('POST', `${v1}/replications/b/snapshots`, { name: 'sb' });
+  const nameOf = ({ kind, metadata }: Json): string => `${String(kind)}/${String((metadata as Json)['name'])}`;
+  const path = `${v1}/watch?kinds=Replication,Snapshot&replication=a`;
+  const seen: string[] = [];
+  let last = '';
+  for await (const { id, data } of watch(path)) {
+    seen.push(data.type === 'synced' ? 'synced' : `${data.type} ${nameOf(data.object)}`);
+    t.notOk('requests' in data.object);
+    last = id;
+    if (data.type === 'synced') break;
+  }
+  t.same(seen, ['ADDED Replication/a', 'ADDED Snapshot/sa', 'synced']);
+  store.update('Replication', 'b', ({ status }) => (status.lagBytes = 1));
+  await call('DELETE', `${v1}/replications/a/snapshots/sa`);
+  for await (const { data } of watch(path, last)) {
+    if (data.type === 'synced') continue;
+    t.equal(`${data.type} ${nameOf(data.object)}`, 'MODIFIED Snapshot/sa');
+    break;
+  }
+  refused(t, await call('GET', `${v1}/watch?kinds=Token`), 422, 'Invalid', /Replication/);
+  refused(t, await call('GET', `${v1}/watch`), 422, 'Invalid', /kinds/);
+});
+
+t.test('a watch ends with the session or token that it began with', async (t) => {
+  const server = await serve(t, { heartbeatMs: 20 });
+  const { call, tokens, api } = server;
+  await call('POST', `${v1}/users`, { name: 'kim', role: 'user', password: 'Correct-horse-9' });
+  const logIn = async (): Promise<string> =>
+    String((await call('POST', `${v1}/session`, { user: 'kim', password: 'Correct-horse-9' })).body['token']);
+  const open = async (secret: string): Promise<{ ended: Promise<string> }> => {
+    const answer = await fetch(`${api.url}${v1}/watch?kinds=Replication`, {
+      headers: { authorization: `Bearer ${secret}` },
+    });
+    t.equal(answer.status, 200);
+    return { ended: answer.text() };
+  };
+  const byToken = await open(tokens.create('ci', 'user')?.secret ?? '');
+  const bySession = await open(await logIn());
+  await call('DELETE', `${v1}/tokens/ci`);
+  await byToken.ended;
+  await call('PATCH', `${v1}/users/kim`, { role: 'operator' });
+  await bySession.ended;
+  const idle = await open(await logIn());
+  server.clock.offsetMs += idleMs;
+  await idle.ended;
+  t.pass('an open watch is no use that keeps a session alive');
 });

@@ -23,6 +23,7 @@ export const EventsQuery = Type.Object(
   {
     level: Type.Optional(words(...levels)),
     since: Type.Optional(time('events that happened at or after this time')),
+    object: Type.Optional(Type.String({ maxLength: 512, description: 'only of this one, such as Replication/orders' })),
     limit: ListQuery.properties.limit,
     continue: ListQuery.properties.continue,
     watch: ListQuery.properties.watch,

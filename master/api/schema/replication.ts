@@ -205,6 +205,11 @@ export const PointsQuery = Type.Object(
   { additionalProperties: false },
 );
 
+export const AgeSample = Type.Object({
+  time: time('end of the quarter of a minute'),
+  lagSeconds: nullable(Type.Number({ description: 'worst age of the copy within it' })),
+});
+
 export const DeleteReplicationQuery = Type.Object(
   { keepReplica: Type.Boolean({ default: false, description: 'leave the replica data in the storage class' }) },
   { additionalProperties: false },

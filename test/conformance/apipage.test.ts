@@ -1,0 +1,57 @@
+/** The page's files and what browsers are told with every answer. */
+import t from 'tap';
+import { refused, serve, v1 } from './apiserver.ts';
+
+t.test('the page comes with a strict policy, and again only when it has changed', async (t) => {
+  const { call, api } = await serve(t);
+  const open = { token: null };
+  const page = await call('GET', '/', undefined, open);
+  t.match(page.headers.get('content-type'), /^text\/html/);
+  const policy = page.headers.get('content-security-policy') ?? '';
+  for (const rule of [
+    "default-src 'none'",
+    "script-src 'self'",
+    "require-trusted-types-for 'script'",
+    "frame-ancestors 'none'",
+  ])
+    t.ok(policy.split('; ').includes(rule), rule);
+  t.notMatch(policy, /unsafe|\*|https?:/);
+  const etag = page.headers.get('etag') ?? '';
+  t.equal((await call('GET', '/', undefined, { ...open, headers: { 'if-none-match': etag } })).status, 304);
+  const files = api.routes.filter((route) => route.startsWith('GET /page/')).map((route) => route.slice(4));
+  t.ok(files.length > 8);
+  for (const file of files) {
+    const answer = await call('GET', file, undefined, open);
+    t.equal(answer.status, 200);
+    t.match(answer.headers.get('content-type'), /javascript|css|svg/);
+    t.equal(answer.headers.get('x-content-type-options'), 'nosniff');
+  }
+  for (const path of ['/page/../main.ts', '/page/%2e%2e/main.ts', '/page/none.js', '/page/tsconfig.json'])
+    refused(t, await call('GET', path), 404, 'NotFound');
+});
+
+t.test('answers of the API may be neither kept, framed nor run', async (t) => {
+  const { call } = await serve(t);
+  for (const answer of [
+    await call('GET', `${v1}/agents`),
+    await call('GET', `${v1}/none`),
+    await call('GET', `${v1}/agents`, undefined, { token: null }),
+  ]) {
+    t.equal(answer.headers.get('cache-control'), 'no-store');
+    t.equal(answer.headers.get('content-security-policy'), "default-src 'none'; frame-ancestors 'none'");
+    t.equal(answer.headers.get('referrer-policy'), 'no-referrer');
+    t.match(answer.headers.get('x-request-id'), /^[0-9a-f-]{36}$/);
+    t.equal(answer.headers.get('strict-transport-security'), null, 'only over TLS');
+  }
+  t.match((await call('GET', '/docs')).headers.get('content-security-policy'), /default-src 'self'/);
+});
+
+t.test('the OpenAPI document says which roles may call an operation', async (t) => {
+  const { call } = await serve(t);
+  const { body } = await call('GET', '/openapi.json');
+  const paths = body['paths'] as Record<string, Record<string, { 'x-roles': string[] }>>;
+  t.same(paths[`${v1}/replications`]?.['post']?.['x-roles'], ['admin', 'manager']);
+  t.same(paths[`${v1}/recoveries`]?.['post']?.['x-roles'], ['admin', 'manager', 'operator']);
+  for (const operations of Object.values(paths))
+    for (const one of Object.values(operations)) t.ok(one['x-roles'].length > 0);
+});
