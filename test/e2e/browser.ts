@@ -99,16 +99,16 @@ export async function openTab(t: Test): Promise<Tab> {
       if (level === 'error' && source !== 'network') complaints.push(`${source}: ${text} ${url ?? ''}`);
     }
   });
-  let session: string | undefined;
+  const attached: { sessionId?: string } = {};
   function send<T>(method: string, params: object = {}): Promise<T> {
     lastId += 1;
     const id = lastId;
-    socket.send(JSON.stringify({ id, method, params, ...(session === undefined ? {} : { sessionId: session }) }));
+    socket.send(JSON.stringify({ id, method, params, ...attached }));
     return new Promise((resolve, reject) => waiting.set(id, { resolve: resolve as (value: unknown) => void, reject }));
   }
   const { targetInfos } = await send<{ targetInfos: { targetId: string; type: string }[] }>('Target.getTargets');
   const targetId = targetInfos.find(({ type }) => type === 'page')?.targetId;
-  session = (await send<{ sessionId: string }>('Target.attachToTarget', { targetId, flatten: true })).sessionId;
+  Object.assign(attached, await send<{ sessionId: string }>('Target.attachToTarget', { targetId, flatten: true }));
   for (const domain of ['Page', 'Runtime', 'Log']) await send(`${domain}.enable`);
   await send('Emulation.setDeviceMetricsOverride', { width: 1200, height: 900, deviceScaleFactor: 1, mobile: false });
 
