@@ -15,10 +15,11 @@ export interface AssignmentsOptions {
   /** Its nowMs is what `masterUs` maps. */
   clock: Clock;
   random: Random;
-  log: Pick<Logger, 'info' | 'warn'>;
+  log: Pick<Logger, 'debug' | 'info' | 'warn'>;
   /** As agent/control.ts: known since the first assignments. */
   masterUs(agentUs: number): number;
-  connect(signal: AbortSignal): MirrorCall;
+  /** @param id of the call, for the logs of both sides */
+  connect(signal: AbortSignal, id: string): MirrorCall;
   report(report: Report): void;
   event(event: Omit<AgentEvent, 'agentUs'>): void;
   openSource(assignment: Assignment, event: MirrorDependencies['event']): Promise<Source>;
@@ -47,8 +48,9 @@ export function assignments(options: AssignmentsOptions): AssignedMirrors {
     const { replicationUid: uid, name } = assignment;
     const stop = new AbortController();
     const loop: Loop = { assignment, stop, ended: Promise.resolve(), changed: new Set() };
+    let call: string | undefined;
     const event: MirrorDependencies['event'] = (one) => {
-      options.log[one.level === 'INFO' ? 'info' : 'warn']({ replication: name, code: one.code }, one.message);
+      options.log[one.level === 'INFO' ? 'info' : 'warn']({ replication: name, call, code: one.code }, one.message);
       options.event({ ...one, replicationUid: uid });
     };
     loop.ended = after.then(() =>
@@ -59,7 +61,11 @@ export function assignments(options: AssignmentsOptions): AssignedMirrors {
           assignment: () => loop.assignment,
           changed: (signal) => nextChange(loop, signal),
           openSource: (now) => options.openSource(now, event),
-          connect: (signal) => options.connect(signal),
+          connect(signal) {
+            call = options.random.bytes(8).toString('hex');
+            options.log.debug({ replication: name, call }, 'a session begins');
+            return options.connect(signal, call);
+          },
           toMasterUs: async (agentUs) => options.masterUs(agentUs),
           report: (report) => options.report(report),
           event,

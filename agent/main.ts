@@ -10,11 +10,11 @@ import { release } from 'node:os';
 import { allowList } from '../proto/allow.ts';
 import { optional, parseArguments, programVersion, repeated, required, withDefault } from '../proto/cli.ts';
 import { holdData } from '../proto/hold.ts';
+import { logLevels, openLog } from '../proto/log.ts';
 import { systemClock, systemRandom } from '../proto/system.ts';
 import { alignedPool } from '../proto/libc.ts';
 import { asReplicationError } from '../proto/errors.ts';
 import { parseChoice, parseFolder, parseHostPort, parseName, parseText, formatHostPort } from '../proto/value.ts';
-import { pino } from 'pino';
 import { assignments } from './assignments.ts';
 import { BufferPool, chunkBytes } from './blockscan.ts';
 import { control } from './control.ts';
@@ -43,12 +43,7 @@ const { options } = parseArguments(
       ),
       allow: repeated('PATH', 'directory, image or device that may be read, with all below', parseText),
       kubelet: withDefault('DIR', '/var/lib/kubelet', "the kubelet's folder, whose CSI volumes may be read", parseText),
-      'log-level': withDefault(
-        'LEVEL',
-        'info',
-        'trace, debug, info, warn or error',
-        parseChoice('trace', 'debug', 'info', 'warn', 'error'),
-      ),
+      'log-level': withDefault('LEVEL', 'info', 'trace, debug, info, warn or error', parseChoice(...logLevels)),
     },
   },
   process.argv.slice(2),
@@ -57,7 +52,7 @@ const { options } = parseArguments(
 /** Shared by all scans of block volumes: bounds what the agent holds of content that is read and not yet sent. */
 const poolBytes = 64 << 20;
 
-const log = pino({ name: 'replicator-agent', level: options['log-level'] });
+const log = openLog('replicator-agent', options['log-level']);
 const stopping = new AbortController();
 for (const name of ['SIGTERM', 'SIGINT'] as const) {
   process.once(name, () => {
@@ -136,7 +131,7 @@ async function run(signal: AbortSignal): Promise<void> {
       random: systemRandom,
       log,
       masterUs: (agentUs) => line.masterUs(agentUs),
-      connect: (call) => identity.client().mirror(call),
+      connect: (signal, id) => identity.client().mirror(signal, id),
       report: (report) => line.report(report),
       event: (event) => line.event(event),
       openSource: sourceOpener({

@@ -124,7 +124,13 @@ interface Recent {
   writtenMs: number;
 }
 
-export function eventLog(database: DatabaseSync, clock: Pick<Clock, 'nowMs'>, maxEvents = 10_000): EventLog {
+/** @param onNew told of each event as it is written, not of repeats that are only counted */
+export function eventLog(
+  database: DatabaseSync,
+  clock: Pick<Clock, 'nowMs'>,
+  maxEvents = 10_000,
+  onNew?: (event: EventInput) => void,
+): EventLog {
   const news = changed();
   const closing = new AbortController();
   const recent = new Map<string, Recent>();
@@ -164,6 +170,7 @@ export function eventLog(database: DatabaseSync, clock: Pick<Clock, 'nowMs'>, ma
       }
     });
     news.tell();
+    onNew?.(event);
     return lastId;
   }
   function remember(key: string, seen: Recent): void {

@@ -7,7 +7,6 @@
  */
 import { mkdir, realpath } from 'node:fs/promises';
 import { join } from 'node:path';
-import { pino } from 'pino';
 import { type Allow, allowList, refusedBySystem } from '../proto/allow.ts';
 import {
   optional,
@@ -22,6 +21,7 @@ import {
 import { writeDurably } from '../proto/durable.ts';
 import { asReplicationError, messageOf, ReplicationError } from '../proto/errors.ts';
 import { holdData } from '../proto/hold.ts';
+import { logLevels, openLog } from '../proto/log.ts';
 import { systemClock, systemEffects, systemRandom } from '../proto/system.ts';
 import type { VolumeMode } from '../proto/wire.ts';
 import { formatHostPort, isLoopback, parseChoice, parseFolder, parseHostPort, parseText } from '../proto/value.ts';
@@ -66,18 +66,14 @@ const { options: typed } = parseArguments(
       grpc: optional('HOST:PORT', 'of the agents (default 127.0.0.1:8443)', parseHostPort),
       advertise: repeated('HOST', 'names and addresses that agents dial', parseText),
       allow: repeated('PATH', 'where recoveries may write, with all below', parseText),
-      'log-level': withDefault(
-        'LEVEL',
-        'info',
-        'trace, debug, info, warn or error',
-        parseChoice('trace', 'debug', 'info', 'warn', 'error'),
-      ),
+      'log-level': withDefault('LEVEL', 'info', 'trace, debug, info, warn or error', parseChoice(...logLevels)),
     },
   },
   process.argv.slice(2),
 );
 
-const log = pino({ name: 'replicator-master', level: typed['log-level'] });
+const log = openLog('replicator-master', typed['log-level']);
+const logLevelOf = { FATAL: 'fatal', ERROR: 'error', WARNING: 'warn', INFO: 'info', TRACE: 'debug' } as const;
 const stopping = new AbortController();
 for (const name of ['SIGTERM', 'SIGINT'] as const) {
   process.once(name, () => {
@@ -120,7 +116,9 @@ async function run(signal: AbortSignal): Promise<void> {
 
   const database = openDatabase(join(dir, 'master.db'));
   const store = sqliteStore(database, { clock: systemClock, random: systemRandom });
-  const events = eventLog(database, systemClock);
+  const events = eventLog(database, systemClock, undefined, ({ code, level, message, object }) =>
+    log[logLevelOf[level]]({ code, object }, message),
+  );
   const version = programVersion();
   const metrics = startMetrics({ store, clock: systemClock, version });
   const authority = await openAuthority({
@@ -180,6 +178,10 @@ async function run(signal: AbortSignal): Promise<void> {
     clock: systemClock,
     events,
     listen: formatHostPort(listen.grpc),
+    onCall({ method, agent, id, address }) {
+      log.info({ agent, call: id, method, address }, 'a call begins');
+      return (code) => log.info({ agent, call: id, method, code }, 'the call has ended');
+    },
     mirror: counted(metrics, 'Mirror', (agent, stream, call) => running.serve(agent, stream, call)),
     control: counted(metrics, 'Control', (agent, stream, call) => agents.serve(agent, stream, call)),
   });

@@ -146,7 +146,7 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
 
   const before = new Set(store.list('Replication').map(({ metadata }) => metadata.uid));
   const last = new Map<string, { uid: string; counts: Counts }>();
-  const reasons = new Set<string>();
+  const reasons = { fullScan: new Set<string>(), degraded: new Set<string>() };
 
   /** What was added since the last report of this agent about this replication. */
   function added(agent: string, report: Report): Counts {
@@ -159,10 +159,11 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
     const base = reported.some((field) => counts[field] < known[field]) ? zero : known;
     return Object.fromEntries(reported.map((field) => [field, counts[field] - base[field]])) as Counts;
   }
-  function bounded(reason: string): string {
+  function bounded(of: keyof typeof reasons, reason: string): string {
+    const known = reasons[of];
     if (!/^[A-Za-z][A-Za-z0-9]{0,63}$/.test(reason)) return 'Other';
-    if (!reasons.has(reason) && reasons.size >= maxReasons) return 'Other';
-    reasons.add(reason);
+    if (!known.has(reason) && known.size >= maxReasons) return 'Other';
+    known.add(reason);
     return reason;
   }
 
@@ -183,7 +184,7 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
     if (status.usedBytes !== null) read.replica.set(labels, status.usedBytes);
     read.initial.set(labels, initialRatio(status));
     const degraded = status.conditions.find((one) => one.type === 'Degraded' && one.status === 'True');
-    if (degraded !== undefined) read.degraded.set({ replication, reason: degraded.reason }, 1);
+    if (degraded !== undefined) read.degraded.set({ replication, reason: bounded('degraded', degraded.reason) }, 1);
   }
   function readStore(): Set<string> {
     for (const metric of Object.values(read)) metric.reset();
@@ -236,7 +237,7 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
       fed.cuts.inc({ replication, result: 'refused' }, more.cutsRefused);
       fed.lost.inc(labels, more.lostEvents);
       if (more.fullScans > 0)
-        fed.fullScans.inc({ replication, reason: bounded(report.fullScanReason) }, more.fullScans);
+        fed.fullScans.inc({ replication, reason: bounded('fullScan', report.fullScanReason) }, more.fullScans);
       // Only the newest freeze is told; the others of the same interval are not made up.
       if (more.freezes > 0) fed.freeze.observe(labels, report.lastFreezeUs / 1e6);
     },

@@ -14,6 +14,7 @@ import { completion } from './cli/completion.ts';
 import { describe, get } from './cli/get.ts';
 import { cancel, confirmRecovery, recover, remove, retry, rollback } from './cli/recovery.ts';
 import { pause, replicate, resume, resync, snapshot, verify, watch } from './cli/replication.ts';
+import { supportBundle } from './cli/supportbundle.ts';
 import { token } from './cli/token.ts';
 import { commonFlags, verb, type Verb } from './cli/verb.ts';
 
@@ -33,7 +34,7 @@ const version = verb(
 const verbs: Record<string, Verb> = {
   get, describe, apply, replicate, snapshot, pause, resume, resync, verify, recover, rollback,
   confirm: confirmRecovery, cancel, retry, delete: remove,
-  watch, bootstrap, cleanup, token, completion: completion(() => verbs), version,
+  watch, bootstrap, cleanup, token, 'support-bundle': supportBundle, completion: completion(() => verbs), version,
 }; // prettier-ignore
 
 const overview: Program = {
@@ -43,7 +44,7 @@ const overview: Program = {
   flags: commonFlags,
   notes: `Verbs (\`replctl VERB --help\` says more):
 ${Object.entries(verbs)
-  .map(([name, { program }]) => `  ${name.padEnd(12)}${program.summary.split('. ')[0]}`)
+  .map(([name, { program }]) => `  ${name.padEnd(15)}${program.summary.split('. ')[0]}`)
   .join('\n')}
 
 The master is found by --url, --data, REPLICATOR_URL, ./cdm-data/master (the quickstart's) or

@@ -13,8 +13,8 @@ import type { ServerHttp2Session } from 'node:http2';
 import type { TLSSocket } from 'node:tls';
 import { fingerprintOf } from '../proto/certificate.ts';
 import type { Clock } from '../proto/effects.ts';
-import { ReplicationError, messageOf } from '../proto/errors.ts';
-import { serve, serverOptions, service, toStatus, windowBytes } from '../proto/rpc.ts';
+import { ReplicationError, asReplicationError, messageOf } from '../proto/errors.ts';
+import { callIdOf, serve, serverOptions, service, toStatus, windowBytes } from '../proto/rpc.ts';
 import type { Stream } from '../proto/stream.ts';
 import type { AgentMessage, JoinReply, MasterMessage, Messages, MirrorReply, MirrorRequest } from '../proto/wire.ts';
 import { decode, encode } from '../proto/wire.ts';
@@ -44,6 +44,8 @@ export interface ServerOptions {
   /** Each gets its agent's name, already proven. The signal aborts when the line is down or the call must end. */
   mirror: (agent: string, stream: Stream<MirrorReply, MirrorRequest>, signal: AbortSignal) => Promise<void>;
   control: (agent: string, stream: Stream<MasterMessage, AgentMessage>, signal: AbortSignal) => Promise<void>;
+  /** A call of an agent begins; what is answered is told how it ended, e.g. OK, Disconnected. */
+  onCall?: (call: { method: string; agent: string; id: string; address: string }) => (code: string) => void;
 }
 
 export interface Server {
@@ -90,6 +92,7 @@ export async function startServer(options: ServerOptions): Promise<Server> {
   }
 
   async function stream<O extends keyof Messages, I extends keyof Messages>(
+    method: string,
     call: grpc.ServerDuplexStream<Buffer, Buffer>,
     kinds: readonly [O, I],
     handler: (agent: string, stream: Stream<Messages[O], Messages[I]>, signal: AbortSignal) => Promise<void>,
@@ -105,7 +108,18 @@ export async function startServer(options: ServerOptions): Promise<Server> {
     const ending = new AbortController();
     const open = calls.get(agent) ?? new Set();
     calls.set(agent, open.add(ending));
-    await serve(call, kinds, (stream, signal) => handler(agent, stream, signal), ending.signal);
+    const address = addressOf(call.getPeer());
+    const ended = options.onCall?.({ method, agent, id: callIdOf(call), address });
+    const told = async (stream: Stream<Messages[O], Messages[I]>, signal: AbortSignal): Promise<void> => {
+      try {
+        await handler(agent, stream, signal);
+        ended?.('OK');
+      } catch (error) {
+        ended?.(asReplicationError(error).code);
+        throw error;
+      }
+    };
+    await serve(call, kinds, told, ending.signal);
     open.delete(ending);
     if (open.size === 0 && calls.get(agent) === open) calls.delete(agent);
   }
@@ -206,9 +220,9 @@ export async function startServer(options: ServerOptions): Promise<Server> {
     Join: unary(join),
     Renew: unary(renew),
     Control: (call: grpc.ServerDuplexStream<Buffer, Buffer>) =>
-      track(stream(call, ['MasterMessage', 'AgentMessage'], options.control)),
+      track(stream('Control', call, ['MasterMessage', 'AgentMessage'], options.control)),
     Mirror: (call: grpc.ServerDuplexStream<Buffer, Buffer>) =>
-      track(stream(call, ['MirrorReply', 'MirrorRequest'], options.mirror)),
+      track(stream('Mirror', call, ['MirrorReply', 'MirrorRequest'], options.mirror)),
   });
   const port = await bind(server, options.listen, credentials);
   for (const http2 of http2Servers(server)) http2.on('session', greet);

@@ -270,16 +270,27 @@ export async function serve<O extends keyof Messages, I extends keyof Messages>(
   }
 }
 
+const callIdKey = 'x-call-id';
+
+/** What the caller named its call; empty: nothing that could stand in a log. */
+export function callIdOf(call: { metadata: grpc.Metadata }): string {
+  const id = call.metadata.get(callIdKey)[0];
+  return typeof id === 'string' && /^[\w-]{1,64}$/.test(id) ? id : '';
+}
+
 function clientStream<O extends keyof Messages, I extends keyof Messages>(
   client: grpc.Client,
   { path }: grpc.MethodDefinition<Buffer, Buffer>,
   [out, into]: readonly [O, I],
   signal?: AbortSignal,
+  id?: string,
 ): Stream<Messages[O], Messages[I]> {
   let call: grpc.ClientDuplexStream<Buffer, Buffer>;
   try {
     signal?.throwIfAborted();
-    call = client.makeBidiStreamRequest(path, asIs, asIs);
+    const metadata = new grpc.Metadata();
+    if (id !== undefined) metadata.set(callIdKey, id);
+    call = client.makeBidiStreamRequest(path, asIs, asIs, metadata);
   } catch (error) {
     throw signal?.aborted === true ? asReplicationError(error, 'Stopped') : fromStatus(error);
   }
@@ -306,7 +317,8 @@ export interface Client {
   join(request: JoinRequest): Promise<JoinReply>;
   renew(request: RenewRequest): Promise<JoinReply>;
   control(signal?: AbortSignal): Stream<AgentMessage, MasterMessage>;
-  mirror(signal?: AbortSignal): Stream<MirrorRequest, MirrorReply>;
+  /** @param id written into the logs of both sides */
+  mirror(signal?: AbortSignal, id?: string): Stream<MirrorRequest, MirrorReply>;
   /** Calls under way go on to their end; new ones fail as Disconnected. */
   close(): void;
 }
@@ -346,7 +358,7 @@ export function connect(master: string, { caPem, certificatePem, keyPem }: Clien
     join: async (request) => unary(service.Join.path, 'JoinRequest', request),
     renew: async (request) => unary(service.Renew.path, 'RenewRequest', request),
     control: (signal) => clientStream(client, service.Control, ['AgentMessage', 'MasterMessage'], signal),
-    mirror: (signal) => clientStream(client, service.Mirror, ['MirrorRequest', 'MirrorReply'], signal),
+    mirror: (signal, id) => clientStream(client, service.Mirror, ['MirrorRequest', 'MirrorReply'], signal, id),
     close: () => client.close(),
   };
 }

@@ -118,6 +118,7 @@ export async function startApi(options: ApiOptions): Promise<Api> {
   keepAnswers(app, context);
   app.addHook('onSend', async (request, reply, payload: unknown) => {
     audit(request, reply, events);
+    logWrite(request, reply);
     return payload;
   });
 
@@ -256,6 +257,22 @@ function keepAnswers(app: FastifyInstance, { store, clock }: Context): void {
       kept.keep(request.caller.name, key, requestOf(request), { status: reply.statusCode, body: payload });
     return payload;
   });
+}
+
+/** One line for each write, done or refused, by which the answer's x-request-id is found; never bodies. */
+function logWrite(request: FastifyRequest, reply: FastifyReply): void {
+  if (!isWrite(request)) return;
+  const { id, method, caller } = request;
+  const line = {
+    requestId: id,
+    caller: caller?.name ?? null,
+    method,
+    url: request.url.slice(0, 512),
+    status: reply.statusCode,
+    object: request.about,
+    milliseconds: Math.round(reply.elapsedTime),
+  };
+  request.log[reply.statusCode < 500 ? 'info' : 'error'](line, 'request');
 }
 
 /** Writes that were done, and those that the role forbade: the others changed nothing and are the caller's own business. */

@@ -27,6 +27,8 @@ export interface Client {
   readonly url: string;
   /** Version of the master, from its OpenAPI document. */
   version(): Promise<string>;
+  /** As Prometheus reads them. */
+  metrics(): Promise<string>;
   get<T>(path: string, signal?: AbortSignal): Promise<T>;
   send<T>(method: 'POST' | 'PUT' | 'PATCH' | 'DELETE', path: string, body?: unknown, ifMatch?: string): Promise<T>;
   /** All pages as one list. */
@@ -62,6 +64,7 @@ export function connect(url: string, token: string): Client {
       const document = (await (await request(`${root}/openapi.json`, {})).json()) as { info: { version: string } };
       return document.info.version;
     },
+    metrics: async () => (await request(`${root}/metrics`, {})).text(),
     get,
     async send<T>(method: string, path: string, body?: unknown, ifMatch?: string): Promise<T> {
       const type = method === 'PATCH' ? 'application/merge-patch+json' : 'application/json';

@@ -210,6 +210,56 @@ t.test('reasons that agents send make a bounded number of series', async (t) => 
   );
 });
 
+t.test('reasons of degraded replications are bounded too', async (t) => {
+  const { store, create } = setup();
+  const metrics = startMetrics({ store, clock, version: '1' });
+  const degraded = (reason: string) => ({
+    ...{ type: 'Degraded', status: 'True' as const, reason, message: '' },
+    lastTransitionTime: '2026-11-20T00:00:00.000Z',
+  });
+  for (let index = 0; index < 100; index++) create(`r${index}`, { conditions: [degraded(`Reason${index}`)] });
+  const text = await metrics.text();
+  const words = new Set([...text.matchAll(/replicator_degraded\{.*reason="(\w+)"/g)].map((match) => match[1]));
+  t.equal(words.size, 33);
+  t.ok(words.has('Other'));
+});
+
+t.test('a clock that is set back or ahead makes no negative age and no negative duration', async (t) => {
+  const { store, create } = setup();
+  create('a', { lastSyncTime: '2026-11-20T00:00:58.500Z' });
+  let nowMs = clock.nowMs();
+  const metrics = startMetrics({ store, clock: { nowMs: () => nowMs }, version: '1' });
+  const lag = async () => series(await metrics.text()).get('replicator_lag_seconds{replication="a"}');
+  t.equal(await lag(), 1.5);
+  nowMs -= 3_600_000;
+  t.equal(await lag(), 0, 'a point of the future is not younger than now');
+  nowMs += 2 * 3_600_000;
+  t.equal(await lag(), 3601.5, 'and nothing of it stays');
+  metrics.onSync('a', 'success', -5);
+  metrics.onSnapshot('a', -5);
+  metrics.onRecovery('drill', 'success', -5);
+  const found = series(await metrics.text());
+  for (const name of ['sync_duration_seconds_sum{replication="a"}', 'snapshot_duration_seconds_sum{replication="a"}'])
+    t.equal(found.get(`replicator_${name}`), 0, name);
+  t.equal(found.get('replicator_recovery_duration_seconds_sum{type="drill"}'), 0);
+});
+
+t.test('every metric of the contract is there', async (t) => {
+  const { store, create } = setup();
+  create('a', { lastSyncTime: '2026-11-20T00:00:58.500Z', lagBytes: 7 });
+  const text = await startMetrics({ store, clock, version: '1' }).text();
+  for (const name of [
+    ...['last_sync_timestamp_seconds', 'last_attempt_timestamp_seconds', 'last_verified_timestamp_seconds'],
+    ...['last_drill_timestamp_seconds', 'rpo_target_seconds', 'lag_seconds', 'lag_bytes', 'state', 'phase'],
+    ...['sync_duration_seconds', 'syncs_total', 'cuts_total', 'read_bytes_total', 'sent_bytes_total'],
+    ...['written_bytes_total', 'skipped_bytes_total', 'initial_sync_ratio', 'snapshots', 'snapshot_duration_seconds'],
+    ...['freeze_duration_seconds', 'capture_lost_events_total', 'full_scans_total', 'verify_mismatched_bytes_total'],
+    ...['agents', 'recoveries_total', 'recovery_duration_seconds', 'storage_capacity_bytes', 'storage_used_bytes'],
+    ...['grpc_server_started_total', 'grpc_server_handled_total'],
+  ])
+    t.match(text, new RegExp(`^# TYPE replicator_${name} `, 'm'), name);
+});
+
 t.test('names follow the conventions: help, base units, _total for counters only', async (t) => {
   const { store } = setup();
   const metrics = startMetrics({ store, clock, version: '1' });
