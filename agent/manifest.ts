@@ -16,10 +16,10 @@
  */
 import assert from 'node:assert/strict';
 import { mkdirSync, rmSync } from 'node:fs';
-import { DatabaseSync, type SQLInputValue, type StatementSync } from 'node:sqlite';
 import { nodeHash } from '../proto/node.ts';
 import { isSqliteDamage } from '../proto/sqlite.ts';
 import { nodeTypes, type Name, type Node } from '../proto/wire.ts';
+import { bufferOf, columns, ManifestDatabase, rowOf, signed } from './manifestdatabase.ts';
 
 export interface Key {
   ino: bigint;
@@ -59,12 +59,9 @@ const dirtyKinds = {
 };
 /** A slot that was never sent has no place to move from. */
 const moved = 'CASE WHEN hash IS NULL AND dirty = 1 THEN 1 ELSE 2 END';
-const columns = 'i.slot, i.type, i.ino, i.birth, i.size, i.mtime, i.ctime, i.epoch, i.dirty, i.root, i.sent, i.hash';
 
 export class Manifest {
-  readonly #database: DatabaseSync;
-  readonly #statements = new Map<string, StatementSync>();
-  #inTransaction = false;
+  readonly #rows: ManifestDatabase;
   /** Newest commit that is known to be durable at the replica. */
   #acked: number;
   /** Newest commit that this manifest was made durable for: it may have gone out. */
@@ -74,24 +71,8 @@ export class Manifest {
 
   constructor(folder: string) {
     mkdirSync(folder, { recursive: true });
-    this.#database = new DatabaseSync(`${folder}/manifest.db`);
-    this.#database.exec(`
-      PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
-      PRAGMA cache_size = -32768; PRAGMA temp_store = FILE;
-      CREATE TABLE IF NOT EXISTS state (id INTEGER PRIMARY KEY CHECK (id = 0), acked INTEGER, prepared INTEGER,
-        digest BLOB, whole TEXT);
-      INSERT OR IGNORE INTO state VALUES (0, 0, 0, x'', '');
-      CREATE TABLE IF NOT EXISTS inode (slot INTEGER PRIMARY KEY, type INTEGER, ino INTEGER, birth INTEGER, size INTEGER,
-        mtime INTEGER, ctime INTEGER, epoch INTEGER, dirty INTEGER, root BLOB, sent INTEGER, hash BLOB);
-      CREATE INDEX IF NOT EXISTS inode_key ON inode (ino, birth);
-      CREATE INDEX IF NOT EXISTS inode_dirty ON inode (type, slot) WHERE dirty > 0;
-      CREATE INDEX IF NOT EXISTS inode_dirty_slot ON inode (slot) WHERE dirty > 0;
-      CREATE INDEX IF NOT EXISTS inode_gone ON inode (slot) WHERE type = 0;
-      CREATE TABLE IF NOT EXISTS name (parent INTEGER, name BLOB, slot INTEGER, PRIMARY KEY (parent, name)) WITHOUT ROWID;
-      CREATE INDEX IF NOT EXISTS name_slot ON name (slot);
-      CREATE TABLE IF NOT EXISTS orphan (slot INTEGER PRIMARY KEY);
-      CREATE TABLE IF NOT EXISTS free (slot INTEGER PRIMARY KEY);`);
-    const state = this.#get('SELECT acked, prepared, digest FROM state') ?? {};
+    this.#rows = new ManifestDatabase(`${folder}/manifest.db`);
+    const state = this.#rows.get('SELECT acked, prepared, digest FROM state') ?? {};
     this.#acked = Number(state['acked']);
     this.#prepared = Number(state['prepared']);
     this.#digest = bufferOf(state['digest']) ?? Buffer.alloc(0);
@@ -105,11 +86,11 @@ export class Manifest {
 
   /** Why everything must be compared with the replica; empty = no need. Survives until it is cleared. */
   get wholeReason(): string {
-    return String(this.#get('SELECT whole FROM state')?.['whole']);
+    return String(this.#rows.get('SELECT whole FROM state')?.['whole']);
   }
 
   set wholeReason(reason: string) {
-    this.#run('UPDATE state SET whole = ?', reason);
+    this.#rows.run('UPDATE state SET whole = ?', reason);
   }
 
   /**
@@ -130,19 +111,21 @@ export class Manifest {
 
   /** Empties it: the replica is at `wholeReason`'s mercy until `adopted`. */
   clear(): void {
-    this.#begin();
-    for (const table of ['inode', 'name', 'orphan', 'free']) this.#database.exec(`DELETE FROM ${table}`);
-    this.#run(`UPDATE state SET acked = -1, prepared = -1, digest = x'', whole = 'the manifest is being made anew'`);
+    this.#rows.begin();
+    for (const table of ['inode', 'name', 'orphan', 'free']) this.#rows.run(`DELETE FROM ${table}`);
+    this.#rows.run(
+      `UPDATE state SET acked = -1, prepared = -1, digest = x'', whole = 'the manifest is being made anew'`,
+    );
     [this.#acked, this.#prepared, this.#digest] = [-1, -1, Buffer.alloc(0)];
     this.#dirtyBytes = undefined;
-    this.#commit();
+    this.#rows.commit();
   }
 
   /** A node that the replica has; found again in the source by its path. */
   adopt(node: Node): void {
     if (node.type === nodeTypes.gone) return;
     const { slot, type } = node;
-    this.#run(
+    this.#rows.run(
       'INSERT INTO inode VALUES (?, ?, ?, 0, ?, 0, -1, 0, 1, ?, ?, ?)',
       slot,
       type,
@@ -153,33 +136,33 @@ export class Manifest {
       nodeHash(node),
     );
     for (const { parent, name } of node.names)
-      this.#run('INSERT OR REPLACE INTO name VALUES (?, ?, ?)', parent, name, slot);
+      this.#rows.run('INSERT OR REPLACE INTO name VALUES (?, ?, ?)', parent, name, slot);
     if (slot > 0 && node.names.length === 0) this.#orphan(slot);
   }
 
   /** All of the replica's nodes at this head are adopted. */
   adopted(headSequence: number, digest: Buffer, wholeReason: string): void {
     let expected = 0;
-    for (const { slot } of this.#each('SELECT slot FROM inode ORDER BY slot')) {
-      for (; expected < Number(slot); expected++) this.#run('INSERT INTO free VALUES (?)', expected);
+    for (const { slot } of this.#rows.each('SELECT slot FROM inode ORDER BY slot')) {
+      for (; expected < Number(slot); expected++) this.#rows.run('INSERT INTO free VALUES (?)', expected);
       expected++;
     }
     // A name in no directory (a damaged replica) belongs to nobody.
     const stray = 'parent NOT IN (SELECT slot FROM inode WHERE type = 4)';
-    for (const { slot } of this.#each(`SELECT slot FROM name WHERE ${stray}`)) this.#orphan(Number(slot));
-    this.#run(`DELETE FROM name WHERE ${stray}`);
-    this.#run('DELETE FROM free WHERE slot = 0');
+    for (const { slot } of this.#rows.each(`SELECT slot FROM name WHERE ${stray}`)) this.#orphan(Number(slot));
+    this.#rows.run(`DELETE FROM name WHERE ${stray}`);
+    this.#rows.run('DELETE FROM free WHERE slot = 0');
     this.#setHead(headSequence, digest);
     this.wholeReason = wholeReason;
-    this.#commit();
+    this.#rows.commit();
   }
 
   /** All rows as they stand are durable when this returns: Commit `sequence` may go out. */
   prepare(sequence: number): void {
     assert.equal(sequence, this.#acked + 1, 'commits follow one another');
-    this.#run('UPDATE state SET prepared = ?', sequence);
+    this.#rows.run('UPDATE state SET prepared = ?', sequence);
     this.#prepared = sequence;
-    this.#commit();
+    this.#rows.commit();
   }
 
   /** @param digest as the replica answered; empty when it is not known */
@@ -187,34 +170,34 @@ export class Manifest {
     assert(sequence === this.#prepared, 'only what was prepared is committed');
     this.#setHead(sequence, digest);
     this.#bury(sequence);
-    this.#commit();
+    this.#rows.commit();
   }
 
   #setHead(sequence: number, digest: Buffer): void {
-    this.#run('UPDATE state SET acked = ?, prepared = ?, digest = ?', sequence, sequence, digest);
+    this.#rows.run('UPDATE state SET acked = ?, prepared = ?, digest = ?', sequence, sequence, digest);
     [this.#acked, this.#prepared, this.#digest] = [sequence, sequence, digest];
   }
 
   #bury(sequence: number): void {
     const gone = 'FROM inode WHERE type = 0 AND dirty = 0 AND epoch <= ?';
-    this.#run(`INSERT OR IGNORE INTO free SELECT slot ${gone}`, sequence);
-    this.#run(`DELETE ${gone}`, sequence);
+    this.#rows.run(`INSERT OR IGNORE INTO free SELECT slot ${gone}`, sequence);
+    this.#rows.run(`DELETE ${gone}`, sequence);
   }
 
   // ---- what the scan asks and finds
 
   child(parent: number, name: Buffer): Row | undefined {
     const sql = `SELECT ${columns} FROM name n JOIN inode i ON i.slot = n.slot WHERE n.parent = ? AND n.name = ?`;
-    return rowOf(this.#get(sql, parent, name));
+    return rowOf(this.#rows.get(sql, parent, name));
   }
 
   row(slot: number): Row | undefined {
-    return rowOf(this.#get(`SELECT ${columns} FROM inode i WHERE slot = ?`, slot));
+    return rowOf(this.#rows.get(`SELECT ${columns} FROM inode i WHERE slot = ?`, slot));
   }
 
   slotOf(key: Key): number | undefined {
     const sql = 'SELECT slot FROM inode WHERE ino = ? AND birth = ? AND type = ?';
-    const slot = this.#get(sql, signed(key.ino), signed(key.birthNs), key.type)?.['slot'];
+    const slot = this.#rows.get(sql, signed(key.ino), signed(key.birthNs), key.type)?.['slot'];
     return slot === undefined ? undefined : Number(slot);
   }
 
@@ -224,7 +207,7 @@ export class Manifest {
 
   /** A new slot for an inode that was not seen before, or the given one. Dirty. */
   insert(key: Key, sizeBytes: bigint, slot = this.#freeSlot()): number {
-    this.#run(
+    this.#rows.run(
       'INSERT INTO inode VALUES (?, ?, ?, ?, ?, 0, -1, ?, 1, NULL, 0, NULL)',
       slot,
       key.type,
@@ -238,52 +221,52 @@ export class Manifest {
   }
 
   #freeSlot(): number {
-    const freed = this.#get('SELECT min(slot) AS slot FROM free')?.['slot'];
+    const freed = this.#rows.get('SELECT min(slot) AS slot FROM free')?.['slot'];
     if (typeof freed === 'bigint') {
-      this.#run('DELETE FROM free WHERE slot = ?', freed);
+      this.#rows.run('DELETE FROM free WHERE slot = ?', freed);
       return Number(freed);
     }
-    return Number(this.#get('SELECT coalesce(max(slot), 0) + 1 AS slot FROM inode')?.['slot']);
+    return Number(this.#rows.get('SELECT coalesce(max(slot), 0) + 1 AS slot FROM inode')?.['slot']);
   }
 
   /** An adopted slot was found in the source. Dirty. */
   claim(slot: number, key: Key): void {
     const sql = 'UPDATE inode SET ino = ?, birth = ?, dirty = 1 WHERE slot = ?';
-    this.#run(sql, signed(key.ino), signed(key.birthNs), slot);
+    this.#rows.run(sql, signed(key.ino), signed(key.birthNs), slot);
   }
 
   /** With the new size when the inode changed, without when its names did. */
   markDirty(slot: number, sizeBytes?: bigint): void {
     if (this.#dirtyBytes !== undefined) this.#dirtyBytes = undefined;
-    if (sizeBytes === undefined) this.#run(`UPDATE inode SET dirty = ${moved} WHERE slot = ?`, slot);
-    else this.#run('UPDATE inode SET dirty = max(dirty, 1), size = ?, ctime = -1 WHERE slot = ?', sizeBytes, slot);
+    if (sizeBytes === undefined) this.#rows.run(`UPDATE inode SET dirty = ${moved} WHERE slot = ?`, slot);
+    else this.#rows.run('UPDATE inode SET dirty = max(dirty, 1), size = ?, ctime = -1 WHERE slot = ?', sizeBytes, slot);
   }
 
   markAllDirty(): void {
-    this.#run('UPDATE inode SET dirty = max(dirty, 1)');
+    this.#rows.run('UPDATE inode SET dirty = max(dirty, 1)');
     this.#dirtyBytes = undefined;
   }
 
   /** What went out since the newest commit did not all arrive: it goes out again. */
   unsend(): void {
-    this.#run('UPDATE inode SET dirty = 2, root = NULL, hash = NULL WHERE epoch > ?', this.#acked);
+    this.#rows.run('UPDATE inode SET dirty = 2, root = NULL, hash = NULL WHERE epoch > ?', this.#acked);
     this.#dirtyBytes = undefined;
   }
 
   /** The name stands for this slot now, and no longer for the one it had. `alone`: the slot keeps no other name. */
   setName(parent: number, name: Buffer, slot: number, alone: boolean): void {
-    const before = this.#get('SELECT slot FROM name WHERE parent = ? AND name = ?', parent, name);
+    const before = this.#rows.get('SELECT slot FROM name WHERE parent = ? AND name = ?', parent, name);
     if (before) this.#lose(Number(before['slot']));
-    if (alone) this.#run('DELETE FROM name WHERE slot = ?', slot);
-    this.#run('INSERT OR REPLACE INTO name VALUES (?, ?, ?)', parent, name, slot);
+    if (alone) this.#rows.run('DELETE FROM name WHERE slot = ?', slot);
+    this.#rows.run('INSERT OR REPLACE INTO name VALUES (?, ?, ?)', parent, name, slot);
     this.markDirty(slot);
   }
 
   /** False when it was not known. */
   removeName(parent: number, name: Buffer): boolean {
-    const before = this.#get('SELECT slot FROM name WHERE parent = ? AND name = ?', parent, name);
+    const before = this.#rows.get('SELECT slot FROM name WHERE parent = ? AND name = ?', parent, name);
     if (!before) return false;
-    this.#run('DELETE FROM name WHERE parent = ? AND name = ?', parent, name);
+    this.#rows.run('DELETE FROM name WHERE parent = ? AND name = ?', parent, name);
     this.#lose(Number(before['slot']));
     return true;
   }
@@ -294,35 +277,35 @@ export class Manifest {
   }
 
   #orphan(slot: number): void {
-    this.#run('INSERT OR IGNORE INTO orphan VALUES (?)', slot);
+    this.#rows.run('INSERT OR IGNORE INTO orphan VALUES (?)', slot);
   }
 
   /** It has lost its last name and was not found under another one yet. */
   isOrphan(slot: number): boolean {
     return (
-      this.#get('SELECT 1 FROM orphan WHERE slot = ?', slot) !== undefined &&
-      this.#get('SELECT 1 FROM name WHERE slot = ?', slot) === undefined
+      this.#rows.get('SELECT 1 FROM orphan WHERE slot = ?', slot) !== undefined &&
+      this.#rows.get('SELECT 1 FROM name WHERE slot = ?', slot) === undefined
     );
   }
 
   get hasOrphans(): boolean {
     const nameless = 'NOT EXISTS (SELECT 1 FROM name WHERE name.slot = orphan.slot)';
-    return this.#get(`SELECT 1 FROM orphan WHERE ${nameless} LIMIT 1`) !== undefined;
+    return this.#rows.get(`SELECT 1 FROM orphan WHERE ${nameless} LIMIT 1`) !== undefined;
   }
 
   /** What has no name left is gone, with all below it. Only after a look at every place where it might have moved to. */
   buryOrphans(): number {
     let gone = 0;
     for (;;) {
-      const first = this.#get('SELECT slot FROM orphan LIMIT 1')?.['slot'];
+      const first = this.#rows.get('SELECT slot FROM orphan LIMIT 1')?.['slot'];
       if (first === undefined || first === null) return gone;
       const slot = Number(first);
-      this.#run('DELETE FROM orphan WHERE slot = ?', slot);
-      if (this.#get('SELECT 1 FROM name WHERE slot = ?', slot) !== undefined) continue;
-      this.#run('INSERT OR IGNORE INTO orphan SELECT slot FROM name WHERE parent = ?', slot);
-      this.#run(`UPDATE inode SET dirty = ${moved} WHERE slot IN (SELECT slot FROM name WHERE parent = ?)`, slot);
-      this.#run('DELETE FROM name WHERE parent = ?', slot);
-      this.#run(
+      this.#rows.run('DELETE FROM orphan WHERE slot = ?', slot);
+      if (this.#rows.get('SELECT 1 FROM name WHERE slot = ?', slot) !== undefined) continue;
+      this.#rows.run('INSERT OR IGNORE INTO orphan SELECT slot FROM name WHERE parent = ?', slot);
+      this.#rows.run(`UPDATE inode SET dirty = ${moved} WHERE slot IN (SELECT slot FROM name WHERE parent = ?)`, slot);
+      this.#rows.run('DELETE FROM name WHERE parent = ?', slot);
+      this.#rows.run(
         'UPDATE inode SET type = 0, ino = 0, birth = -1, size = 0, ctime = -1, dirty = 1, root = NULL, hash = NULL WHERE slot = ?',
         slot,
       );
@@ -332,14 +315,14 @@ export class Manifest {
   }
 
   childCount(parent: number): number {
-    return Number(this.#get('SELECT count(*) AS count FROM name WHERE parent = ?', parent)?.['count']);
+    return Number(this.#rows.get('SELECT count(*) AS count FROM name WHERE parent = ?', parent)?.['count']);
   }
 
   /** In bytewise order, after `after`. */
   children(parent: number, after: Buffer, limit: number): { name: Buffer; slot: number; isDirectory: boolean }[] {
     const sql = `SELECT n.name, n.slot, i.type FROM name n JOIN inode i ON i.slot = n.slot
       WHERE n.parent = ? AND n.name > ? ORDER BY n.name LIMIT ?`;
-    return this.#all(sql, parent, after, limit).map(({ name, slot, type }) => ({
+    return this.#rows.all(sql, parent, after, limit).map(({ name, slot, type }) => ({
       name: bufferOf(name) ?? Buffer.alloc(0),
       slot: Number(slot),
       isDirectory: Number(type) === nodeTypes.directory,
@@ -347,7 +330,7 @@ export class Manifest {
   }
 
   names(slot: number): Name[] {
-    return this.#all('SELECT parent, name FROM name WHERE slot = ? ORDER BY parent, name', slot).map((one) => ({
+    return this.#rows.all('SELECT parent, name FROM name WHERE slot = ? ORDER BY parent, name', slot).map((one) => ({
       parent: Number(one['parent']),
       name: bufferOf(one['name']) ?? Buffer.alloc(0),
     }));
@@ -357,7 +340,7 @@ export class Manifest {
   path(slot: number): Buffer[] | undefined {
     const path: Buffer[] = [];
     for (let at = slot, depth = 0; at !== 0; depth++) {
-      const name = this.#get('SELECT parent, name FROM name WHERE slot = ? LIMIT 1', at);
+      const name = this.#rows.get('SELECT parent, name FROM name WHERE slot = ? LIMIT 1', at);
       if (!name || depth > 100_000) return undefined;
       path.push(bufferOf(name['name']) ?? Buffer.alloc(0));
       at = Number(name['parent']);
@@ -369,7 +352,7 @@ export class Manifest {
   isAbove(slot: number, below: number): boolean {
     for (let at = below, depth = 0; depth < 100_000; depth++) {
       if (at === slot) return true;
-      const name = at === 0 ? undefined : this.#get('SELECT parent FROM name WHERE slot = ? LIMIT 1', at);
+      const name = at === 0 ? undefined : this.#rows.get('SELECT parent FROM name WHERE slot = ? LIMIT 1', at);
       if (!name) return false;
       at = Number(name['parent']);
     }
@@ -382,30 +365,32 @@ export class Manifest {
   dirty(after: number, limit: number): Row[] {
     const sql = `SELECT ${columns} FROM inode i INDEXED BY inode_dirty_slot
       WHERE dirty > 0 AND slot > ? ORDER BY slot LIMIT ?`;
-    return this.#all(sql, after, limit).map((one) => rowOf(one) as Row);
+    return this.#rows.all(sql, after, limit).map((one) => rowOf(one) as Row);
   }
 
   /** Dirty rows of one type and kind after a slot, in order. */
   dirtyOf(type: number, which: keyof typeof dirtyKinds, after: number, limit: number): Row[] {
     const sql = `SELECT ${columns} FROM inode i INDEXED BY inode_dirty
       WHERE dirty > 0 AND ${dirtyKinds[which]} AND type = ? AND slot > ? ORDER BY slot LIMIT ?`;
-    return this.#all(sql, type, after, limit).map((one) => rowOf(one) as Row);
+    return this.#rows.all(sql, type, after, limit).map((one) => rowOf(one) as Row);
   }
 
   get hasDirty(): boolean {
-    return this.#get('SELECT 1 FROM inode WHERE dirty > 0 LIMIT 1') !== undefined;
+    return this.#rows.get('SELECT 1 FROM inode WHERE dirty > 0 LIMIT 1') !== undefined;
   }
 
   /** Size of the files that are to be read. */
   get dirtyBytes(): number {
     return (this.#dirtyBytes ??= Number(
-      this.#get('SELECT coalesce(sum(size), 0) AS bytes FROM inode INDEXED BY inode_dirty WHERE dirty > 0')?.['bytes'],
+      this.#rows.get('SELECT coalesce(sum(size), 0) AS bytes FROM inode INDEXED BY inode_dirty WHERE dirty > 0')?.[
+        'bytes'
+      ],
     ));
   }
 
   /** Size of all files. */
   get totalBytes(): number {
-    return Number(this.#get('SELECT coalesce(sum(size), 0) AS bytes FROM inode WHERE type = 8')?.['bytes']);
+    return Number(this.#rows.get('SELECT coalesce(sum(size), 0) AS bytes FROM inode WHERE type = 8')?.['bytes']);
   }
 
   /**
@@ -417,7 +402,7 @@ export class Manifest {
     state: { signature: Signature; root: Buffer | undefined; hash: Buffer; sent: boolean; dirty: boolean },
   ): void {
     const { signature, root, hash, sent, dirty } = state;
-    this.#run(
+    this.#rows.run(
       'UPDATE inode SET size = ?, mtime = ?, ctime = ?, epoch = ?, dirty = ?, root = ?, sent = ?, hash = ? WHERE slot = ?',
       signature.sizeBytes,
       signed(signature.mtimeNs),
@@ -434,73 +419,31 @@ export class Manifest {
 
   /** Content of the row's file begins to go out: until its node follows, it is not known what the replica has there. */
   sending(row: Row): void {
-    if (row.root) this.#run('UPDATE inode SET root = NULL WHERE slot = ?', row.slot);
+    if (row.root) this.#rows.run('UPDATE inode SET root = NULL WHERE slot = ?', row.slot);
   }
 
   /** The row's node goes out with its new names and the content it had; the rest of it is still to be read. */
   renamed(slot: number, hash: Buffer): void {
-    this.#run('UPDATE inode SET epoch = ?, dirty = 1, hash = ? WHERE slot = ?', this.#acked + 1, hash, slot);
+    this.#rows.run('UPDATE inode SET epoch = ?, dirty = 1, hash = ? WHERE slot = ?', this.#acked + 1, hash, slot);
   }
 
   /** Highest slot in use + 1; slots whose end was not sent yet are in use. */
   get slots(): number {
-    const top = this.#get('SELECT slot FROM inode WHERE type <> 0 OR dirty > 0 ORDER BY slot DESC LIMIT 1')?.['slot'];
+    const top = this.#rows.get('SELECT slot FROM inode WHERE type <> 0 OR dirty > 0 ORDER BY slot DESC LIMIT 1')?.[
+      'slot'
+    ];
     return top === undefined || top === null ? 0 : Number(top) + 1;
   }
 
   /** Sent and not yet acknowledged, or to be sent. */
   get isBehind(): boolean {
-    return this.hasDirty || this.#get('SELECT 1 FROM inode WHERE epoch > ? LIMIT 1', this.#acked) !== undefined;
+    return this.hasDirty || this.#rows.get('SELECT 1 FROM inode WHERE epoch > ? LIMIT 1', this.#acked) !== undefined;
   }
 
   /** Durable as it stands. */
   close(): void {
-    this.#commit();
-    this.#statements.clear();
-    this.#database.close();
-  }
-
-  // ---- SQLite
-
-  #begin(): void {
-    if (this.#inTransaction) return;
-    this.#database.exec('BEGIN IMMEDIATE');
-    this.#inTransaction = true;
-  }
-
-  #commit(): void {
-    if (!this.#inTransaction) return;
-    this.#database.exec('COMMIT');
-    this.#inTransaction = false;
-  }
-
-  #statement(sql: string): StatementSync {
-    let statement = this.#statements.get(sql);
-    if (!statement) {
-      statement = this.#database.prepare(sql);
-      statement.setReadBigInts(true);
-      this.#statements.set(sql, statement);
-    }
-    return statement;
-  }
-
-  #get(sql: string, ...values: Value[]): Record<string, unknown> | undefined {
-    return this.#statement(sql).get(...values);
-  }
-
-  #all(sql: string, ...values: Value[]): Record<string, unknown>[] {
-    return this.#statement(sql).all(...values);
-  }
-
-  #each(sql: string): Iterable<Record<string, unknown>> {
-    const statement = this.#database.prepare(sql); // its own: it is read while others run
-    return statement.iterate();
-  }
-
-  /** Writes gather in one transaction until the next `prepare`: a crash takes back all of it together. */
-  #run(sql: string, ...values: Value[]): void {
-    this.#begin();
-    this.#statement(sql).run(...values);
+    this.#rows.commit();
+    this.#rows.close();
   }
 }
 
@@ -513,33 +456,4 @@ export function openManifest(folder: string): Manifest {
     for (const suffix of ['', '-wal', '-shm']) rmSync(`${folder}/manifest.db${suffix}`, { force: true });
     return new Manifest(folder);
   }
-}
-
-type Value = SQLInputValue;
-
-function signed(value: bigint): bigint {
-  return BigInt.asIntN(64, value);
-}
-
-function bufferOf(value: unknown): Buffer | undefined {
-  if (!(value instanceof Uint8Array)) return undefined;
-  return Buffer.from(value.buffer, value.byteOffset, value.byteLength);
-}
-
-function rowOf(found: Record<string, unknown> | undefined): Row | undefined {
-  if (!found) return undefined;
-  return {
-    slot: Number(found['slot']),
-    type: Number(found['type']),
-    ino: found['ino'] as bigint,
-    birthNs: found['birth'] as bigint,
-    sizeBytes: found['size'] as bigint,
-    mtimeNs: found['mtime'] as bigint,
-    ctimeNs: found['ctime'] as bigint,
-    epoch: Number(found['epoch']),
-    dirty: Number(found['dirty']) as Row['dirty'],
-    root: bufferOf(found['root']),
-    sentBytes: Number(found['sent']),
-    hash: bufferOf(found['hash']),
-  };
 }
