@@ -78,6 +78,7 @@ export function sourceOpener(
       force: assignment.force,
       guard,
       protectedPaths,
+      event,
     });
   };
 }

@@ -17,7 +17,7 @@ import { messageOf, ReplicationError } from '../proto/errors.ts';
 import { syncfs } from '../proto/libc.ts';
 import { Pace } from '../proto/pace.ts';
 import type { MirrorWelcome, Node } from '../proto/wire.ts';
-import { collect, tickMs, type Collected, type Collecting } from './capture/collect.ts';
+import { collect, pathText, tickMs, type Collected, type Collecting } from './capture/collect.ts';
 import { Filter } from './capture/filter.ts';
 import { Finder } from './capture/finder.ts';
 import type { Hints } from './capture/hints.ts';
@@ -37,6 +37,8 @@ const freezeTries = 3;
 const freezeAgainMs = 60_000;
 /** Looks at what had moved on, per cut. */
 const vanishTries = 5;
+/** Files with flags that are counted; beyond them there are just more. */
+const maxFlagged = 10_000;
 /** Slots remembered between two of these; with more of them everything dirty is read again. */
 const maxVanished = 100_000;
 
@@ -61,6 +63,7 @@ export interface TreeSourceOptions {
   guard: Guard | undefined;
   /** As `freezable` wants them. */
   protectedPaths: readonly string[];
+  event?(event: { code: 'FlagsLeftOut'; level: 'WARNING'; message: string }): void;
   /** Where hints come from; left out: from the best that works. */
   hints?: Hints['method'];
   /** As the Finder's. */
@@ -86,6 +89,9 @@ export class TreeSource implements Source {
   #busy = false;
   /** Directories that moved are only partly sent. */
   #moving = false;
+  /** Slots of what is immutable or append-only. */
+  readonly #flagged = new Set<number>();
+  #flagsTold = false;
   #wholeDone = false;
   #headIsPoint = false;
   #backlog = false;
@@ -236,6 +242,7 @@ export class TreeSource implements Source {
       blank: this.#blank,
       how,
       progress: () => undefined,
+      flagged: (slot) => this.#flagged.size < maxFlagged && this.#flagged.add(slot),
       moving: (now) => {
         this.#moving = now;
       },
@@ -435,10 +442,23 @@ export class TreeSource implements Source {
   /** @param digest of the commit, as the replica answered; without it a replica reset to this very number goes unnoticed */
   async committed(sequence: number, point: boolean, digest: Buffer): Promise<void> {
     this.#headIsPoint = point;
+    if (point) this.#tellFlags();
     if (this.#wholeDone) this.#manifest.wholeReason = '';
     this.#wholeDone = false;
     this.#blank = false;
     this.#manifest.committed(sequence, digest);
+  }
+
+  #tellFlags(): void {
+    const [first] = this.#flagged;
+    if (this.#flagsTold || first === undefined) return;
+    this.#flagsTold = true;
+    const more = this.#flagged.size > 1 ? ` and ${this.#flagged.size - 1} more` : '';
+    this.#options.event?.({
+      code: 'FlagsLeftOut',
+      level: 'WARNING',
+      message: `immutable or append-only: ${pathText(this.#manifest, first)}${more}. Copies have all of them without these flags; set them again with chattr after a recovery`,
+    });
   }
 
   /** Descriptors are held during a look or a round only. */

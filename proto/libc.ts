@@ -94,6 +94,7 @@ const BLKGETSIZE64 = 0x80081272;
 const FS_IOC_GETFLAGS = 0x80086601;
 const FS_IOC_SETFLAGS = 0x40086602;
 const FS_IMMUTABLE_FL = 0x10;
+const FS_APPEND_FL = 0x20;
 const FS_IOC_FIEMAP = 0xc020660b;
 
 /** Makes the destination share all blocks of the source. Rejects with ENOTSUP, EXDEV, EINVAL or ENOTTY where that cannot be. */
@@ -140,6 +141,15 @@ export async function setImmutable(fd: number, on: boolean): Promise<void> {
   if (after === before) return;
   flags.writeInt32LE(after, 0);
   await ioctlBuffer([fd, FS_IOC_SETFLAGS, flags]);
+}
+
+const getFlags = library.func('int ioctl(int fd, unsigned long request, void *argument)') as Native;
+const inodeFlags = Buffer.alloc(8);
+
+/** chattr +i or +a of an open file or directory; false too where there are none. Synchronous: from memory, 1 us. */
+export function isImmutableOrAppendOnly(fd: number): boolean {
+  if (getFlags(fd, FS_IOC_GETFLAGS, inodeFlags) < 0) return false;
+  return (inodeFlags.readInt32LE(0) & (FS_IMMUTABLE_FL | FS_APPEND_FL)) !== 0;
 }
 
 const fiemapHeaderBytes = 32;

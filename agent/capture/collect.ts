@@ -16,6 +16,7 @@ import { promisify } from 'node:util';
 import type { Clock } from '../../proto/effects.ts';
 import { contentRoot, granuleBytes } from '../../proto/granule.ts';
 import { goneNode, nodeHash } from '../../proto/node.ts';
+import { isImmutableOrAppendOnly } from '../../proto/libc.ts';
 import type { Pace } from '../../proto/pace.ts';
 import { nodeTypes, type Node } from '../../proto/wire.ts';
 import type { Manifest, Row, Signature } from '../manifest.ts';
@@ -65,6 +66,8 @@ export interface Collecting {
   moving(now: boolean): void;
   /** Only these slots are read, and what moved; undefined = everything that is dirty. */
   only?: ReadonlySet<number> | undefined;
+  /** Hears of each file and directory that is immutable or append-only, which the replica's is not. */
+  flagged(slot: number): void;
   /** Handles of regular files that keep moving, by slot. */
   held?: ReadonlyMap<number, number>;
   signal: AbortSignal;
@@ -219,6 +222,7 @@ async function read(options: Collecting, row: Row, namesOnly: boolean): Promise<
   const one: Read = { row, stat: inode.stat, inode, bytes: undefined, readMs: clock.nowMs(), isTorn: false };
   const { fd } = inode;
   if (fd === undefined) return one;
+  if (isImmutableOrAppendOnly(fd)) options.flagged(row.slot);
   try {
     if (row.type === nodeTypes.directory || namesOnly) inode.xattrs = await readXattrs(fd);
     else if (inode.stat.size <= smallBytes) await readSmall(options, one, fd);

@@ -7,32 +7,44 @@ import type { ModelReplica } from './modelreplica.ts';
 
 export type Lines = Map<string, string>;
 
+interface Seen {
+  path: string;
+  stat: fs.BigIntStats;
+  content: Buffer | undefined;
+  target: string;
+  xattrs: string[];
+}
+
+/** Each directory by way of its parent's descriptor, so that no path is too long. */
 export async function walkSource(root: string): Promise<Lines> {
-  const lines: Lines = new Map();
   const links = new Map<bigint, string[]>();
-  const found: { path: string; stat: fs.BigIntStats }[] = [];
-  const look = (path: string): void => {
-    const full = Buffer.concat([Buffer.from(root), Buffer.from(path, 'latin1')]);
+  const seen: Seen[] = [];
+  const look = async (full: Buffer, path: string): Promise<void> => {
     const stat = fs.lstatSync(full, { bigint: true });
-    found.push({ path, stat });
-    links.set(stat.ino, [...(links.get(stat.ino) ?? []), path]);
-    if (!stat.isDirectory()) return;
-    for (const name of fs.readdirSync(full, { encoding: 'buffer' })) look(`${path}/${name.toString('latin1')}`);
-  };
-  look('');
-  for (const { path, stat } of found) {
-    const full = Buffer.concat([Buffer.from(root), Buffer.from(path, 'latin1')]);
     const xattrs: string[] = [];
     for (const name of await llistxattr(full)) {
       if (name.toString().startsWith('trusted.SGI_')) continue; // XFS's ACLs once more
       xattrs.push(`${name.toString()}=${(await lgetxattr(full, name))?.toString('hex')}`);
     }
-    const content = stat.isFile() ? fs.readFileSync(full) : undefined;
+    const target = stat.isSymbolicLink() ? fs.readlinkSync(full, { encoding: 'buffer' }).toString('latin1') : '';
+    seen.push({ path, stat, content: stat.isFile() ? fs.readFileSync(full) : undefined, target, xattrs });
+    links.set(stat.ino, [...(links.get(stat.ino) ?? []), path]);
+    if (!stat.isDirectory()) return;
+    const fd = fs.openSync(full, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY);
+    for (const name of fs.readdirSync(full, { encoding: 'buffer' })) {
+      const child = Buffer.concat([Buffer.from(`/proc/self/fd/${fd}/`), name]);
+      await look(child, `${path}/${name.toString('latin1')}`);
+    }
+    fs.closeSync(fd);
+  };
+  await look(Buffer.from(root), '');
+  const lines: Lines = new Map();
+  for (const { path, stat, content, target, xattrs } of seen) {
     lines.set(
       path,
       line(Number(stat.mode >> 12n), Number(stat.mode & 0o7777n), stat.uid, stat.gid, stat.mtimeNs, content, xattrs, {
-        target: stat.isSymbolicLink() ? fs.readlinkSync(full, { encoding: 'buffer' }).toString('latin1') : '',
-        device: stat.isCharacterDevice() || stat.isBlockDevice() ? `${stat.rdev >> 8n}:${stat.rdev & 0xffn}` : '',
+        target,
+        device: stat.isCharacterDevice() || stat.isBlockDevice() ? deviceText(stat.rdev) : '',
         links: (links.get(stat.ino) ?? []).sort().join('|'),
       }),
     );
@@ -85,6 +97,13 @@ function line(
     xattrs,
     ...rest,
   });
+}
+
+/** MAJOR:MINOR, as glibc's makedev puts them together. */
+function deviceText(rdev: bigint): string {
+  const major = ((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & ~0xfffn);
+  const minor = (rdev & 0xffn) | ((rdev >> 12n) & 0xfff00n);
+  return `${major}:${minor}`;
 }
 
 /** The first few lines that differ. */

@@ -1,7 +1,9 @@
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import t, { type Test } from 'tap';
 import { startGuard } from '../../../agent/guard.ts';
+import { lsetxattr, mknod, utimensat } from '../../../proto/libc.ts';
+import { nodeTypes } from '../../../proto/wire.ts';
 import { loopMount, missingForLoop } from '../../loop.ts';
 import { attach, captureConformance, sync } from '../../conformance/capture.ts';
 import { ModelReplica } from '../../conformance/modelreplica.ts';
@@ -74,24 +76,114 @@ t.test('of a large file only what changed crosses, and holes stay holes', async 
 });
 
 t.test('paths longer than the kernel takes, and links that lead outside, are mirrored as they are', async (t) => {
-  const { root, again } = await mirrored(t, (root) => {
-    const home = process.cwd();
+  const home = process.cwd();
+  const { root, again, replica } = await mirrored(t, (root) => {
     process.chdir(root);
-    for (let depth = 0; depth < 30; depth++) {
+    for (let depth = 0; depth < 40; depth++) {
       fs.mkdirSync('d'.repeat(250));
       process.chdir('d'.repeat(250));
     }
     fs.writeFileSync('deep', 'down');
+    fs.symlinkSync('/etc', 'etc');
     process.chdir(home);
     fs.symlinkSync('/etc', `${root}/etc`);
     fs.symlinkSync('.', `${root}/loop`);
-  }).catch((error: unknown) => {
-    // The independent walk uses whole paths, which end at 4096 bytes.
-    if ((error as NodeJS.ErrnoException).code !== 'ENAMETOOLONG') throw error;
-    return { root: '', again: async () => undefined };
   });
+  t.equal(Math.max(...[...walkReplica(replica).keys()].map(({ length }) => length)), 40 * 251 + 5);
+  process.chdir(root);
+  for (let depth = 0; depth < 40; depth++) process.chdir('d'.repeat(250));
+  fs.writeFileSync('deep', 'changed');
+  fs.linkSync('deep', 'also');
+  fs.rmSync('etc');
+  process.chdir(home);
   await again();
-  t.ok(root === '' || fs.existsSync(root));
+  fs.renameSync(`${root}/${'d'.repeat(250)}`, `${root}/moved`);
+  await again();
+});
+
+t.test('names of any bytes, empty directories, owners, times to the nanosecond, attributes, devices', async (t) => {
+  const isRoot = process.getuid?.() === 0;
+  const { root, again } = await mirrored(t, () => undefined);
+  const name = (bytes: string): Buffer => Buffer.concat([Buffer.from(`${root}/`), Buffer.from(bytes, 'latin1')]);
+  for (let byte = 1; byte < 256; byte++)
+    if (byte !== 0x2f) fs.writeFileSync(name(`x${String.fromCharCode(byte)}`), `${byte}`);
+  fs.mkdirSync(name('\xff'.repeat(255)));
+  fs.writeFileSync(name('\n'), '');
+  await utimensat(name('\n'), { seconds: -1, nanoseconds: 999_999_999 });
+  await utimensat(name('x\x01'), { seconds: 4_000_000_000, nanoseconds: 1 });
+  for (const [at, value] of [Buffer.alloc(0), Buffer.alloc(3000, 1)].entries())
+    await lsetxattr(name('x\x02'), `user.v${at}`, value);
+  if (isRoot) {
+    fs.chownSync(name('x\x03'), 4_000_000_000, 3_999_999_999);
+    fs.chmodSync(name('x\x03'), 0o6711);
+    // cap_net_bind_service+ep, as setcap writes it: struct vfs_cap_data.
+    await lsetxattr(
+      name('x\x04'),
+      'security.capability',
+      Buffer.from('0100000200040000000000000000000000000000', 'hex'),
+    );
+    await lsetxattr(name('x\x05'), 'trusted.overlay', Buffer.from('y'));
+    await mknod(name('character'), 0o020600, 4095, 1_048_575);
+    await mknod(name('block'), 0o060600, 7, 3);
+  }
+  await mknod(name('fifo'), 0o010600);
+  await mknod(name('socket'), 0o140600);
+  await again();
+});
+
+t.test('a sparse file of 100 GiB: what is in it crosses, holes are not read', async (t) => {
+  const sizeBytes = 100 * 2 ** 30;
+  const islands = [0, 40 * 2 ** 30 + 12_345, sizeBytes - 100];
+  const place = makePlace();
+  const fd = fs.openSync(`${place.root}/sparse`, 'w');
+  fs.ftruncateSync(fd, sizeBytes);
+  for (const at of islands) fs.writeSync(fd, Buffer.alloc(100, 'i'), 0, 100, at);
+  const source = place.open();
+  t.teardown(async () => {
+    fs.closeSync(fd);
+    await source.close();
+    await place.remove();
+  });
+  const replica = new ModelReplica('Filesystem');
+  await attach(source, replica);
+  t.equal(await sync(source, replica), undefined);
+  const [slot, node] = [...replica.nodes].find(([, { type }]) => type === nodeTypes.file) ?? [-1];
+  t.equal(node?.sizeBytes, sizeBytes);
+  t.same(
+    [...(replica.content.get(slot)?.keys() ?? [])],
+    islands.map((at) => Math.floor(at / 65_536)),
+  );
+  t.ok(source.counters.readBytes < 8 << 20, `${source.counters.readBytes} bytes read`);
+  const { sentBytes } = replica;
+  fs.writeSync(fd, 'x', 70 * 2 ** 30);
+  t.equal(await sync(source, replica), undefined);
+  t.equal(replica.sentBytes - sentBytes, 65_536);
+});
+
+const noFlags =
+  spawnSync('chattr', ['-V']).error !== undefined ? 'no chattr' : process.getuid?.() !== 0 && 'needs root';
+t.test('files that are immutable or append-only are mirrored, and it is told', { skip: noFlags }, async (t) => {
+  const events: { code: string; message: string }[] = [];
+  const { root, again } = await mirrored(t, () => undefined, { event: (event) => events.push(event) });
+  t.same(events, []);
+  for (const name of ['fixed', 'log', 'plain']) fs.writeFileSync(`${root}/${name}`, name);
+  const chattr = (flags: string, name: string): void => {
+    const { status, stderr } = spawnSync('chattr', [flags, `${root}/${name}`], { encoding: 'utf8' });
+    t.equal(status, 0, stderr);
+  };
+  chattr('+i', 'fixed');
+  chattr('+a', 'log');
+  t.teardown(() => ['fixed', 'log'].forEach((name) => spawnSync('chattr', ['-i', '-a', `${root}/${name}`])));
+  await again();
+  t.same(
+    events.map(({ code }) => code),
+    ['FlagsLeftOut'],
+  );
+  t.match(events[0]?.message, /(fixed|log) and 1 more/);
+  await again();
+  t.equal(events.length, 1, 'once');
+  chattr('-i', 'fixed');
+  chattr('-a', 'log');
 });
 
 t.test(
