@@ -3,7 +3,8 @@
  *
  * Members are the replications whose spec.group names the group; its object, where there is one, adds order and targets.
  */
-import type { Group, GroupStatus, Recovery, RecoverySpec, Replication } from './resources.ts';
+import { apiVersion } from './resources.ts';
+import type { Group, GroupStatus, Recovery, RecoverySpec, Replication, StorageClass } from './resources.ts';
 import type { Store } from './store.ts';
 
 export interface Member {
@@ -38,45 +39,72 @@ export function volumesOf(
   return startOrder(store, spec).map(({ replication }) => replication);
 }
 
+/** A group comes to be with its first member. */
+export function ensureGroup(store: Store, name: string | undefined): void {
+  if (name === undefined || store.get('Group', name)) return;
+  const spec = { members: [], rpoSeconds: null, rtoSeconds: null };
+  store.create('Group', name, { apiVersion, kind: 'Group', metadata: { name }, spec, status: blankStatus });
+}
+
+/** Before it was looked at; what is shown is made anew at each read. */
+export const blankStatus: GroupStatus = {
+  state: 'PREPARING',
+  targetState: 'NORMAL',
+  message: null,
+  members: [],
+  recoverableTime: null,
+};
+
 /** The group of a replication, by name. */
 export function groupOf(store: Pick<Store, 'get'>): (replication: string) => string | undefined {
   return (replication) => store.get('Replication', replication)?.spec.group;
 }
 
-/** As it is now. Pure. @param nowMs of the master's clock */
+/** As it is now. Pure. */
 export function groupStatus(
   group: Group,
-  replications: readonly Replication[],
-  classes: readonly { metadata: { name: string }; status: { capacityBytes: number | null } }[],
-  nowMs: number,
+  facts: {
+    replications: readonly Replication[];
+    recoveries: readonly Recovery[];
+    classes: readonly StorageClass[];
+    /** Newest moment that was cut on all members together, ms. */
+    commonMs: number | undefined;
+    nowMs: number;
+  },
 ): GroupStatus {
+  const { replications, nowMs } = facts;
+  const { rpoSeconds, rtoSeconds } = group.spec;
   const byName = new Map(replications.map((one) => [one.metadata.name, one]));
-  const lagOf = (one: Replication | undefined): number | null => {
-    const time = one?.status.lastSyncTime ?? null;
-    return time === null ? null : Math.max(0, nowMs - Date.parse(time)) / 1000;
-  };
   const members = membersOf(group.metadata.name, group, replications).map(({ replication, order }) => {
-    const one = byName.get(replication);
-    return { replication, startOrder: order, state: one?.status.state ?? null, lagSeconds: lagOf(one) };
+    const { state, lastSyncTime } = byName.get(replication)?.status ?? {
+      state: 'PREPARING' as const,
+      lastSyncTime: null,
+    };
+    const lagSeconds = lastSyncTime === null ? null : Math.max(0, nowMs - Date.parse(lastSyncTime)) / 1000;
+    return { replication, startOrder: order, state, lagSeconds };
   });
-  const times = members.map(({ replication }) => byName.get(replication)?.status.lastSyncTime ?? null);
-  const common =
-    times.includes(null) || times.length === 0 ? null : (times as string[]).reduce((a, b) => (a < b ? a : b));
-  const wanted = members.map(({ replication }) => byName.get(replication)?.spec.target.storageClass);
-  const targets = wanted.map((name) => classes.find(({ metadata }) => metadata.name === name));
-  const { rpoSeconds } = group.spec;
-  const late =
-    rpoSeconds === null ? [] : members.filter(({ lagSeconds }) => lagSeconds !== null && lagSeconds > rpoSeconds);
+  const lags = members.map(({ lagSeconds }) => lagSeconds);
+  const oldestMs =
+    lags.length === 0 || lags.includes(null) ? undefined : nowMs - Math.max(...(lags as number[])) * 1000;
+  const recoverableMs = oldestMs === undefined ? undefined : (facts.commonMs ?? oldestMs);
   const named = (list: typeof members): string => list.map(({ replication }) => replication).join(', ');
-  const missing = members.filter(({ state }) => state === null);
   const stuck = members.filter(({ state }) => state === 'ERROR' || state === 'FAILED');
   const preparing = members.filter(({ state }) => state === 'PREPARING');
+  const last = facts.recoveries
+    .filter(({ spec, status }) => spec.group === group.metadata.name && status.rtoSeconds !== null)
+    .toSorted((a, b) => (a.status.endTime ?? '').localeCompare(b.status.endTime ?? ''))
+    .at(-1);
+  const isOld = rpoSeconds !== null && recoverableMs !== undefined && nowMs - recoverableMs > rpoSeconds * 1000;
+  const isSlow = rtoSeconds !== null && (last?.status.rtoSeconds ?? 0) > rtoSeconds;
   const wrong = [
-    missing.length > 0 ? `there is no replication ${named(missing)}` : '',
     stuck.length > 0 ? `${named(stuck)} cannot be mirrored now; see its condition Degraded` : '',
-    late.length > 0 ? `${named(late)} is older than rpoSeconds ${rpoSeconds}` : '',
+    isOld ? `what all members have in common is older than rpoSeconds ${rpoSeconds}` : '',
+    isSlow ? `recovery ${last?.metadata.name} took ${last?.status.rtoSeconds} s, rtoSeconds is ${rtoSeconds}` : '',
   ].filter(Boolean);
-  const first = preparing.length > 0 ? `the first copy of ${named(preparing)} is not complete` : null;
+  const targets = members.map(({ replication }) =>
+    facts.classes.find(({ metadata }) => metadata.name === byName.get(replication)?.spec.target.storageClass),
+  );
+  const waiting = preparing.length > 0 ? `the first copy of ${named(preparing)} is not complete` : null;
   return {
     state: wrong.length > 0 ? 'WARNING' : preparing.length > 0 || members.length === 0 ? 'PREPARING' : 'NORMAL',
     targetState: targets.includes(undefined)
@@ -84,8 +112,8 @@ export function groupStatus(
       : targets.some((one) => one?.status.capacityBytes === null)
         ? 'INACTIVE'
         : 'NORMAL',
-    message: wrong.length > 0 ? wrong.join('; ') : members.length === 0 ? 'it has no members' : first,
+    message: wrong.length > 0 ? wrong.join('; ') : members.length === 0 ? 'it has no members' : waiting,
     members,
-    recoverableTime: common,
+    recoverableTime: recoverableMs === undefined ? null : new Date(recoverableMs).toISOString(),
   };
 }

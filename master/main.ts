@@ -38,6 +38,7 @@ import { startMetrics, type Metrics } from './metrics.ts';
 import { mirrors } from './mirrors.ts';
 import { mustBeFree } from './recovery/copy.ts';
 import { runRecoveries } from './recovery/loop.ts';
+import { runRecoverySchedules } from './recovery/schedules.ts';
 import { volumeEffects } from './recovery/volume.ts';
 import { ageHistory } from './history.ts';
 import { apiVersion, type ReplicationSpec } from './resources.ts';
@@ -258,6 +259,7 @@ async function run(signal: AbortSignal): Promise<void> {
       },
       signal,
     ),
+    runRecoverySchedules({ store, clock: systemClock, engine, events }, signal),
     runSchedules({ store, clock: systemClock, trusted, mirrors: running, events }, signal),
     runSpace({ store, clock: systemClock, mirrors: running, events }, signal),
     agents.settle(signal),

@@ -2,7 +2,7 @@
  * Who needs a snapshot: the one list that deleting by people and by retention both ask. A reference is a sentence that
  * names the object and what to do about it.
  */
-import { volumesOf } from './groups.ts';
+import { startOrder, volumesOf } from './groups.ts';
 import { hasEnded } from './recovery/machine.ts';
 import type { PointChoice, Snapshot } from './resources.ts';
 import { snapshotKey, type Store } from './store.ts';
@@ -30,6 +30,12 @@ export function snapshotReferences(store: Store): Map<string, string[]> {
       for (const { metadata, status } of snapshots.get(volume) ?? [])
         if (point !== null && status.point?.sequence === point.sequence) add(volume, metadata.name, why);
     }
+  }
+  for (const { spec, status, metadata } of store.list('RecoverySchedule')) {
+    // It was made, and none comes any more.
+    if (status.lastTime !== null && status.nextTime === null && !spec.paused) continue;
+    const why = `recovery schedule ${metadata.name} uses it; change or delete that first`;
+    for (const { replication } of startOrder(store, spec)) add(replication, chosen(replication, spec.point), why);
   }
   return found;
 }

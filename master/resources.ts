@@ -324,14 +324,49 @@ export interface GroupStatus {
   /** Of the storage that its members go to. */
   targetState: 'NORMAL' | 'NOT_FOUND' | 'INACTIVE';
   message: string | null;
-  members: { replication: string; startOrder: number; state: ReplicationState | null; lagSeconds: number | null }[];
+  members: { replication: string; startOrder: number; state: ReplicationState; lagSeconds: number | null }[];
   /** Newest moment that all members can be recovered to. */
   recoverableTime: string | null;
 }
 export type Group = Resource<'Group', GroupSpec, GroupStatus>;
 
+export type Weekday = 'monday' | 'tuesday' | 'wednesday' | 'thursday' | 'friday' | 'saturday' | 'sunday';
+/** When a recovery is made by itself. See recovery/due.ts. */
+export interface RecoveryTiming {
+  repeat: 'once' | 'hourly' | 'daily' | 'weekly' | 'monthly';
+  /** Of the first one at the earliest; its minute, and for days and longer its time of day, is kept. */
+  startTime: string;
+  /** None after it; null: for ever. */
+  endTime: string | null;
+  /** IANA name. */
+  timeZone: string;
+  /** Of weekly, and of monthly with `week`; null: that of startTime. */
+  weekday: Weekday | null;
+  /** Of monthly: the weekday's first to last in the month; null: by `day`. */
+  week: 'first' | 'second' | 'third' | 'fourth' | 'last' | null;
+  /** Of monthly: day of the month, the last one where it is shorter; null: that of startTime. */
+  day: number | null;
+}
+export interface RecoveryScheduleSpec extends RecoveryTiming, RecoverySpec {
+  /** Takes the copies away again once they were found good; the report stays. Of drills only. */
+  rollback: boolean;
+  /** Of its ended recoveries the newest so many stay as results. */
+  retain: number;
+  paused: boolean;
+}
+export interface RecoveryScheduleStatus {
+  /** PREPARING: what it recovers has no point yet. FAILED: the newest recovery failed or could not be made. */
+  state: 'PREPARING' | 'NORMAL' | 'FAILED';
+  message: string | null;
+  nextTime: string | null;
+  lastTime: string | null;
+  lastRecovery: string | null;
+}
+export type RecoverySchedule = Resource<'RecoverySchedule', RecoveryScheduleSpec, RecoveryScheduleStatus>;
+
 export interface Resources {
   Group: Group;
+  RecoverySchedule: RecoverySchedule;
   Replication: Replication;
   Agent: Agent;
   StorageClass: StorageClass;

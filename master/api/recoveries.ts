@@ -134,7 +134,10 @@ export function recoveryDraft(name: string, spec: RecoverySpec): Draft<'Recovery
 }
 
 /** Whether it can be done now, as far as is known. Answers the choice as it is kept. @throws ApiProblem */
-export async function mayRecover(context: Context, spec: RecoverySpec): Promise<RecoverySpec['point']> {
+export async function mayRecover(
+  context: Pick<Context, 'store' | 'engine'>,
+  spec: RecoverySpec,
+): Promise<RecoverySpec['point']> {
   const { store, engine } = context;
   const { replication, group } = spec;
   if ((replication === undefined) === (group === undefined))
@@ -162,7 +165,7 @@ export async function mayRecover(context: Context, spec: RecoverySpec): Promise<
 }
 
 /** @throws ApiProblem WrongState */
-function noOther({ store }: Context, members: Member[]): void {
+function noOther({ store }: Pick<Context, 'store'>, members: Member[]): void {
   for (const other of store.list('Recovery')) {
     if (other.spec.type !== 'failover' || hasEnded(other)) continue;
     const both = volumesOf(store, other).filter((name) => members.some(({ replication }) => replication === name));
@@ -185,7 +188,7 @@ function find({ store }: Context, name = ''): Recovery {
 
 /** The choice as it is kept, when there is something to choose. @throws ApiProblem */
 function chosenPoint(
-  { store, engine }: Context,
+  { store, engine }: Pick<Context, 'store' | 'engine'>,
   { metadata }: Replication,
   point: RecoverySpec['point'],
 ): Recovery['spec']['point'] {

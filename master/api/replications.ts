@@ -9,7 +9,7 @@ import { isTimeZone } from '../calendar.ts';
 import { parseCron } from '../cron.ts';
 import { apiVersion } from '../resources.ts';
 import type { Replication, ReplicationSpec } from '../resources.ts';
-import { volumesOf } from '../groups.ts';
+import { ensureGroup, volumesOf } from '../groups.ts';
 import { hasEnded } from '../recovery/machine.ts';
 import type { Draft } from '../store.ts';
 import { check } from './check.ts';
@@ -53,6 +53,7 @@ export function replicationRoutes(app: FastifyInstance, context: Context): void 
     async handle({ body }) {
       await inferMode(context, body.spec);
       const spec = complete(context, body.spec);
+      ensureGroup(store, spec.group);
       const replication = store.create('Replication', body.metadata.name, draft(body, spec));
       const { source, target } = spec;
       const message = `${source.agent}:${source.path} is mirrored to ${target.storageClass}`;
@@ -309,6 +310,7 @@ function replace(context: Context, old: Replication, body: Input, ifVersion: str
   fixed('spec.target.storageClass', old.spec.target.storageClass, spec.target.storageClass);
   if (errors.length > 0) throw invalid(errors);
 
+  ensureGroup(context.store, spec.group);
   const change = (object: Replication): void => {
     const { manual } = spec.trigger;
     if (manual !== undefined && manual !== object.spec.trigger.manual) object.requests.sync += 1;
@@ -346,6 +348,9 @@ function remove(context: Context, old: Replication, keepReplica: boolean, ifVers
       errors.push({ path, message: `is locked until ${spec.lockedUntil}` });
     else if (spec.pinned) errors.push({ path, message: 'is pinned; unpin it first' });
   }
+  for (const { metadata, spec } of store.list('RecoverySchedule'))
+    if (spec.replication === name)
+      errors.push({ path: `RecoverySchedule/${metadata.name}`, message: 'recovers it; delete it first' });
   if (errors.length > 0) {
     const why = errors.map(({ path, message }) => `${path} ${message}`).join('; ');
     throw new ApiProblem('Referenced', `replication ${name} cannot be deleted yet: ${why}`, errors);
@@ -355,6 +360,10 @@ function remove(context: Context, old: Replication, keepReplica: boolean, ifVers
     store.putRecord(keptReplicas, uid, JSON.stringify({ name, storageClass: old.spec.target.storageClass, time }));
   for (const { metadata } of snapshots) store.delete('Snapshot', `${name}/${metadata.name}`);
   const deleted = store.delete('Replication', name) ?? old;
+  for (const group of store.list('Group'))
+    store.update('Group', group.metadata.name, ({ spec }) => {
+      spec.members = spec.members.filter((member) => member.replication !== name);
+    });
   const message = keepReplica ? `deleted; its replica ${uid} is kept` : 'deleted with its replica';
   events.emit({ code: 'ReplicationDeleted', level: 'INFO', message, object: `Replication/${name}` });
   return deleted;

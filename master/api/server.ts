@@ -21,6 +21,8 @@ import { idempotency } from './idempotency.ts';
 import { ApiProblem, asProblem, document, problemCodes } from './problem.ts';
 import { groupPointRoutes } from './grouppoints.ts';
 import { garbageRoutes } from './garbage.ts';
+import { groupRoutes } from './groups.ts';
+import { recoveryScheduleRoutes } from './recoveryschedules.ts';
 import { Cleanup, Garbage } from './schema/garbage.ts';
 import { recoveryRoutes } from './recoveries.ts';
 import { replicationRoutes } from './replications.ts';
@@ -31,7 +33,9 @@ import type { Context } from './route.ts';
 import { listOf, Problem } from './schema.ts';
 import { Agent, AgentVolume } from './schema/agent.ts';
 import { Event } from './schema/event.ts';
+import { Group } from './schema/group.ts';
 import { Recovery } from './schema/recovery.ts';
+import { RecoverySchedule } from './schema/recoveryschedule.ts';
 import { AgeSample, GroupPoint, Point, Replication } from './schema/replication.ts';
 import { Snapshot } from './schema/snapshot.ts';
 import { StorageClass } from './schema/storageclass.ts';
@@ -136,6 +140,8 @@ export async function startApi(options: ApiOptions): Promise<Api> {
   replicationRoutes(app, context);
   snapshotRoutes(app, context);
   recoveryRoutes(app, context);
+  recoveryScheduleRoutes(app, context);
+  groupRoutes(app, context);
   agentRoutes(app, context);
   storageClassRoutes(app, context);
   groupPointRoutes(app, context);
@@ -293,6 +299,8 @@ async function openapi(app: FastifyInstance, version: string): Promise<void> {
     StorageClass,
     Snapshot,
     Recovery,
+    RecoverySchedule,
+    Group,
     Point,
     GroupPoint,
     AgeSample,

@@ -11,7 +11,7 @@ import type { Context } from './route.ts';
 import { name } from './schema.ts';
 import type { WatchMessage } from './schema.ts';
 
-/** Kinds that have routes of their own. */
+/** A group is made of its members when it is looked at: it does not change by itself. */
 type Shown = Exclude<Kind, 'Group'>;
 type Any = Resources[Shown];
 /** Every kind, and whether an object of it has to do with a replication; absent: it belongs to none. */
@@ -20,6 +20,7 @@ const owners: { [K in Shown]: ((object: Resources[K], replication: string) => bo
   Snapshot: ({ spec }, replication) => spec.replication === replication,
   Recovery: ({ spec, status }, replication) =>
     spec.replication === replication || status.tasks.some(({ volume }) => volume === replication),
+  RecoverySchedule: ({ spec }, replication) => spec.replication === replication,
   Agent: undefined,
   StorageClass: undefined,
 };

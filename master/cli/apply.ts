@@ -30,6 +30,8 @@ const appliable: Record<string, string> = {
   Replication: 'replications',
   Snapshot: 'snapshots',
   StorageClass: 'storageclasses',
+  Group: 'groups',
+  RecoverySchedule: 'recoveryschedules',
 };
 
 /** All objects of a YAML or JSON text, lists taken apart. @throws UsageError naming the document */

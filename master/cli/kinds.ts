@@ -6,7 +6,17 @@ import { nearest, UsageError } from '../../proto/cli.ts';
 import type { ListView } from '../api/schema.ts';
 import type { EventView } from '../api/schema/event.ts';
 import type { TokenView } from '../api/schema/token.ts';
-import type { Agent, AgentVolume, PointView, Recovery, Replication, Snapshot, StorageClass } from '../resources.ts';
+import type {
+  Agent,
+  AgentVolume,
+  Group,
+  PointView,
+  Recovery,
+  RecoverySchedule,
+  Replication,
+  Snapshot,
+  StorageClass,
+} from '../resources.ts';
 import { withQuery, type Client } from './client.ts';
 import { ageOf, percent, size, span } from './format.ts';
 
@@ -154,6 +164,35 @@ const recoveries: Kind<Recovery> = {
     ageColumn,
   ],
 }; // prettier-ignore
+const recoveryschedules: Kind<RecoverySchedule> = {
+  plural: 'recoveryschedules', singular: 'recoveryschedule', short: ['rs'], operands: 'NAME',
+  path: () => '/recoveryschedules', deletable: true, key: byName,
+  columns: [
+    nameColumn,
+    column('OF', ({ spec }) => spec.replication ?? `group ${spec.group ?? ''}`),
+    column('TYPE', ({ spec }) => spec.type),
+    column('REPEAT', ({ spec }) => spec.repeat),
+    column('STATE', ({ status }) => status.state),
+    column('NEXT', ({ status }) => text(status.nextTime)),
+    column('LAST', ({ status }) => text(status.lastRecovery)),
+    wide('MESSAGE', ({ status }) => text(status.message)),
+    ageColumn,
+  ],
+}; // prettier-ignore
+const groups: Kind<Group> = {
+  plural: 'groups', singular: 'group', short: ['gr'], operands: 'NAME', path: () => '/groups', deletable: true, key: byName,
+  columns: [
+    nameColumn,
+    column('STATE', ({ status }) => status.state),
+    column('TARGET', ({ status }) => status.targetState),
+    column('MEMBERS', ({ status }) => status.members.map(({ replication }) => replication).join(',') || '-'),
+    column('RPO', ({ spec }) => span(spec.rpoSeconds)),
+    column('RTO', ({ spec }) => span(spec.rtoSeconds)),
+    column('RECOVERABLE', ({ status }, now) => ageOf(status.recoverableTime, now)),
+    wide('MESSAGE', ({ status }) => text(status.message)),
+    ageColumn,
+  ],
+}; // prettier-ignore
 const storageclasses: Kind<StorageClass> = {
   plural: 'storageclasses', singular: 'storageclass', short: ['sc'], operands: 'NAME', path: () => '/storageclasses',
   deletable: true, key: byName,
@@ -187,7 +226,7 @@ const tokens: Kind<TokenView> = {
 
 /* The columns of a kind are only ever given items of that kind: its own lists. */
 export const kinds = [
-  agents, volumes, replications, snapshots, points, recoveries, storageclasses, events, tokens,
+  agents, volumes, replications, snapshots, points, recoveries, recoveryschedules, groups, storageclasses, events, tokens,
 ] as unknown as Kind[]; // prettier-ignore
 
 /** By any of its names. @throws UsageError naming the known ones */

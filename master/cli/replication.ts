@@ -55,6 +55,7 @@ export const replicate = verb(
         'Block or Filesystem; without: what the agent says of PATH',
         parseChoice('Block', 'Filesystem'),
       ),
+      group: optional('GROUP', 'protection group that it becomes a member of', parseName),
       ...waitFlags,
     },
     notes: 'Example:\n  replctl replicate node-a:/srv/orders --name orders --to local --rpo 5s --wait',
@@ -67,7 +68,8 @@ export const replicate = verb(
         'Give it such as node-a:/srv/orders; `replctl get volumes` lists what there is.',
       );
     const source = { agent: match[1], path: match[2], ...(options.mode && { volumeMode: options.mode }) };
-    const spec = { source, target: { storageClass: options.to }, rpoSeconds: options.rpo };
+    const { group } = options;
+    const spec = { source, target: { storageClass: options.to }, rpoSeconds: options.rpo, ...(group && { group }) };
     const made = await session.client.send<Replication>('POST', '/replications', {
       metadata: { name: options.name },
       spec,

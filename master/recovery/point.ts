@@ -36,7 +36,10 @@ export function commonMoment(choice: PointChoice, members: readonly Choosable[])
       return newestOf([...member.snapshots.values()]).map(({ sourceUs }) => sourceUs / 1000);
     return [];
   });
-  return newest.length === 0 ? undefined : Math.min(...newest);
+  if (newest.length === 0) return undefined;
+  // Right after the first copies one may have nothing as old as another's newest: then what lies nearest to each other.
+  const oldest = choice === 'latest-data' ? members.flatMap(({ points }) => points.slice(0, 1)) : [];
+  return Math.max(Math.min(...newest), ...oldest.map(({ sourceUs }) => sourceUs / 1000));
 }
 
 /**

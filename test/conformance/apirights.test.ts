@@ -23,7 +23,7 @@ t.test('every route has its rights, and each role gets what the table says', asy
   const rowOf = (method: string, path: string): string =>
     method === 'GET' || path.startsWith(`${v1}/session`)
       ? 'read'
-      : /\/(snapshots|recoveries)/.test(path)
+      : /\/(snapshots|recoveries|recoveryschedules)/.test(path)
         ? 'operators'
         : 'admins';
   for (const [key, right] of Object.entries(rights)) {

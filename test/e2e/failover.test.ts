@@ -1,28 +1,10 @@
 import t from 'tap';
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import type { Recovery, RecoveryState } from '../../master/resources.ts';
+import type { Recovery } from '../../master/resources.ts';
 import { noise, random, sameBytes, startWriter, writeNoise } from './content.ts';
-import { killed, openWorld, type World } from './world.ts';
-
-async function start(world: World, body: object): Promise<Recovery> {
-  return world.client.send<Recovery>('POST', '/recoveries', body);
-}
-
-function act(world: World, { metadata }: Recovery, action: string, force = false): Promise<Recovery> {
-  return world.client.send<Recovery>('POST', `/recoveries/${metadata.name}/actions/${action}`, { force });
-}
-
-function reaches(world: World, { metadata }: Recovery, ...states: RecoveryState[]): Promise<Recovery> {
-  return world.until(
-    `${metadata.name} is ${states.join(' or ')}`,
-    async () => {
-      const recovery = await world.client.get<Recovery>(`/recoveries/${metadata.name}`);
-      return states.includes(recovery.status.state) && recovery;
-    },
-    120,
-  );
-}
+import { act, reaches, start } from './recovering.ts';
+import { killed, openWorld } from './world.ts';
 
 t.test('a failover takes the newest point and keeps the source out; its rollback mirrors it again', async (t) => {
   const world = await openWorld(t);

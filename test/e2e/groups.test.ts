@@ -11,6 +11,7 @@ import type { GroupPointView, Replication } from '../../master/resources.ts';
 import { loopMount, missingForLoop, run } from '../loop.ts';
 import { missingPostgres, startCluster } from './postgres.ts';
 import { program, type Program } from './program.ts';
+import { reaches, start } from './recovering.ts';
 import { long, openWorld, type World } from './world.ts';
 
 const skip = missingForLoop('ext4') || missingPostgres();
@@ -89,11 +90,13 @@ t.test('PostgreSQL with data and log on two nodes', { skip }, async (t) => {
       t.equal(point.consistency, 'filesystem');
       t.same(new Set(point.points.map((one) => one.point.sourceTime)), new Set([point.sourceTime]));
       const places: Record<string, string> = {};
-      for (const { replication, point: member } of point.points) {
-        const { path, recovery } = await world.copyOf(replication, { time: point.sourceTime });
-        t.equal(recovery.status.point?.sequence, member.sequence, 'its point is that of the group');
-        places[replication] = join(mounts, `${replication}-${round}`);
-        mount(t, path, places[replication]);
+      const choice = { group: 'pg', type: 'drill', point: { time: point.sourceTime } };
+      const recovery = await reaches(world, await start(world, choice), 'Completed', 'Failed');
+      for (const { volume, path, point: chosen } of recovery.status.tasks) {
+        const member = point.points.find(({ replication }) => replication === volume);
+        t.equal(chosen?.sequence, member?.point.sequence, 'its point is that of the group');
+        places[volume] = join(mounts, `${volume}-${round}`);
+        mount(t, path ?? '', places[volume]);
       }
       const asOfMs = Date.parse(point.sourceTime);
       const promised = load.commits.reduce((most, ms, number) => (ms < asOfMs ? number : most), 0);

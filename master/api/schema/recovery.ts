@@ -22,7 +22,7 @@ const RecoveryTarget = Type.Unsafe<{ path: string } | null>({
     '{"path": P}, P absolute and without a "/" at its end; left out: a new path under the folder of recoveries',
 });
 
-const RecoverySpec = Type.Object({
+export const RecoverySpec = Type.Object({
   replication: Type.Optional(name()),
   group: Type.Optional(name()),
   type: words('drill', 'failover'),

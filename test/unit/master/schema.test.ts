@@ -3,7 +3,9 @@ import type { Static } from 'typebox';
 import { check } from '../../../master/api/check.ts';
 import { namePattern } from '../../../master/api/schema.ts';
 import type { Agent, AgentVolume } from '../../../master/api/schema/agent.ts';
+import type { Group } from '../../../master/api/schema/group.ts';
 import type { Recovery } from '../../../master/api/schema/recovery.ts';
+import type { RecoverySchedule } from '../../../master/api/schema/recoveryschedule.ts';
 import { ReplicationInput, ReplicationSpec } from '../../../master/api/schema/replication.ts';
 import type { Point, Replication } from '../../../master/api/schema/replication.ts';
 import type { Snapshot } from '../../../master/api/schema/snapshot.ts';
@@ -23,7 +25,9 @@ const agreed: [
   Same<Static<typeof Snapshot>, Shown<R.Snapshot>>,
   Same<Static<typeof Recovery>, Shown<R.Recovery>>,
   Same<Static<typeof Point>, R.PointView>,
-] = [true, true, true, true, true, true, true];
+  Same<Static<typeof Group>, R.Group>,
+  Same<Static<typeof RecoverySchedule>, R.RecoverySchedule>,
+] = [true, true, true, true, true, true, true, true, true];
 
 t.test('the schemas agree with the resources', async (t) => t.ok(agreed.every(Boolean)));
 
