@@ -34,6 +34,8 @@ interface Loop {
 
 export interface AssignedMirrors {
   set(items: Assignment[]): void;
+  /** Those that are no longer assigned have let go of their volumes. */
+  ended(): Promise<void>;
   /** Until the signal aborts and every loop has ended. */
   run(signal: AbortSignal): Promise<void>;
 }
@@ -107,6 +109,9 @@ export function assignments(options: AssignmentsOptions): AssignedMirrors {
           for (const wake of [...loop.changed]) wake();
         }
       }
+    },
+    async ended() {
+      await Promise.allSettled(ending.values());
     },
     async run(signal) {
       await new Promise<void>((resolve) => {

@@ -20,8 +20,13 @@ export interface BlockStat {
   sizeBytes: number;
   /** Another one whenever a disk was attached; empty where the kernel does not count them (before 5.15). */
   diskseq: string;
-  /** Whether the counters count. */
-  counted: boolean;
+  /**
+   * Whether the counters count. `perhaps`: queue/iostats is off on a driver without requests (dm before Linux 6.4, zram), many of
+   * which count all the same; that they do must be seen.
+   */
+  counted: 'yes' | 'perhaps' | 'no';
+  /** Of device-mapper, and without requests. */
+  splitsBios: boolean;
   /** Sectors written and discarded. */
   sectors: number;
   /** Writes under way; read before the sectors, so that what ended in between is counted there. */
@@ -38,6 +43,7 @@ export function blockStat(path: string): BlockStat {
   const diskSys = isPartition ? `${sys}/..` : sys;
   const [major = 0, minor = 0] = text(`${diskSys}/dev`).split(':').map(Number);
   const writing = Number(text(`${sys}/inflight`).split(/\s+/)[1]);
+  const hasRequests = fs.existsSync(`${diskSys}/mq`);
   const fields = text(`${sys}/stat`).split(/\s+/).map(Number);
   return {
     bootId: (bootId ??= text('/proc/sys/kernel/random/boot_id')),
@@ -46,7 +52,8 @@ export function blockStat(path: string): BlockStat {
     startSector: isPartition ? Number(text(`${sys}/start`)) : 0,
     sizeBytes: Number(text(`${sys}/size`)) * 512,
     diskseq: optional(`${diskSys}/diskseq`),
-    counted: text(`${diskSys}/queue/iostats`) === '1',
+    counted: text(`${diskSys}/queue/iostats`) === '1' ? 'yes' : hasRequests ? 'no' : 'perhaps',
+    splitsBios: !hasRequests && fs.existsSync(`${diskSys}/dm`),
     // Fields 7 and 14: sectors written, sectors discarded.
     sectors: (fields[6] ?? 0) + (fields[13] ?? 0),
     writing,

@@ -16,7 +16,16 @@ import { clockOffset } from '../proto/clockoffset.ts';
 import type { Clock, Random } from '../proto/effects.ts';
 import { ReplicationError, asReplicationError, messageOf } from '../proto/errors.ts';
 import { type Stream, bell } from '../proto/stream.ts';
-import type { AgentEvent, AgentHello, AgentMessage, Assignment, MasterMessage, Pong, Report } from '../proto/wire.ts';
+import type {
+  AgentEvent,
+  AgentHello,
+  AgentMessage,
+  Assignment,
+  Assignments,
+  MasterMessage,
+  Pong,
+  Report,
+} from '../proto/wire.ts';
 import { type Volume, protocolOldest, protocolVersion } from '../proto/wire.ts';
 
 const pingMs = 5000;
@@ -41,6 +50,8 @@ export interface ControlOptions {
   look: (path: string) => Promise<Volume>;
   /** The whole list, whenever the master sent one: what is not in it stops. */
   onAssignments: (items: Assignment[]) => void;
+  /** Uids of all replications that the master knows to name this agent, after onAssignments. */
+  onKnown?: (uids: string[]) => void;
   /** The master wants the certificate renewed now. */
   onRenew: () => void;
   /** For the log: undefined = connected, else why not. */
@@ -78,7 +89,7 @@ export function control(options: ControlOptions): Control {
   let line: Stream<AgentMessage, MasterMessage> | undefined;
   let pingNumber = 0;
 
-  function assign(items: Assignment[]): void {
+  function assign({ items, known, knownComplete }: Assignments): void {
     assigned = new Set(items.map(({ replicationUid }) => replicationUid));
     for (const uid of reports.keys()) {
       if (assigned.has(uid)) continue;
@@ -86,6 +97,7 @@ export function control(options: ControlOptions): Control {
       unsent.delete(uid);
     }
     options.onAssignments(items);
+    if (knownComplete) options.onKnown?.(known);
   }
 
   function event(event: Omit<AgentEvent, 'agentUs'>): void {
@@ -108,7 +120,7 @@ export function control(options: ControlOptions): Control {
     let ping = { number: 0, sentUs: 0 };
     let lastPongUs = agentUs();
     const answers = bell();
-    let waiting: Assignment[] | undefined;
+    let waiting: Assignments | undefined;
     let inventory: Volume[] | undefined;
     let looks = 0;
     const looked: Volume[] = [];
@@ -136,7 +148,7 @@ export function control(options: ControlOptions): Control {
     async function receiving(): Promise<void> {
       for await (const { pong, assignments, renew, welcome, look: asked } of stream.receive) {
         if (pong !== undefined) hear(pong);
-        if (assignments !== undefined) waiting = assignments.items;
+        if (assignments !== undefined) waiting = assignments;
         if (renew !== undefined) options.onRenew();
         if (asked !== undefined) void look(asked.path);
         if (welcome !== undefined) throw new ReplicationError('BadMessage', 'MasterMessage.welcome came twice');

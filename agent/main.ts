@@ -13,7 +13,7 @@ import { holdData } from '../proto/hold.ts';
 import { logLevels, openLog } from '../proto/log.ts';
 import { systemClock, systemRandom } from '../proto/system.ts';
 import { alignedPool } from '../proto/libc.ts';
-import { asReplicationError } from '../proto/errors.ts';
+import { asReplicationError, messageOf } from '../proto/errors.ts';
 import { parseChoice, parseFolder, parseHostPort, parseName, parseText, formatHostPort } from '../proto/value.ts';
 import { assignments } from './assignments.ts';
 import { BufferPool, chunkBytes } from './blockscan.ts';
@@ -118,6 +118,11 @@ async function run(signal: AbortSignal): Promise<void> {
       inventory: () => listVolumes(seen),
       look: (path) => describeVolume(path, seen),
       onAssignments: (items) => mirrors.set(items),
+      onKnown: (uids) =>
+        void mirrors
+          .ended()
+          .then(() => trackings.forgetOthers(uids))
+          .catch((error: unknown) => log.warn(messageOf(error))),
       onRenew: () => void identity.renew().catch((error: unknown) => log.warn(asReplicationError(error).message)),
       onLine: (error) => (error ? log.warn({ code: error.code }, error.message) : log.info('connected to the master')),
       clock: systemClock,

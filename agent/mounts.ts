@@ -105,7 +105,7 @@ export async function blockDevice(device: string): Promise<BlockDevice | undefin
 }
 
 async function readBlockDevice(sys: string, name: string): Promise<BlockDevice | undefined> {
-  if (/^(ram|zram|sr|fd)\d/.test(name)) return undefined;
+  if (/^(ram|sr|fd)\d/.test(name)) return undefined;
   const folder = `${sys}/class/block/${name}`;
   const [size, device, partition, dmName, uevent] = await Promise.all([
     text(`${folder}/size`),

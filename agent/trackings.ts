@@ -6,7 +6,7 @@
  * with reflinks are compared by their extents, everything else is scanned. What the better ones lacked is the reason of the one that is taken.
  */
 import { createHash } from 'node:crypto';
-import { statSync } from 'node:fs';
+import { promises as fs, statSync } from 'node:fs';
 import { basename } from 'node:path';
 import type { Logger } from 'pino';
 import { messageOf } from '../proto/errors.ts';
@@ -14,7 +14,7 @@ import type { Clock } from '../proto/effects.ts';
 import { tryBlockStat } from './blockstat.ts';
 import type { BlockCapture } from './capture/block.ts';
 import { DirtyMap } from './capture/dirtymap.ts';
-import { Extents } from './capture/extents.ts';
+import { Extents, removeClones } from './capture/extents.ts';
 import { Ftrace } from './capture/ftrace.ts';
 import { mapFile } from './capture/mapfile.ts';
 import { Rescan } from './capture/rescan.ts';
@@ -27,6 +27,8 @@ import { folderOf } from './opening.ts';
 export interface Trackings {
   /** Of this replication; anew when it is of another path now, or when nothing but a scan worked the last time. */
   of(uid: string, path: string, device: BlockDevice, event: (event: CaptureEvent) => void): Promise<Tracking>;
+  /** Drops what is kept of replications that are none of these: dirty maps, clones, indexes of trees. */
+  forgetOthers(uids: readonly string[]): Promise<void>;
   /** Keeps the kernel's ring from filling. Until the signal aborts. */
   run(signal: AbortSignal): Promise<void>;
   /** Everything that was noted is kept. */
@@ -61,6 +63,21 @@ export function openTrackings(options: { dataDir: string; clock: Clock; log: Pic
       });
       known.set(uid, { path, device, tracking });
       return tracking;
+    },
+    async forgetOthers(uids) {
+      for (const [uid, { tracking }] of known) {
+        if (uids.includes(uid)) continue;
+        known.delete(uid);
+        await tracking.close();
+      }
+      const kept = new Set(uids.map((uid) => basename(folderOf(dataDir, uid))));
+      for (const name of await fs.readdir(`${dataDir}/replications`).catch(() => [])) {
+        if (kept.has(name)) continue;
+        const folder = `${dataDir}/replications/${name}`;
+        const state = (await mapFile(`${folder}/blockmap`).read())?.header.state;
+        // Not yet where the image's filesystem is not there: tried again at the next list.
+        if (await removeClones(name, state)) await fs.rm(folder, { recursive: true, force: true });
+      }
     },
     async run(signal) {
       if (typeof tracing !== 'string') await tracing.run(signal);

@@ -56,7 +56,9 @@ interface Node {
 export async function listVolumes(options: VolumesOptions): Promise<Volume[]> {
   const node = await readNode();
   const hints = new Map<string, Partial<Volume>>();
-  for (const device of node.devices) hints.set(device.path, deviceHints(device, node));
+  // Memory that looks like a disk, for swap most often: not offered, though it may be asked for.
+  for (const device of node.devices)
+    if (!device.name.startsWith('zram')) hints.set(device.path, deviceHints(device, node));
   for (const mount of node.mounts) if (isVolume(mount)) hints.set(mount.mountPoint, mountHints(mount));
   for (const allowed of options.allow) {
     for (const path of [allowed, ...(await imagesIn(allowed))]) if (!hints.has(path)) hints.set(path, {});

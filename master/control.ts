@@ -35,6 +35,8 @@ export interface ControlOptions {
   masterVersion: string;
   /** All that the agent shall mirror now. Asked again after each notify(). */
   assignmentsFor: (agent: string) => Assignment[];
+  /** Uids of all replications that name the agent, mirrored now or not: what it keeps of others may go. */
+  knownFor: (agent: string) => string[];
   onReport: (agent: string, report: Report) => void;
 }
 
@@ -151,7 +153,7 @@ export function control(options: ControlOptions): Control {
     over: AbortSignal,
   ): Promise<void> {
     /** Names by uid of what the agent was told last and before: a report may be under way while the list changes. */
-    let told: Assignment[] | undefined;
+    let told: { items: Assignment[]; known: string[] } | undefined;
     let names = new Map<string, string>();
     let statusAtMs = clock.monotonicMs();
 
@@ -159,10 +161,11 @@ export function control(options: ControlOptions): Control {
       while (!over.aborted) {
         const waiting = rung();
         const items = options.assignmentsFor(agent);
-        if (!isDeepStrictEqual(items, told)) {
-          names = new Map([...(told ?? []), ...items].map(({ replicationUid, name }) => [replicationUid, name]));
-          told = structuredClone(items);
-          await stream.send({ assignments: { items } });
+        const known = options.knownFor(agent);
+        if (!isDeepStrictEqual({ items, known }, told)) {
+          names = new Map([...(told?.items ?? []), ...items].map(({ replicationUid, name }) => [replicationUid, name]));
+          told = structuredClone({ items, known });
+          await stream.send({ assignments: { items, known, knownComplete: true } });
         }
         if (session.renew) {
           session.renew = false;

@@ -171,6 +171,11 @@ async function run(signal: AbortSignal): Promise<void> {
     events,
     masterVersion: version,
     assignmentsFor: (agent) => running.assignmentsFor(agent),
+    knownFor: (agent) =>
+      store
+        .list('Replication')
+        .filter(({ spec }) => spec.source.agent === agent)
+        .map(({ metadata }) => metadata.uid),
     onReport: (agent, report) => running.onReport(agent, report),
   });
   const server = await startServer({

@@ -151,10 +151,15 @@ export interface Assignment {
   hookTimeoutSeconds: number;
   group: string;
 }
+export interface Assignments {
+  items: Assignment[];
+  known: string[];
+  knownComplete: boolean;
+}
 export interface MasterMessage {
   welcome?: { protocol: number; masterVersion: string };
   pong?: Pong;
-  assignments?: { items: Assignment[] };
+  assignments?: Assignments;
   renew?: Record<string, never>;
   look?: { path: string };
 }

@@ -9,7 +9,8 @@
  * clone that is kept holds the blocks that were written over since the last cut, and no more.
  */
 import { constants, promises as fs } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
+import { systemErrorCode } from '../../proto/errors.ts';
 import { ficlone, fiemap } from '../../proto/libc.ts';
 import { diskFile } from '../../proto/system.ts';
 import type { View } from '../device.ts';
@@ -172,6 +173,28 @@ export class Extents implements BlockCapture {
   async close(): Promise<void> {
     // The clone stays for the next agent.
   }
+}
+
+/**
+ * Removes what is kept on the image's filesystem for a replication that is gone, by the last state. Answers false when it cannot be
+ * told whether that is done: the filesystem is not mounted now.
+ */
+export async function removeClones(name: string, state: unknown): Promise<boolean> {
+  const { path } = (state ?? {}) as { path?: unknown };
+  if (typeof path !== 'string') return true;
+  const folder = dirname(path);
+  // Nothing but what this capture itself has made, whatever a file says.
+  if (basename(folder) !== cloneFolder || !basename(path).startsWith(`${name}.`)) return true;
+  let names: string[];
+  try {
+    names = await fs.readdir(folder);
+  } catch (error) {
+    if (systemErrorCode(error) !== 'ENOENT') throw error;
+    return false;
+  }
+  for (const one of names) if (one.startsWith(`${name}.`)) await fs.rm(join(folder, one), { force: true });
+  await fs.rmdir(folder).catch(() => undefined);
+  return true;
 }
 
 /** open(2); see agent/device-system.ts. */

@@ -8,6 +8,9 @@
  * What was written while no agent looked is proven by one of two: the counters are what they were, or the ring of the agent
  * before us brought exactly what they moved by. Both need the same boot and the same diskseq.
  *
+ * A device whose counters are said to be off (blockstat.ts, `perhaps`) is proven for a start by nothing until they have been seen
+ * to move by exactly what was told.
+ *
  * Blind spots, on purpose: writes to a loop device's backing file, writes from another node. Memory that is not yet written
  * to the device is not on the volume.
  */
@@ -15,6 +18,7 @@ import type { Clock } from '../../proto/effects.ts';
 import { messageOf } from '../../proto/errors.ts';
 import type { BlockStat } from '../blockstat.ts';
 import type { BlockCapture, Drained, MarkBytes } from './block.ts';
+import { Bios } from './bios.ts';
 import { Proof } from './proof.ts';
 import type { TracedRange, Tracer } from './tracer.ts';
 
@@ -50,6 +54,10 @@ export class Ftrace implements BlockCapture {
   #device: BlockStat | undefined;
   #proof = new Proof();
   #lost: string | undefined;
+  /** Sectors told of when the counter was first known to the sector. */
+  #firstTold: number | undefined;
+  /** Counters of a device that is said not to count have moved by what was told. */
+  #countsAnyway = false;
 
   constructor(options: FtraceOptions) {
     this.#options = options;
@@ -58,8 +66,10 @@ export class Ftrace implements BlockCapture {
   async begin(state: unknown): Promise<{ proven: boolean; reason: string }> {
     const stat = this.#options.stat();
     if (typeof stat === 'string') throw new Error(stat);
-    if (!stat.counted) throw new Error('queue/iostats of the device is off; turn it on so that writes are counted');
+    if (stat.counted === 'no')
+      throw new Error('queue/iostats of the device is off; turn it on so that writes are counted');
     const before = parseState(state);
+    this.#countsAnyway = false;
     this.#watch(stat);
     const isSame =
       before?.bootId === stat.bootId &&
@@ -67,7 +77,9 @@ export class Ftrace implements BlockCapture {
       before.diskseq === stat.diskseq &&
       before.startSector === stat.startSector;
     if (before && isSame && stat.diskseq !== '' && before.sectors !== null) {
-      this.#proof = new Proof(before.sectors);
+      // Kept only of a device that was seen to count; that is the kernel's way until the next boot.
+      this.#countsAnyway = true;
+      this.#begin(before.sectors);
       const { doubt } = await this.drain();
       if (doubt === undefined) {
         const sums = this.#range?.sums;
@@ -80,19 +92,25 @@ export class Ftrace implements BlockCapture {
       }
       return { proven: false, reason: doubt };
     }
-    this.#proof = new Proof();
+    this.#begin();
     await this.drain();
     return { proven: false, reason: whyUnproven(before, stat) };
   }
 
+  #begin(sectors?: number): void {
+    this.#proof = new Proof(sectors);
+    this.#firstTold = undefined;
+  }
+
   #watch(stat: BlockStat): void {
-    if (this.#range) this.#options.tracer.remove(this.#range);
+    const before = this.#range;
     this.#device = stat;
     this.#lost = undefined;
     this.#range = {
       disk: stat.disk,
       first: stat.startSector,
       end: stat.startSector + stat.sizeBytes / sectorBytes,
+      bios: stat.splitsBios ? new Bios() : undefined,
       sums: { rq: 0, bio: 0 },
       each: (sector, sectors) => this.marks(sector * sectorBytes, sectors * sectorBytes),
       lost: (events, reason) => {
@@ -101,7 +119,12 @@ export class Ftrace implements BlockCapture {
       },
       drained: () => this.onMarks(),
     };
-    this.#options.tracer.add(this.#range);
+    // The new one first: a ring that nobody wants any more is taken down.
+    try {
+      this.#options.tracer.add(this.#range);
+    } finally {
+      if (before) this.#options.tracer.remove(before);
+    }
   }
 
   async drain(): Promise<Drained> {
@@ -122,7 +145,7 @@ export class Ftrace implements BlockCapture {
       const after = this.#options.stat();
       if (typeof after === 'string') return this.#doubt(after);
       if (!range) return this.#doubt('the capture has ended');
-      if (this.#proof.fits(before.sectors, range.sums, after.sectors)) {
+      if (this.#proof.fits(before.sectors, range.sums, after.sectors, range.bios?.pendingSectors)) {
         // The disk may have grown: what lies behind is marked from here on.
         range.end = after.startSector + after.sizeBytes / sectorBytes;
         return this.#answer(before, after);
@@ -141,7 +164,13 @@ export class Ftrace implements BlockCapture {
   #answer(before: BlockStat, after: BlockStat): Drained {
     const sums = this.#range?.sums ?? { rq: 0, bio: 0 };
     const counter = this.#proof.counterAt(sums);
+    if (counter !== undefined) {
+      const told = sums.rq + sums.bio;
+      this.#firstTold ??= told;
+      if (told > this.#firstTold) this.#countsAnyway = true;
+    }
     const isStill = before.sectors === after.sectors && before.writing === 0 && counter === after.sectors;
+    if (isStill) this.#range?.bios?.atRest();
     const { bootId, device, diskseq, sizeBytes, sectors } = after;
     return {
       doubt: undefined,
@@ -152,7 +181,7 @@ export class Ftrace implements BlockCapture {
 
   /** What is written from now on is looked at anew. */
   #doubt(doubt: string, stat?: BlockStat): Drained {
-    this.#proof = new Proof();
+    this.#begin();
     try {
       if (stat) this.#watch(stat);
     } catch {
@@ -165,7 +194,7 @@ export class Ftrace implements BlockCapture {
     const was = this.#device;
     if (!was || now.device !== was.device || now.diskseq !== was.diskseq || now.startSector !== was.startSector)
       return 'another device is behind the path';
-    if (!now.counted) return "the device's queue/iostats was turned off";
+    if (now.counted === 'no') return "the device's queue/iostats was turned off";
     return undefined;
   }
 
@@ -174,7 +203,8 @@ export class Ftrace implements BlockCapture {
     if (bootId === undefined || device === undefined || diskseq === undefined || startSector === undefined)
       return undefined;
     const lost = this.#lost !== undefined;
-    const sectors = this.#range && !lost ? this.#proof.counterAt(this.#range.sums) : undefined;
+    const isCounted = this.#device?.counted === 'yes' || this.#countsAnyway;
+    const sectors = this.#range && !lost && isCounted ? this.#proof.counterAt(this.#range.sums) : undefined;
     return { bootId, device, diskseq, startSector, sectors: sectors ?? null };
   }
 

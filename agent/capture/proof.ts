@@ -30,11 +30,15 @@ export class Proof {
     ]);
   }
 
-  /** Whether the look fits. One that does not changes nothing, so that it can be tried again. */
-  fits(before: number, sums: Sums, after: number): boolean {
+  /**
+   * Whether the look fits. One that does not changes nothing, so that it can be tried again. `pending`: sectors of bios whose
+   * completion was not told yet and may be counted already.
+   */
+  fits(before: number, sums: Sums, after: number, pending = 0): boolean {
     const fitting = new Map<EventKind, Bounds>();
     for (const [kind, { low, high }] of this.#bounds) {
-      const now = { low: Math.max(low, before - sums[kind]), high: Math.min(high, after - sums[kind]) };
+      const early = kind === 'bio' ? pending : 0;
+      const now = { low: Math.max(low, before - sums[kind] - early), high: Math.min(high, after - sums[kind]) };
       if (now.low <= now.high) fitting.set(kind, now);
     }
     if (fitting.size === 0) return false;

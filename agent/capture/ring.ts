@@ -3,19 +3,26 @@
  * `tracefs.ts` is the real one; the simulator has its own, which loses events on purpose and outlives a killed agent.
  */
 
-/** Which of the kernel's two events told of it: of request-based drivers, or of bio-based ones. */
+/** Which of the kernel's events told of a completed write: of request-based drivers, or of bio-based ones. */
 export type EventKind = 'rq' | 'bio';
+/** `queue`: a bio was given to its driver; its completion follows. */
+export type RingEvent = EventKind | 'queue';
 
 export interface Ring {
   /** Disks that were watched before us by an agent with our name, and still are: their events may wait. */
   readonly inherited: readonly number[];
-  /** Events of these disks (major << 20 | minor) are recorded from now on; others may be too. @throws Error saying why not */
-  watch(devs: readonly number[]): void;
+  /** Those of them of which what is queued was told too. */
+  readonly inheritedQueue: readonly number[];
+  /**
+   * Events of these disks (major << 20 | minor) are recorded from now on; others may be too. Of `withQueue`, the bio-based
+   * ones among them, also what is queued. @throws Error saying why not
+   */
+  watch(devs: readonly number[], withQueue: readonly number[]): void;
   /**
    * Takes all that waits, in no order across processors. Synchronous and quick: it never waits for anything.
    * `intact` false, or `lost` above 0: since the last call something may have been missed, `reason` says how.
    */
-  take(each: (kind: EventKind, dev: number, sector: number, sectors: number) => void): {
+  take(each: (kind: RingEvent, dev: number, sector: number, sectors: number) => void): {
     /** Events taken, of all disks. */
     taken: number;
     lost: number;

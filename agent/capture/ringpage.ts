@@ -89,12 +89,13 @@ export interface PageResult {
 /**
  * One page's events to `take`, those of `layouts` only, but reads and flushes.
  * @param bytes a page, or the part of one that a read answered
+ * @param take with the time in nanoseconds of the ring's clock, which is nearly the same on all processors
  */
 export function parsePage(
   bytes: Buffer,
   page: PageLayout,
   layouts: ReadonlyMap<number, EventLayout>,
-  take: (completion: Completion) => void,
+  take: (completion: Completion, timeNs: number) => void,
 ): PageResult {
   if (bytes.length < page.data.offset) return { lost: false, broken: `a page of ${bytes.length} bytes` };
   // Little endian: x86-64 and arm64 both.
@@ -103,16 +104,23 @@ export function parsePage(
   const end = page.data.offset + (word & lengthMask);
   if (end > bytes.length) return { lost, broken: `a page says ${word & lengthMask} bytes, ${bytes.length} were read` };
   let at = page.data.offset;
+  // The page's own time is its first field.
+  let timeNs = Number(bytes.readBigUInt64LE(0));
   while (at + 4 <= end) {
     const header = bytes.readUInt32LE(at);
     const type = header & 31;
+    const delta = header >>> 5;
     at += 4;
+    if (type < types.padding) timeNs += delta;
     if (type === types.padding) {
       // Without time it is the rest of the page; else an event that was taken back, with its length behind.
-      if (header >>> 5 === 0) return { lost, broken: undefined };
+      if (delta === 0) return { lost, broken: undefined };
       if (at + 4 > end) return { lost, broken: 'a padding without length' };
       at += bytes.readUInt32LE(at);
     } else if (type === types.timeExtend || type === types.timeStamp) {
+      if (at + 4 > end) return { lost, broken: 'a time without its second half' };
+      const time = bytes.readUInt32LE(at) * 2 ** 27 + delta;
+      timeNs = type === types.timeExtend ? timeNs + time : time;
       at += 4;
     } else {
       let length = type * 4;
@@ -126,7 +134,7 @@ export function parsePage(
       if (layout) {
         const completion = parseEvent(bytes.subarray(at, at + length), layout);
         if (completion === 'short') return { lost, broken: 'an event is shorter than its format' };
-        if (completion) take(completion);
+        if (completion) take(completion, timeNs);
       }
       at += length;
     }

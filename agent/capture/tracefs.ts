@@ -13,7 +13,7 @@ import { spawnSync } from 'node:child_process';
 import fs, { constants } from 'node:fs';
 import { messageOf, systemErrorCode } from '../../proto/errors.ts';
 import { parseEventLayout, parsePage, parsePageLayout, type EventLayout } from './ringpage.ts';
-import type { EventKind, Ring } from './ring.ts';
+import type { Ring, RingEvent } from './ring.ts';
 
 /** Of all processors together. */
 const maxBufferBytes = 64 << 20;
@@ -21,7 +21,12 @@ const maxBufferBytes = 64 << 20;
 const maxCpuBytes = 16 << 20;
 /** The kernel takes filters of less than a page. */
 const maxFilterBytes = 3800;
-const events: Record<EventKind, string> = { rq: 'block/block_rq_complete', bio: 'block/block_bio_complete' };
+const events: Record<RingEvent, string> = {
+  rq: 'block/block_rq_complete',
+  bio: 'block/block_bio_complete',
+  queue: 'block/block_bio_queue',
+};
+const kindsOfEvents = ['rq', 'bio', 'queue'] as const;
 const tracefsMagic = 0x74726163;
 const roots = ['/sys/kernel/tracing', '/sys/kernel/debug/tracing'];
 
@@ -38,15 +43,17 @@ export function openTracefs({ instance, bufferBytesPerCpu }: TracefsOptions): Ri
   const folder = `${root}/instances/${instance}`;
   const page = parsePageLayout(text(`${root}/events/header_page`));
   const layouts = new Map<number, EventLayout>();
-  const kinds = new Map<number, EventKind>();
-  for (const kind of ['rq', 'bio'] as const) {
+  const kinds = new Map<number, RingEvent>();
+  for (const kind of kindsOfEvents) {
     const layout = parseEventLayout(text(`${root}/events/${events[kind]}/format`));
     layouts.set(layout.id, layout);
     kinds.set(layout.id, kind);
   }
   let pipes: Pipe[] = [];
-  let filter = '';
-  const inherited = exists(folder) ? devsOf(text(`${folder}/events/${events.rq}/filter`)) : [];
+  const filters: Record<RingEvent, string> = { rq: '', bio: '', queue: '' };
+  const inheritedOf = (kind: RingEvent): number[] =>
+    exists(folder) ? devsOf(text(`${folder}/events/${events[kind]}/filter`)) : [];
+  const [inherited, inheritedQueue] = [inheritedOf('rq'), inheritedOf('queue')];
 
   function setUp(): void {
     closePipes();
@@ -61,24 +68,33 @@ export function openTracefs({ instance, bufferBytesPerCpu }: TracefsOptions): Ri
     pipes = cpusOf(folder).map((cpu) => openPipe(`${folder}/per_cpu/${cpu}`));
   }
 
+  function tearDown(): void {
+    closePipes();
+    if (exists(folder)) fs.rmdirSync(folder);
+  }
+
   function closePipes(): void {
     for (const { fd } of pipes.splice(0)) fs.closeSync(fd);
   }
 
   /** Filters first, so that nothing of other disks fills the ring. */
   function apply(): void {
-    for (const event of Object.values(events)) {
-      write(`${folder}/events/${event}/filter`, filter === '' ? '0' : filter);
-      write(`${folder}/events/${event}/enable`, filter === '' ? '0' : '1');
+    for (const kind of kindsOfEvents) {
+      const filter = filters[kind];
+      write(`${folder}/events/${events[kind]}/filter`, filter === '' ? '0' : filter);
+      write(`${folder}/events/${events[kind]}/enable`, filter === '' ? '0' : '1');
     }
     write(`${folder}/tracing_on`, '1');
   }
 
   /** Why the instance is not as we left it. */
   function disturbed(): string | undefined {
-    if (filter === '') return undefined;
+    if (filters.rq === '') return undefined;
     if (text(`${folder}/tracing_on`) !== '1') return 'another program switched tracing off';
-    for (const event of Object.values(events)) {
+    for (const kind of kindsOfEvents) {
+      const filter = filters[kind];
+      const event = events[kind];
+      if (filter === '') continue;
       if (text(`${folder}/events/${event}/enable`) !== '1') return `another program switched ${event} off`;
       if (text(`${folder}/events/${event}/filter`) !== filter) return `another program changed the filter of ${event}`;
     }
@@ -89,16 +105,32 @@ export function openTracefs({ instance, bufferBytesPerCpu }: TracefsOptions): Ri
   if (exists(folder)) setUp();
   const buffer = Buffer.alloc(page.data.offset + page.data.size);
 
+  /** What is queued on one processor and done on another is to be told in its order: by time, where that matters. */
   function take(each: Parameters<Ring['take']>[0]): ReturnType<Ring['take']> {
+    if (filters.queue === '') return takeAll((event) => each(...event));
+    const told: { event: Parameters<typeof each>; timeNs: number }[] = [];
+    const result = takeAll((event, timeNs) => told.push({ event, timeNs }));
+    for (const { event } of told.sort((a, b) => a.timeNs - b.timeNs)) each(...event);
+    return result;
+  }
+
+  function takeAll(
+    each: (event: Parameters<Parameters<Ring['take']>[0]>, timeNs: number) => void,
+  ): ReturnType<Ring['take']> {
     let taken = 0;
     let lost = 0;
     let reason: string | undefined;
     for (const pipe of pipes) {
       for (let length = readNow(pipe.fd, buffer); length > 0; length = readNow(pipe.fd, buffer)) {
-        const result = parsePage(buffer.subarray(0, length), page, layouts, ({ event, dev, sector, sectors }) => {
-          taken++;
-          each(kinds.get(event) ?? 'rq', dev, sector, sectors);
-        });
+        const result = parsePage(
+          buffer.subarray(0, length),
+          page,
+          layouts,
+          ({ event, dev, sector, sectors }, timeNs) => {
+            taken++;
+            each([kinds.get(event) ?? 'rq', dev, sector, sectors], timeNs);
+          },
+        );
         if (result.broken !== undefined) reason ??= `the trace cannot be read: ${result.broken}`;
         if (result.lost) reason ??= 'the ring buffer says that events were lost';
       }
@@ -114,16 +146,19 @@ export function openTracefs({ instance, bufferBytesPerCpu }: TracefsOptions): Ri
 
   return {
     inherited,
-    watch(devs) {
-      filter = filterOf(devs);
-      if (devs.length === 0 && pipes.length === 0) return;
+    inheritedQueue,
+    watch(devs, withQueue) {
+      filters.rq = filters.bio = filterOf(devs);
+      filters.queue = filterOf(withQueue);
+      // Its buffers take memory, and tracing takes time of every write.
+      if (devs.length === 0) return tearDown();
       if (!exists(folder) || pipes.length === 0) setUp();
       apply();
     },
     take(each) {
       try {
         const result = take(each);
-        if (result.reason !== undefined && filter !== '') apply();
+        if (result.reason !== undefined && filters.rq !== '') apply();
         return result;
       } catch (error) {
         // The instance was removed, perhaps; a new one begins with nothing.

@@ -8,7 +8,8 @@
  */
 import type { Clock } from '../../proto/effects.ts';
 import type { Sums } from './proof.ts';
-import type { EventKind, Ring } from './ring.ts';
+import type { Bios } from './bios.ts';
+import type { Ring, RingEvent } from './ring.ts';
 
 const poll = { fastMs: 20, slowMs: 400, busyEvents: 2000 };
 const inheritMs = 10 * 60_000;
@@ -18,6 +19,8 @@ const maxInherited = 1 << 20;
 export interface TracedRange {
   /** major << 20 | minor */
   readonly disk: number;
+  /** Where what is queued is told too. */
+  readonly bios: Bios | undefined;
   /** Sectors of 512 bytes. */
   readonly first: number;
   end: number;
@@ -61,13 +64,22 @@ export class Tracer {
   }
 
   remove(range: TracedRange): void {
-    if (this.#ranges.delete(range)) this.#watch();
+    if (!this.#ranges.delete(range)) return;
+    // Whoever has asked for what waited of this disk has had it.
+    this.#inheritedDisks.delete(range.disk);
+    this.#watch();
   }
 
   #watch(): void {
     if (this.#clock.monotonicMs() > this.#inheritedUntilMs) this.#inheritedDisks.clear();
-    const disks = new Set([...this.#ranges].map(({ disk }) => disk));
-    this.#ring.watch([...disks, ...this.#inheritedDisks].filter((disk, at, all) => all.indexOf(disk) === at));
+    const disks = (ranges: TracedRange[]): number[] => ranges.map(({ disk }) => disk);
+    const all = [...this.#ranges];
+    const waiting = [...this.#inheritedDisks].filter((disk) => !disks(all).includes(disk));
+    const withBios = disks(all.filter(({ bios }) => bios));
+    this.#ring.watch(
+      [...new Set([...disks(all), ...waiting])],
+      [...new Set([...withBios, ...waiting.filter((disk) => this.#ring.inheritedQueue.includes(disk))])],
+    );
   }
 
   /** Everything that the kernel has told of is handed out when it returns. Answers how many events there were. */
@@ -110,15 +122,21 @@ export class Tracer {
   }
 }
 
-const kinds: EventKind[] = ['rq', 'bio'];
+const kinds: RingEvent[] = ['rq', 'bio', 'queue'];
 
 /** Whether the event is the range's, in part at least. */
-function give(range: TracedRange, kind: EventKind, disk: number, sector: number, sectors: number): boolean {
+function give(range: TracedRange, kind: RingEvent, disk: number, sector: number, sectors: number): boolean {
   if (disk !== range.disk) return false;
   const first = Math.max(sector, range.first);
   const end = Math.min(sector + sectors, range.end);
   if (first >= end) return false;
-  range.sums[kind] += end - first;
-  range.each(first - range.first, end - first);
+  if (kind === 'rq' || (kind === 'bio' && !range.bios)) {
+    range.sums[kind] += end - first;
+    range.each(first - range.first, end - first);
+  } else if (range.bios) {
+    const told = kind === 'queue' ? range.bios.queued(first, end) : range.bios.completed(first, end);
+    range.sums.bio += told.sectors;
+    if (told.end > told.first) range.each(told.first - range.first, told.end - told.first);
+  }
   return true;
 }

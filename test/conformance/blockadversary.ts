@@ -275,8 +275,7 @@ export class Adversary {
     const scansBefore = this.outcome.fullScans;
     await this.#play(trick, next);
     for (let tries = 0; tries < 4 && !(await this.#tryCut(trick)); tries++);
-    const agent = this.#agent;
-    if (agent) this.#note(agent);
+    if (this.#agent) this.#note(this.#agent);
     if (trick === 'ringFull') {
       await this.#kill();
       removeInstance(this.#instance);
@@ -285,12 +284,17 @@ export class Adversary {
       await this.#tryCut('ringFull, after it');
     }
     if (method === 'scan') return;
-    assert.equal(agent?.source.captureMethod, method, `after ${trick}`);
+    const agent = this.#agent;
+    assert.equal(
+      agent?.source.captureMethod,
+      method,
+      `after ${trick}: ${agent?.source.captureReason}; ${this.#events.slice(-4).join('; ')}`,
+    );
     if (!tricks[trick].scans && !isFirst)
       assert.equal(
         this.outcome.fullScans,
         scansBefore,
-        `a full scan after ${trick}, where the capture should have known: ${this.#events.slice(-4).join('; ')}`,
+        `a full scan after ${trick}, where the capture should have known: ${this.#events.slice(-4).join('; ')}; refused: ${[...this.outcome.refused.keys()].slice(-4).join('; ')}`,
       );
   }
 

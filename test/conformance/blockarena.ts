@@ -29,6 +29,9 @@ export const arenas = {
   'ftrace, ext4 on a loop device': (t: Test) => device(t, 'ext4', 64),
   'ftrace, xfs on a loop device': (t: Test) => device(t, 'xfs', 320),
   'ftrace, ext4 on a partition': (t: Test) => partition(t),
+  'ftrace, ext4 on zram, told by bios': (t: Test) => zram(t),
+  'ftrace, ext4 on device-mapper, told by bios': (t: Test) => mapped(t, 'ext4', 64),
+  'ftrace, xfs on device-mapper, told by bios': (t: Test) => mapped(t, 'xfs', 320),
   'extents, image on xfs': (t: Test) => image(t, 'xfs'),
   'extents, image on btrfs': (t: Test) => image(t, 'btrfs'),
   'scan, image on a filesystem without reflinks': (t: Test) => image(t, undefined),
@@ -41,6 +44,9 @@ export function missingFor(name: keyof typeof arenas): string | false {
     if (missing) return missing;
   }
   if (name.includes('partition') && spawnSync('sh', ['-c', 'command -v addpart']).status !== 0) return 'needs addpart';
+  if (name.includes('zram') && !fs.existsSync('/sys/class/zram-control/hot_add')) return 'needs the zram module';
+  if (name.includes('device-mapper') && spawnSync('dmsetup', ['version']).status !== 0)
+    return 'needs device-mapper in the kernel and dmsetup';
   if (!name.startsWith('ftrace')) return false;
   try {
     openTracefs({ instance: 'cdmr-probe' }).close();
@@ -89,6 +95,40 @@ function device(t: Test, type: string, mebibytes: number): Arena {
   const grow = (more: number): void => {
     truncateSync(backing, fs.statSync(backing).size + (more << 20));
     run('losetup', '--set-capacity', path);
+  };
+  return { method: 'ftrace', path, mountPoint, content: () => readDirect(path), grow, write: writer(mountPoint) };
+}
+
+/** A driver without requests: the kernel tells of its writes by another event. */
+function zram(t: Test): Arena {
+  const place = folder(t);
+  const number = fs.readFileSync('/sys/class/zram-control/hot_add', 'utf8').trim();
+  t.teardown(() => writeFileSync('/sys/class/zram-control/hot_remove', number));
+  writeFileSync(`/sys/block/zram${number}/disksize`, '64M');
+  const path = `/dev/zram${number}`;
+  run('mkfs.ext4', '-q', path);
+  const mountPoint = mounted(t, path, join(place, 'mounted'));
+  return { method: 'ftrace', path, mountPoint, content: () => readDirect(path), grow: undefined, write: writer(mountPoint) }; // prettier-ignore
+}
+
+/** As LVM makes it: two stretches of one disk. */
+function mapped(t: Test, type: string, mebibytes: number): Arena {
+  const place = folder(t);
+  const below = loop(t, sparse(join(place, 'backing'), 2 * mebibytes));
+  const name = `cdmr-test-${process.pid}`;
+  const sectors = mebibytes * 2048;
+  const half = sectors / 2 + 24;
+  const table = (end: number): string =>
+    `0 ${half} linear ${below} ${sectors}\n${half} ${end - half} linear ${below} 8\n`;
+  run('sh', '-c', `printf '${table(sectors)}' | dmsetup create ${name}`);
+  t.teardown(() => void spawnSync('dmsetup', ['remove', '--retry', name]));
+  const path = fs.realpathSync(`/dev/mapper/${name}`);
+  run(`mkfs.${type}`, '-q', path);
+  const mountPoint = mounted(t, path, join(place, 'mounted'), '-o', 'discard');
+  let size = sectors;
+  const grow = (more: number): void => {
+    size += more * 2048;
+    run('sh', '-c', `printf '${table(size)}' | dmsetup load ${name} && dmsetup resume --noflush ${name}`);
   };
   return { method: 'ftrace', path, mountPoint, content: () => readDirect(path), grow, write: writer(mountPoint) };
 }

@@ -238,6 +238,7 @@ t.test('a line cut in mid-stream is Disconnected on both sides, and the control 
     events: { emit: (event) => void master.events.push(event) },
     masterVersion: '1',
     assignmentsFor: () => [assignment],
+    knownFor: () => [],
     onReport: () => undefined,
   });
   const line = await cutter(master.server.port);

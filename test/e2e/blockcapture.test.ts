@@ -2,8 +2,9 @@ import t from 'tap';
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { openTracefs, removeInstance } from '../../agent/capture/tracefs.ts';
+import { traceInstance } from '../../agent/trackings.ts';
 import { messageOf } from '../../proto/errors.ts';
 import { loopMount, missingForLoop, run } from '../loop.ts';
 import { noise, sameBytes } from './content.ts';
@@ -106,5 +107,33 @@ for (const type of long ? ['ext4', 'xfs'] : ['xfs']) {
     const { path } = await world.copyOf('traced');
     t.ok(sameBytes(device, path), 'byte for byte');
     t.equal(await world.metric('capture_lost_events_total'), 0);
+
+    await t.test('nothing stays of a replication that is deleted', async (t) => {
+      const instance = `/sys/kernel/tracing/instances/${traceInstance(join(world.dir, 'a'))}`;
+      t.ok(existsSync(instance));
+      await world.client.send('DELETE', '/replications/traced');
+      await world.until('tracing ends', async () => !existsSync(instance));
+      await world.until('the map is gone', async () => readdirSync(join(world.dir, 'a/replications')).length === 0);
+    });
   });
 }
+
+await t.test('the clone of an image goes with its replication', { skip: missingForLoop('xfs') }, async (t) => {
+  const { mountPoint } = await loopMount(t, 'xfs', 400);
+  const image = join(mountPoint, 'image');
+  writeFileSync(image, noise(8 << 20));
+  const world = await openWorld(t, { allow: [image] });
+  const clones = join(mountPoint, '.cdm-replicator');
+  await world.startAgent();
+  for (const name of ['one', 'other']) {
+    await world.replicate(name, image);
+    t.equal((await world.normal(name)).status.captureMethod, 'extents');
+  }
+  t.equal(readdirSync(clones).length, 2);
+  await world.client.send('DELETE', '/replications/one');
+  await world.until('its clone is gone, and only that', async () => readdirSync(clones).length === 1);
+  await world.agent.kill();
+  await world.client.send('DELETE', '/replications/other');
+  await world.startAgent();
+  await world.until('also where the agent was away', async () => !existsSync(clones));
+});

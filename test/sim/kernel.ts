@@ -85,7 +85,8 @@ export class SimKernel {
       startSector: 0,
       sizeBytes: Math.ceil(sizeBytes / sectorBytes) * sectorBytes,
       diskseq: String(this.#diskseq),
-      counted: true,
+      counted: 'yes',
+      splitsBios: false,
       sectors: this.#sectors,
       writing: this.#writing,
     };
@@ -95,6 +96,7 @@ export class SimKernel {
   ring(isDead: () => boolean): Ring {
     return {
       inherited: this.#watched ? [disk] : [],
+      inheritedQueue: [],
       watch: (disks) => {
         if (!isDead()) this.#watched = disks.includes(disk);
       },

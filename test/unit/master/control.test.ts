@@ -67,6 +67,7 @@ function open(t: Test, settings: { ownClocks?: boolean } = {}) {
     events: { emit: (event: EventInput) => void events.push(event) },
     masterVersion: '1',
     assignmentsFor: () => state.assignments,
+    knownFor: () => [],
     onReport: (_agent: string, report: Report) => void reports.push(report),
   };
   const master = masterControl(options);

@@ -34,7 +34,7 @@ interface Traced {
   write: (offset: number, length: number) => void;
 }
 
-async function traced(t: Test, bufferBytesPerCpu?: number): Promise<Traced> {
+async function traced(t: Test, bufferBytesPerCpu?: number, counted?: BlockStat['counted']): Promise<Traced> {
   const { device } = loopDevice(t, 64);
   const page = alignedPool(1 << 20)[0] as Buffer;
   noise(page.length).copy(page);
@@ -47,7 +47,11 @@ async function traced(t: Test, bufferBytesPerCpu?: number): Promise<Traced> {
     const ring = openTracefs({ instance, ...(bufferBytesPerCpu === undefined ? {} : { bufferBytesPerCpu }) });
     tracer = new Tracer(ring, systemClock);
     const marks: [number, number][] = [];
-    const capture = new Ftrace({ tracer, clock: systemClock, stat: () => tryBlockStat(device) });
+    const stat = (): BlockStat | string => {
+      const now = tryBlockStat(device);
+      return typeof now === 'string' || counted === undefined ? now : { ...now, counted };
+    };
+    const capture = new Ftrace({ tracer, clock: systemClock, stat });
     capture.marks = (offset, length) => marks.push([offset, length]);
     return { capture, marks };
   };
@@ -188,6 +192,24 @@ await t.test('a traced loop device', { skip: missing() }, async (t) => {
     t.match((await capture.drain()).doubt, /iostats/);
   });
 
+  await t.test('counters that are said to be off prove a start only once they were seen to count', async (t) => {
+    const { write, killed } = await traced(t, undefined, 'perhaps');
+    const first = (await killed()).capture;
+    await first.begin(undefined);
+    await first.drain();
+    const nothingSeen: unknown = JSON.parse(JSON.stringify(first.state()));
+    t.match(nothingSeen, { sectors: null });
+    t.match(await (await killed()).capture.begin(nothingSeen), { proven: false });
+    const next = (await killed()).capture;
+    await next.begin(undefined);
+    await next.drain();
+    write(0, 4096);
+    t.equal((await next.drain()).doubt, undefined);
+    const seen: unknown = JSON.parse(JSON.stringify(next.state()));
+    write(65536, 4096);
+    t.match(await (await killed()).capture.begin(seen), { proven: true });
+  });
+
   await t.test('under load nothing is doubted', async (t) => {
     const { capture, device } = await traced(t);
     await capture.begin(undefined);
@@ -209,7 +231,7 @@ t.test('facts of a device', { skip: missingForLoop('ext4') }, async (t) => {
   const stat = tryBlockStat(device) as BlockStat;
   t.equal(stat.sizeBytes, 8 << 20);
   t.equal(stat.bootId, readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim());
-  t.equal(stat.counted, true);
+  t.equal(stat.counted, 'yes');
   t.match(tryBlockStat('/dev/null'), /is no block device/);
   t.match(tryBlockStat('/dev/absent'), /ENOENT/);
 });
