@@ -22,6 +22,14 @@ import { transaction } from '../proto/sqlite.ts';
 export const eventCodes = {
   MasterStarted: { service: 'master', text: 'The master is ready; the message has its version.' },
   MasterStopped: { service: 'master', text: 'The master was stopped in order.' },
+  Leading: { service: 'master', text: 'This master leads from now on; the others wait.' },
+  NotAccepted: {
+    service: 'master',
+    text: 'A resource made in Kubernetes cannot be taken on yet; the message says why.',
+  },
+  DeletionWaits: { service: 'master', text: 'A resource is to be deleted and cannot be yet; the message says why.' },
+  ActionDone: { service: 'master', text: 'What the annotation of a resource asked for is done.' },
+  ActionRefused: { service: 'master', text: 'What the annotation of a resource asks for is refused; see the message.' },
   MasterTrouble: {
     service: 'master',
     text: 'A part of the master does not work as it should; the message says which.',

@@ -5,7 +5,9 @@
  * reverse one. Exit status 0 after SIGTERM or SIGINT, 1 when it cannot start (the reason is on standard error), 2 for a
  * wrong command line or configuration.
  */
-import { mkdir, realpath } from 'node:fs/promises';
+import { randomUUID } from 'node:crypto';
+import { mkdir, readFile, realpath } from 'node:fs/promises';
+import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { type Allow, allowList, refusedBySystem } from '../proto/allow.ts';
 import {
@@ -34,6 +36,8 @@ import { openDatabase } from './database.ts';
 import type { Engine } from './engine.ts';
 import { eventLog } from './events.ts';
 import { cleanUp, listGarbage } from './garbage.ts';
+import { serveHealth } from './health.ts';
+import { joinCluster, keepFiles, restoreFiles, type MembershipOptions } from './kubernetes/membership.ts';
 import { startMetrics, type Metrics } from './metrics.ts';
 import { mirrors } from './mirrors.ts';
 import { mustBeFree } from './recovery/copy.ts';
@@ -67,6 +71,13 @@ const { options: typed } = parseArguments(
       grpc: optional('HOST:PORT', 'of the agents (default 127.0.0.1:8443)', parseHostPort),
       advertise: repeated('HOST', 'names and addresses that agents dial', parseText),
       allow: repeated('PATH', 'where recoveries may write, with all below', parseText),
+      kubernetes: optional(
+        'NAMESPACE',
+        'keep all objects as resources of this namespace; several masters may run',
+        parseText,
+      ),
+      kubeconfig: optional('FILE', "of the cluster (default the pod's service account)", parseText),
+      health: optional('HOST:PORT', 'of /healthz and /readyz alone, also while another master leads', parseHostPort),
       'log-level': withDefault('LEVEL', 'info', 'trace, debug, info, warn or error', parseChoice(...logLevels)),
     },
   },
@@ -106,6 +117,8 @@ async function run(signal: AbortSignal): Promise<void> {
   };
   await mkdir(typed.data, { recursive: true, mode: 0o700 });
   const dir = await realpath(typed.data);
+  const health = await serveHealth(typed.health);
+  const cluster = typed.kubernetes === undefined ? undefined : await joinCluster(memberOf(typed.kubernetes), signal);
   holdData(dir);
   const recoveries = join(dir, 'recoveries');
   await mkdir(recoveries, { recursive: true, mode: 0o700 });
@@ -116,10 +129,12 @@ async function run(signal: AbortSignal): Promise<void> {
   });
 
   const database = openDatabase(join(dir, 'master.db'));
-  const store = sqliteStore(database, { clock: systemClock, random: systemRandom });
-  const events = eventLog(database, systemClock, undefined, ({ code, level, message, object }) =>
-    log[logLevelOf[level]]({ code, object }, message),
-  );
+  const store = cluster?.store ?? sqliteStore(database, { clock: systemClock, random: systemRandom });
+  if (cluster) await restoreFiles(store, dir);
+  const events = eventLog(database, systemClock, undefined, ({ code, level, message, object }) => {
+    log[logLevelOf[level]]({ code, object }, message);
+    cluster?.onEvent({ code, level, message, object });
+  });
   const version = programVersion();
   const metrics = startMetrics({ store, clock: systemClock, version });
   const authority = await openAuthority({
@@ -149,6 +164,7 @@ async function run(signal: AbortSignal): Promise<void> {
       events.emit({ code: 'UserLocked', level: 'WARNING', message: 'five wrong passwords', object: `User/${name}` }),
   });
   provideLocalClass(store, join(dir, 'volumes'));
+  if (cluster) await keepFiles(store, dir);
 
   const trusted = trustedClock(systemClock, store, (aheadMs) => {
     const message =
@@ -233,7 +249,7 @@ async function run(signal: AbortSignal): Promise<void> {
   };
   const { certificatePem, keyPem } = authority.server();
   const tls = configured.tls ?? (isLoopback(listen.http.host) ? undefined : { cert: certificatePem, key: keyPem });
-  const api = await startApi({
+  const context = {
     store,
     engine,
     events,
@@ -243,6 +259,9 @@ async function run(signal: AbortSignal): Promise<void> {
     trusted,
     newJoinToken: () => authority.createToken(),
     caPem: authority.caPem,
+  };
+  const api = await startApi({
+    ...context,
     listen: { ...listen.http, ...(tls ? { tls } : {}) },
     metrics,
     version,
@@ -250,6 +269,16 @@ async function run(signal: AbortSignal): Promise<void> {
     logger: log,
   });
 
+  const inCluster =
+    cluster?.run(
+      {
+        context,
+        api,
+        adminToken: (await readFile(join(dir, 'admin.token'), 'utf8')).trim(),
+        report: (event) => events.emit(event),
+      },
+      signal,
+    ) ?? Promise.resolve();
   const work = [
     running.run(signal),
     history.run(signal),
@@ -268,6 +297,7 @@ async function run(signal: AbortSignal): Promise<void> {
     runSchedules({ store, clock: systemClock, trusted, mirrors: running, events }, signal),
     runSpace({ store, clock: systemClock, mirrors: running, events }, signal),
     agents.settle(signal),
+    inCluster,
   ];
   await writeDurably(
     join(dir, 'endpoints.json'),
@@ -276,6 +306,7 @@ async function run(signal: AbortSignal): Promise<void> {
   );
   events.emit({ code: 'MasterStarted', level: 'INFO', message: `version ${version}`, object: null });
   log.info({ http: api.url, grpc: server.port, data: dir }, 'ready');
+  health.ready = true;
 
   await new Promise<void>((resolve) => {
     if (signal.aborted) return resolve();
@@ -289,8 +320,26 @@ async function run(signal: AbortSignal): Promise<void> {
   }
   events.emit({ code: 'MasterStopped', level: 'INFO', message: 'stopped in order', object: null });
   events.close();
+  await cluster?.leave();
   // And the database with it.
-  store.close();
+  if (cluster) database.close();
+  else store.close();
+  health.close();
+}
+
+function memberOf(namespace: string): MembershipOptions {
+  return {
+    cluster: typed.kubeconfig === undefined ? {} : { kubeconfig: typed.kubeconfig },
+    namespace,
+    identity: `${process.env['POD_NAME'] ?? hostname()}_${randomUUID()}`,
+    clock: systemClock,
+    log: (message) => log.info(message),
+    onLost(reason) {
+      if (stopping.signal.aborted) return;
+      log.fatal(reason);
+      process.exit(1);
+    },
+  };
 }
 
 /** Counts a call by its method and how it ended. */

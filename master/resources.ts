@@ -155,6 +155,8 @@ export interface ReplicationRequests {
   force: boolean;
   /** The recovery (uid) that keeps the source from writing; absent: the source may. */
   fencedBy?: string;
+  /** Newest spec.trigger.manual that a sync was asked for with. */
+  manual?: string;
 }
 
 export type Replication = Resource<'Replication', ReplicationSpec, ReplicationStatus> & {

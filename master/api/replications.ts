@@ -193,7 +193,7 @@ async function inferMode({ engine }: Context, { source }: ReplicationSpec): Prom
 }
 
 /** Fills in what can be inferred, and checks what a schema cannot. @throws ApiProblem Invalid */
-function complete(context: Context, spec: ReplicationSpec, old?: ReplicationSpec): ReplicationSpec {
+export function complete(context: Context, spec: ReplicationSpec, old?: ReplicationSpec): ReplicationSpec {
   const { store, engine } = context;
   const { source, target, trigger } = spec;
   const errors: FieldError[] = [];
@@ -258,7 +258,14 @@ function editable(metadata: Input['metadata']): Draft<'Replication'>['metadata']
 }
 export { editable as editableMetadata };
 
-function draft(body: Input, spec: ReplicationSpec): Draft<'Replication'> {
+/** Each new tag is one sync. */
+export function askManual({ requests }: Replication, manual: string | undefined): void {
+  if (manual === undefined || manual === requests.manual) return;
+  requests.sync += 1;
+  requests.manual = manual;
+}
+
+export function draft(body: Pick<Input, 'metadata'>, spec: ReplicationSpec): Draft<'Replication'> {
   return {
     apiVersion,
     kind: 'Replication',
@@ -287,7 +294,10 @@ function draft(body: Input, spec: ReplicationSpec): Draft<'Replication'> {
       observedGeneration: 0,
       conditions: [],
     },
-    requests: { sync: spec.trigger.manual === undefined ? 0 : 1, resync: 0, verify: 0, force: false },
+    requests: {
+      ...(spec.trigger.manual === undefined ? { sync: 0 } : { sync: 1, manual: spec.trigger.manual }),
+      ...{ resync: 0, verify: 0, force: false },
+    },
   };
 }
 
@@ -313,7 +323,7 @@ function replace(context: Context, old: Replication, body: Input, ifVersion: str
   ensureGroup(context.store, spec.group);
   const change = (object: Replication): void => {
     const { manual } = spec.trigger;
-    if (manual !== undefined && manual !== object.spec.trigger.manual) object.requests.sync += 1;
+    askManual(object, manual);
     const { uid, generation, resourceVersion, creationTimestamp, namespace } = object.metadata;
     object.metadata = {
       ...(namespace === undefined ? {} : { namespace }),

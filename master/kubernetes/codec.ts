@@ -11,6 +11,8 @@ import { group, named } from './kinds.ts';
 import { isNullable, type JsonSchema } from './structural.ts';
 
 export const finalizer = `${group}/data`;
+/** In the status of what the master has taken on: all of it was set at once, so what is absent is null. */
+export const accepted = 'accepted';
 export const displayNameAnnotation = `${group}/display-name`;
 
 export interface ObjectMeta {
@@ -70,16 +72,16 @@ export function encode(
 export function encodeStatus(kind: Kind, object: Resources[Kind]): Record<string, unknown> {
   const { hidden } = named(kind);
   const rest = hidden === undefined ? {} : { [hidden]: (object as unknown as Record<string, unknown>)[hidden] };
-  return withoutNulls({ ...object.status, ...rest }) as Record<string, unknown>;
+  return withoutNulls({ ...object.status, ...rest, [accepted]: true }) as Record<string, unknown>;
 }
 
-/** undefined: a resource that was just made by a person; its status is not there yet. */
+/** undefined: a resource that a person made and the master has not taken on (yet). */
 export function decode<K extends Kind>(kind: K, resource: CustomResource): Resources[K] | undefined {
   const { status, metadata } = resource;
   const { schema, hidden } = named(kind);
   const shape = (schema as unknown as JsonSchema).properties ?? {};
-  const { [hidden ?? '']: hiddenPart, ...shown } = status ?? {};
-  if (status === undefined || (hidden !== undefined && hiddenPart === undefined)) return undefined;
+  const { [hidden ?? '']: hiddenPart, [accepted]: isAccepted, ...shown } = status ?? {};
+  if (isAccepted !== true) return undefined;
   const { [displayNameAnnotation]: displayName, ...annotations } = metadata.annotations ?? {};
   const key = keyOf(kind, metadata.name);
   return {
@@ -96,10 +98,15 @@ export function decode<K extends Kind>(kind: K, resource: CustomResource): Resou
       resourceVersion: metadata.resourceVersion,
       creationTimestamp: new Date(metadata.creationTimestamp).toISOString(),
     },
-    spec: complete(shape['spec'] ?? {}, resource.spec),
+    spec: specOf(kind, resource),
     status: complete(shape['status'] ?? {}, shown),
     ...(hidden === undefined ? {} : { [hidden]: hiddenPart }),
   } as unknown as Resources[K];
+}
+
+export function specOf<K extends Kind>(kind: K, resource: CustomResource): Resources[K]['spec'] {
+  const shape = (named(kind).schema as unknown as JsonSchema).properties ?? {};
+  return complete(shape['spec'] ?? {}, resource.spec) as Resources[K]['spec'];
 }
 
 export function withoutNulls(value: unknown): unknown {

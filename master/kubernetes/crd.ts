@@ -8,6 +8,7 @@
 import { writeFileSync } from 'node:fs';
 import { stringify } from 'yaml';
 import type { Kind } from '../resources.ts';
+import { accepted } from './codec.ts';
 import { allKinds, group, named, version, type Named } from './kinds.ts';
 import { lenient, structural, type JsonSchema } from './structural.ts';
 
@@ -110,7 +111,10 @@ export function definition(of: Kind): Record<string, unknown> {
   const { spec, status } = (schema as unknown as JsonSchema).properties ?? {};
   const rules = (list: Rule[]): JsonSchema => (list.length > 0 ? { 'x-kubernetes-validations': list } : {});
   const statusSchema = lenient(structural(status ?? {}));
-  const hiddenFields = hidden === undefined ? {} : { [hidden]: hiddenSchemas[hidden] };
+  const hiddenFields = {
+    ...(hidden === undefined ? {} : { [hidden]: hiddenSchemas[hidden] }),
+    [accepted]: { type: 'boolean', description: 'the master has taken the object on' },
+  };
   return {
     apiVersion: 'apiextensions.k8s.io/v1',
     kind: 'CustomResourceDefinition',

@@ -16,7 +16,15 @@ import type { Draft, Store } from '../store.ts';
 import { ApiFault, type ClusterOptions } from './api.ts';
 import { openBridge, type Arrival } from './bridge.ts';
 import { objectCache, type Cache } from './cache.ts';
-import { displayNameAnnotation, encode, encodeStatus, finalizer, nameOf, type CustomResource } from './codec.ts';
+import {
+  displayNameAnnotation,
+  encode,
+  encodeStatus,
+  finalizer,
+  nameOf,
+  withoutNulls,
+  type CustomResource,
+} from './codec.ts';
 import { history } from './history.ts';
 import { allKinds, group, named, version } from './kinds.ts';
 import { recordLabel, recordOf, secretName, secretOf, type Secret } from './records.ts';
@@ -36,12 +44,10 @@ export interface KubernetesStoreOptions {
 }
 
 export interface KubernetesStore extends Store {
-  /** Gives a resource that a person made its first status. The object comes into the store with it. */
-  adopt<K extends Kind>(
-    kind: K,
-    key: string,
-    first: (spec: Resources[K]['spec']) => Omit<Resources[K], 'apiVersion' | 'kind' | 'metadata' | 'spec'>,
-  ): void;
+  /** Takes a resource on that a person made: completes its spec and gives it its first status. */
+  adopt<K extends Kind>(kind: K, key: string, draft: Draft<K>): void;
+  /** Takes our finalizer and the given annotations off a resource, whatever it is. */
+  strip(kind: Kind, key: string, what: { finalizer?: true; annotation?: string }): void;
   /** Resources as they are, also those not taken on yet. */
   resources(kind: Kind): { key: string; raw: CustomResource }[];
   /** Conditions of a resource that cannot be taken on as it is. */
@@ -360,18 +366,25 @@ export async function openKubernetesStore(options: KubernetesStoreOptions): Prom
         .filter((record) => record?.table === table)
         .map((record) => ({ key: record?.key ?? '', value: record?.value ?? '' }))
         .sort((a, b) => (a.key < b.key ? -1 : 1)),
-    adopt(kind, key, first) {
+    adopt(kind, key, draft) {
       const raw = cache.resource(kind, key);
       if (!raw) return;
-      if (named(kind).finalizer && !(raw.metadata.finalizers ?? []).includes(finalizer)) {
-        const finalizers = [...(raw.metadata.finalizers ?? []), finalizer];
-        cache.put(
-          kind,
-          call('PUT', pathOf(kind, key), { ...raw, metadata: { ...raw.metadata, finalizers } }) as CustomResource,
-        );
+      const finalizers = raw.metadata.finalizers ?? [];
+      const wanted = named(kind).finalizer && !finalizers.includes(finalizer) ? [...finalizers, finalizer] : finalizers;
+      const spec = withoutNulls(draft.spec) as Record<string, unknown>;
+      if (wanted !== finalizers || !isDeepStrictEqual(spec, raw.spec)) {
+        const body = { ...raw, spec, metadata: { ...raw.metadata, finalizers: wanted } };
+        cache.put(kind, call('PUT', pathOf(kind, key), body) as CustomResource);
       }
-      const object = first(raw.spec as unknown as Resources[typeof kind]['spec']);
-      writeStatus(kind, key, encodeStatus(kind, object as Resources[typeof kind]));
+      writeStatus(kind, key, encodeStatus(kind, draft as unknown as Resources[typeof kind]));
+    },
+    strip(kind, key, what) {
+      const raw = cache.resource(kind, key);
+      if (!raw) return;
+      const { [what.annotation ?? '']: _, ...annotations } = raw.metadata.annotations ?? {};
+      const finalizers = (raw.metadata.finalizers ?? []).filter((one) => what.finalizer !== true || one !== finalizer);
+      const metadata = { ...raw.metadata, annotations, finalizers };
+      cache.put(kind, call('PUT', pathOf(kind, key), { ...raw, metadata }) as CustomResource);
     },
     refuse: writeStatus,
     resources: (kind) => cache.resources(kind),

@@ -1,0 +1,125 @@
+/**
+ * A master that lives in a cluster: waits until it leads, then has the store over the API server, writes Events and runs the
+ * operator. What a data directory alone would keep and another node needs (the CA, the first token) is kept in the store too.
+ *
+ * Failure: a master that loses the lead ends its process at once, as what it has under way may be another one's by now.
+ */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { writeDurably } from '../../proto/durable.ts';
+import type { Clock } from '../../proto/effects.ts';
+import { systemErrorCode } from '../../proto/errors.ts';
+import type { Context } from '../api/route.ts';
+import type { Api as RestApi } from '../api/server.ts';
+import type { Engine, EventInput } from '../engine.ts';
+import { follow } from '../follow.ts';
+import type { Store } from '../store.ts';
+import { connectApi, type ClusterOptions } from './api.ts';
+import { draftOf } from './drafts.ts';
+import { eventWriter } from './events.ts';
+import { lead } from './lease.ts';
+import { runOperator } from './operator.ts';
+import { openKubernetesStore, type KubernetesStore } from './store.ts';
+
+export interface MembershipOptions {
+  cluster: ClusterOptions;
+  namespace: string;
+  /** Unique among the masters. */
+  identity: string;
+  clock: Clock;
+  log: (message: string) => void;
+  /** The process must end, now. */
+  onLost: (reason: string) => void;
+}
+
+export interface Membership {
+  store: KubernetesStore;
+  /** Which leader this is, from 0. */
+  transitions: number;
+  onEvent(event: EventInput): void;
+  /** Operator and Events, until the signal aborts. */
+  run(
+    options: {
+      context: Omit<Context, 'watches'>;
+      api: RestApi;
+      adminToken: string;
+      report: (event: EventInput) => void;
+    },
+    signal: AbortSignal,
+  ): Promise<void>;
+  /** After everything else: writes what waits, and lets the next one lead. */
+  leave(): Promise<void>;
+}
+
+export async function joinCluster(options: MembershipOptions, signal: AbortSignal): Promise<Membership> {
+  const { cluster, namespace, identity, clock, log, onLost } = options;
+  const api = connectApi(cluster);
+  const name = 'cdm-replicator-master';
+  const leadership = await lead({ api, clock, namespace, name, identity, onWait: log }, signal);
+  void leadership.lost.then(onLost);
+  const store = await openKubernetesStore({
+    cluster,
+    namespace,
+    mayWrite: () => leadership.mayWrite(),
+    onLine: (trouble) => log(trouble === undefined ? 'the API server is heard of again' : `API server: ${trouble}`),
+    onFailure: (error) => onLost(`the connection to the API server broke down: ${error.message}`),
+  });
+  const events = eventWriter({ api, namespace, clock, uidOf: (kind, key) => store.get(kind, key)?.metadata.uid });
+  return {
+    store,
+    transitions: leadership.transitions,
+    onEvent: (event) => events.add(event),
+    async run({ context, api: rest, adminToken, report }, until) {
+      const operator = runOperator(
+        {
+          store,
+          clock,
+          report,
+          call: (method, path, body) => rest.call(method, path, adminToken, body),
+          // Watches are for REST's own routes.
+          draftOf: (kind, raw) => draftOf(context as Context, kind, raw),
+        },
+        until,
+      );
+      await Promise.all([operator, events.run(until), revoke(store, context.engine, until)]);
+    },
+    async leave() {
+      await store.flush();
+      store.close();
+      await leadership.release();
+    },
+  };
+}
+
+/** `kubectl delete replicationagent` is what DELETE of an agent is over REST. */
+async function revoke(store: Store, engine: Engine, signal: AbortSignal): Promise<void> {
+  for await (const { key, deleted } of follow(store, 'Agent', signal)) if (deleted) engine.revokeAgent(key);
+}
+
+const table = 'authority';
+const files = ['ca.key', 'ca.pem', 'admin.token'];
+
+/** Makes the files of a new data directory those that the store has. Before they would be made anew. */
+export async function restoreFiles(store: Store, dir: string): Promise<void> {
+  for (const file of files) {
+    const kept = store.getRecord(table, file);
+    if (kept !== undefined && (await readText(join(dir, file))) !== kept)
+      await writeDurably(join(dir, file), kept, 0o600);
+  }
+}
+
+export async function keepFiles(store: Store, dir: string): Promise<void> {
+  for (const file of files) {
+    const text = await readText(join(dir, file));
+    if (text !== undefined) store.putRecord(table, file, text);
+  }
+}
+
+async function readText(path: string): Promise<string | undefined> {
+  try {
+    return await readFile(path, 'utf8');
+  } catch (error) {
+    if (systemErrorCode(error) === 'ENOENT') return undefined;
+    throw error;
+  }
+}
