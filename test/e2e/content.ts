@@ -1,5 +1,5 @@
 /** Contents of test volumes: seeded bytes, a writer that goes on meanwhile, and comparing. */
-import { spawnSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { closeSync, constants, copyFileSync, existsSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs';
 import { promises as fs } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -43,6 +43,12 @@ export function sameBytes(one: string, other: string): boolean {
   const { status, error } = spawnSync('cmp', ['--silent', one, other]);
   if (error) throw error;
   return status === 0;
+}
+
+/** Numbers of the blocks of 4096 bytes in which they differ, the first of them; empty = none. */
+export function differingBlocks(one: string, other: string): string {
+  const numbers = `cmp -l '${one}' '${other}' | awk '{ print int(($1 - 1) / 4096) }' | uniq | head -50`;
+  return execFileSync('sh', ['-c', numbers], { encoding: 'utf8' }).trim().replaceAll('\n', ' ');
 }
 
 export function copyKeeping(from: string, to: string): void {

@@ -26,6 +26,8 @@ export interface Program {
   /** SIGTERM; answers the exit status. */
   stop(): Promise<number | null>;
   readonly running: boolean;
+  /** 0 when it was never started. */
+  readonly pid: number;
   /** Resident memory now, anonymous pages and those of files alike; 0 when not running. */
   rssBytes(): number;
   logEnd(): string;
@@ -59,6 +61,9 @@ export function program(name: ProgramName, argv: () => string[], logPath: string
     },
     get running() {
       return child !== undefined && child.exitCode === null && child.signalCode === null;
+    },
+    get pid() {
+      return child?.pid ?? 0;
     },
     rssBytes() {
       try {

@@ -77,7 +77,7 @@ export interface WorldOptions {
   proxied?: boolean;
 }
 
-export async function openWorld(t: Test, options: WorldOptions = {}): Promise<World> {
+export async function openWorld(t: Pick<Test, 'teardown'>, options: WorldOptions = {}): Promise<World> {
   const dir = realpathSync(mkdtempSync(join(tmpdir(), 'replicator-e2e-')));
   const masterDir = join(dir, 'm');
   const sources = join(dir, 'sources');

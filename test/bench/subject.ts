@@ -1,0 +1,22 @@
+/** One who copies: ours or a peer. */
+import type { Volume } from './volumes.ts';
+
+export interface Subject {
+  name: string;
+  /** As a person would type it, to be printed. */
+  command: string;
+  /** How often each byte on its way crosses the loopback. */
+  hops: number;
+  /** Processes whose cost counts, with all below them. */
+  roots(): number[];
+  /** Nothing of the volume is on the target side. */
+  reset(volume: Volume): Promise<void>;
+  /** The source has changed since the last call, or everything is new: durable on the target side when it returns. */
+  copy(volume: Volume): Promise<void>;
+  /** @throws when the target is not the source */
+  check(volume: Volume): Promise<void>;
+  stop(): Promise<void>;
+}
+
+/** It cannot be had here. */
+export class Missing extends Error {}
