@@ -68,6 +68,8 @@ export class Manifest {
   #prepared: number;
   #digest: Buffer;
   #dirtyBytes: number | undefined;
+  /** Slots sent in the open epoch whose names have changed since. */
+  readonly #unsettled = new Set<number>();
 
   constructor(folder: string) {
     mkdirSync(folder, { recursive: true });
@@ -174,6 +176,7 @@ export class Manifest {
   }
 
   #setHead(sequence: number, digest: Buffer): void {
+    this.#unsettled.clear();
     this.#rows.run('UPDATE state SET acked = ?, prepared = ?, digest = ?', sequence, sequence, digest);
     [this.#acked, this.#prepared, this.#digest] = [sequence, sequence, digest];
   }
@@ -238,8 +241,24 @@ export class Manifest {
   /** With the new size when the inode changed, without when its names did. */
   markDirty(slot: number, sizeBytes?: bigint): void {
     if (this.#dirtyBytes !== undefined) this.#dirtyBytes = undefined;
-    if (sizeBytes === undefined) this.#rows.run(`UPDATE inode SET dirty = ${moved} WHERE slot = ?`, slot);
-    else this.#rows.run('UPDATE inode SET dirty = max(dirty, 1), size = ?, ctime = -1 WHERE slot = ?', sizeBytes, slot);
+    if (sizeBytes === undefined) {
+      this.#rows.run(`UPDATE inode SET dirty = ${moved} WHERE slot = ?`, slot);
+      if (this.#isSent(slot)) this.#unsettled.add(slot);
+    } else
+      this.#rows.run('UPDATE inode SET dirty = max(dirty, 1), size = ?, ctime = -1 WHERE slot = ?', sizeBytes, slot);
+  }
+
+  /** In the open epoch, or it is new. */
+  #isSent(slot: number): boolean {
+    return this.#rows.get('SELECT 1 FROM inode WHERE slot = ? AND epoch > ?', slot, this.#acked) !== undefined;
+  }
+
+  /**
+   * What was sent in the open epoch by a name that something else may have by now was not sent again yet: no commit may
+   * come between, for in one commit a name stands for one thing.
+   */
+  get isUnsettled(): boolean {
+    return this.#unsettled.size > 0;
   }
 
   markAllDirty(): void {
@@ -402,6 +421,7 @@ export class Manifest {
     state: { signature: Signature; root: Buffer | undefined; hash: Buffer; sent: boolean; dirty: boolean },
   ): void {
     const { signature, root, hash, sent, dirty } = state;
+    if (sent) this.#unsettled.delete(row.slot);
     this.#rows.run(
       'UPDATE inode SET size = ?, mtime = ?, ctime = ?, epoch = ?, dirty = ?, root = ?, sent = ?, hash = ? WHERE slot = ?',
       signature.sizeBytes,
@@ -424,6 +444,7 @@ export class Manifest {
 
   /** The row's node goes out with its new names and the content it had; the rest of it is still to be read. */
   renamed(slot: number, hash: Buffer): void {
+    this.#unsettled.delete(slot);
     this.#rows.run('UPDATE inode SET epoch = ?, dirty = 1, hash = ? WHERE slot = ?', this.#acked + 1, hash, slot);
   }
 

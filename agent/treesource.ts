@@ -124,7 +124,7 @@ export class TreeSource implements Source {
   }
 
   get isIndivisible(): boolean {
-    return this.#moving;
+    return this.#moving || this.#manifest.isUnsettled;
   }
 
   async facts(): Promise<SourceFacts> {
@@ -344,6 +344,7 @@ export class TreeSource implements Source {
       only = collected.vanished.size <= maxVanished ? collected.vanished : undefined;
       await looks.settleVanished(collected.vanished, signal);
     }
+    if (manifest.isUnsettled) made.broken ??= 'names changed hands faster than they could be followed';
     const { scan } = this.#finder;
     assert(scan);
     made.consistency = 'file';

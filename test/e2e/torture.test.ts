@@ -68,8 +68,15 @@ async function torture(t: Test, world: World, source: string, consistency: strin
     if (differing.length > 0) break;
   }
   t.equal(await world.metric('verify_mismatched_bytes_total', '"tree"'), 0, 'verify found nothing wrong');
-  const codes = (await world.events()).map(({ code }) => code);
-  t.notOk(codes.includes('VerifyMismatch') || codes.includes('ReplicaDamaged'));
+  const events = await world.events();
+  t.notOk(events.some(({ code }) => code === 'VerifyMismatch' || code === 'ReplicaDamaged'));
+  const troubles = events.filter(({ code }) => code === 'SourceTrouble').map(({ message }) => message);
+  t.same(
+    troubles.filter((message) => message.includes('which another one has')),
+    [],
+    'no epoch gives a name to two',
+  );
+  if (troubles.length > 0) t.comment(`sessions that ended with trouble: ${troubles.length}, such as: ${troubles[0]}`);
   const seconds = ((performance.now() - startMs) / 1000).toFixed(0);
   const points = (await world.points('tree')).at(-1)?.sequence;
   t.comment(`${operations} operations, ${cuts} cuts, ${seconds} s; newest commit ${points}`);

@@ -184,3 +184,26 @@ t.test('a file that is no database is replaced, a second process is refused', as
   t.throws(() => openManifest(path), /locked/);
   manifest.close();
 });
+
+t.test('a name that changes hands within an epoch: no commit until both are sent', async (t) => {
+  const { manifest } = begun(t);
+  const a = add(manifest, 2, 'a');
+  sendAll(manifest);
+  t.equal(manifest.isUnsettled, false);
+  const b = add(manifest, 3, 'b');
+  manifest.setName(0, name('a'), b, true);
+  t.equal(manifest.isUnsettled, true, 'the replica has been told that a is called so');
+  manifest.setName(0, name('c'), a, true);
+  sendAll(manifest);
+  t.equal(manifest.isUnsettled, false);
+  manifest.removeName(0, name('c'));
+  t.equal(manifest.isUnsettled, true);
+  manifest.buryOrphans();
+  sendAll(manifest);
+  t.equal(manifest.isUnsettled, false, 'its end was told');
+  manifest.prepare(1);
+  manifest.committed(1, digest);
+  manifest.setName(0, name('d'), b, true);
+  t.equal(manifest.isUnsettled, false, 'what an earlier commit brought just loses the name');
+  manifest.close();
+});
