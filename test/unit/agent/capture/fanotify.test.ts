@@ -1,10 +1,14 @@
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import fs from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import t from 'tap';
 import { attach, sync } from '../../../conformance/capture.ts';
 import { ModelReplica } from '../../../conformance/modelreplica.ts';
 import { TreeMutator } from '../../../conformance/treemutator.ts';
 import { differing, makePlace, mirrored, missingForFanotify } from '../../../conformance/treeplace.ts';
+import { walkReplica } from '../../../conformance/treewalk.ts';
 import { loopMount, missingForLoop, run } from '../../../loop.ts';
 
 t.setTimeout(240_000);
@@ -51,6 +55,79 @@ t.test('a tree of many directories that is moved, or whose mode changes, costs o
   fs.writeFileSync(`${root}/b/a/d250/e/new`, 'within what was moved');
   await again();
   t.ok(replica.sentNodes - sentNodes < 12, `${replica.sentNodes - sentNodes} nodes`);
+  t.equal(source.counters.fullScans, 1);
+});
+
+/** Calls of this process and its threads while `work` goes on, by name. */
+async function systemCalls(work: () => Promise<void>): Promise<Map<string, number>> {
+  const out = fs.mkdtempSync(join(tmpdir(), 'strace-'));
+  const tracer = spawn('strace', ['-f', '-c', '-U', 'calls,name', '-o', `${out}/counts`, '-p', `${process.pid}`]);
+  const ended = once(tracer, 'exit');
+  try {
+    // One line for each thread; the workers of the pool are there since the first copy.
+    await once(tracer.stderr, 'data');
+    await work();
+  } finally {
+    tracer.kill('SIGINT');
+    await ended;
+  }
+  const lines = fs.readFileSync(`${out}/counts`, 'utf8').split('\n');
+  fs.rmSync(out, { recursive: true });
+  return new Map(lines.map((line) => line.trim().split(/\s+/)).map(([calls, name]) => [name ?? '', Number(calls)]));
+}
+
+const noStrace =
+  skip ||
+  (spawnSync('strace', ['-f', '-c', '-o', '/dev/null', 'true']).status !== 0 && 'needs strace, and leave to trace');
+t.test('what a cut costs follows what changed, not the size of the tree', { skip: noStrace }, async (t) => {
+  const files = 4000;
+  const { root, source, again, replica } = await mirrored(
+    t,
+    (root) => {
+      for (let at = 0; at < files; at++) {
+        fs.mkdirSync(`${root}/d${at % 400}`, { recursive: true });
+        fs.writeFileSync(`${root}/d${at % 400}/f${at}`, `${at}`);
+      }
+    },
+    named,
+  );
+  const calls = await systemCalls(async () => {
+    for (let at = 0; at < 10; at++) fs.appendFileSync(`${root}/d${at * 7}/f${at * 7}`, 'changed');
+    fs.rmSync(`${root}/d3/f3`);
+    fs.renameSync(`${root}/d4`, `${root}/d5/d4`);
+    t.equal(await sync(source, replica), undefined);
+  });
+  const looks = [...calls].filter(([name]) => /^(newfstatat|statx|openat2?|fstat|getdents64|readlink)$/.test(name));
+  t.comment(looks.map(([name, times]) => `${name} ${times}`).join(', '));
+  const count = looks.reduce((sum, [, times]) => sum + times, 0);
+  t.ok(count > 10 && count < 600, `${count} looks into a tree of ${files} files`);
+  t.equal(source.counters.fullScans, 1);
+  await again();
+});
+
+const isLong = process.env['REPLICATOR_LONG'] === '1';
+const many = isLong ? 100_000 : 3000;
+t.test(`a tree of ${many} files that is moved sends no content and a handful of nodes`, { skip }, async (t) => {
+  const { root, source, replica } = await mirrored(
+    t,
+    (root) => {
+      for (let at = 0; at < many; at++) {
+        if (at % 100 === 0) fs.mkdirSync(`${root}/a/b/d${at / 100}`, { recursive: true });
+        fs.writeFileSync(`${root}/a/b/d${Math.floor(at / 100)}/f${at}`, `${at}`);
+      }
+      fs.mkdirSync(`${root}/c`);
+    },
+    named,
+  );
+  const { sentBytes, sentNodes } = replica;
+  const startMs = performance.now();
+  fs.renameSync(`${root}/a/b`, `${root}/c/moved`);
+  t.equal(await sync(source, replica), undefined);
+  t.comment(`${(performance.now() - startMs).toFixed(0)} ms`);
+  t.equal(replica.sentBytes, sentBytes);
+  t.ok(replica.sentNodes - sentNodes <= 4, `${replica.sentNodes - sentNodes} nodes`);
+  const names = [...walkReplica(replica).keys()];
+  t.equal(names.filter((path) => path.startsWith('/c/moved/')).length, many + many / 100);
   t.equal(source.counters.fullScans, 1);
 });
 
