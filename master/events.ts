@@ -34,6 +34,11 @@ export const eventCodes = {
     service: 'master',
     text: 'A part of the master does not work as it should; the message says which.',
   },
+  ConfigReloaded: { service: 'master', text: 'The configuration was read again; the message says what took effect.' },
+  ConfigRefused: {
+    service: 'master',
+    text: 'The configuration is wrong; the message says where. Nothing was changed.',
+  },
   AgentJoined: { service: 'agent', text: 'A node joined with a token and got its certificate.' },
   AgentConnected: { service: 'agent', text: 'The agent is connected.' },
   AgentDisconnected: { service: 'agent', text: 'The line to the agent ended; it dials again by itself.' },

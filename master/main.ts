@@ -16,9 +16,9 @@ import {
   printUsageError,
   programVersion,
   repeated,
+  toggle,
   required,
   UsageError,
-  withDefault,
 } from '../proto/cli.ts';
 import { writeDurably } from '../proto/durable.ts';
 import { asReplicationError, messageOf, ReplicationError } from '../proto/errors.ts';
@@ -30,7 +30,8 @@ import { formatHostPort, isLoopback, parseChoice, parseFolder, parseHostPort, pa
 import { startApi } from './api/server.ts';
 import { openAuthority } from './authority.ts';
 import { bootstraps } from './bootstrap/bootstraps.ts';
-import { readConfiguration } from './configuration.ts';
+import { Configuration, readConfiguration, type Configured } from './configuration.ts';
+import { reloads } from './reload.ts';
 import { control } from './control.ts';
 import { openDatabase } from './database.ts';
 import type { Engine } from './engine.ts';
@@ -56,6 +57,10 @@ import { openTokens } from './tokens.ts';
 import { openUsers } from './users.ts';
 import { trustedClock } from './trustedclock.ts';
 
+if (process.argv.includes('--config-schema')) {
+  process.stdout.write(`${JSON.stringify(Configuration, null, 2)}\n`);
+  process.exit(0);
+}
 const { options: typed } = parseArguments(
   {
     name: 'replicator-master',
@@ -70,6 +75,7 @@ const { options: typed } = parseArguments(
       ),
       grpc: optional('HOST:PORT', 'of the agents (default 127.0.0.1:8443)', parseHostPort),
       advertise: repeated('HOST', 'names and addresses that agents dial', parseText),
+      'check-config': toggle('only look whether the configuration and this command line are right'),
       allow: repeated('PATH', 'where recoveries may write, with all below', parseText),
       kubernetes: optional(
         'NAMESPACE',
@@ -78,14 +84,18 @@ const { options: typed } = parseArguments(
       ),
       kubeconfig: optional('FILE', "of the cluster (default the pod's service account)", parseText),
       health: optional('HOST:PORT', 'of /healthz and /readyz alone, also while another master leads', parseHostPort),
-      'log-level': withDefault('LEVEL', 'info', 'trace, debug, info, warn or error', parseChoice(...logLevels)),
+      'log-level': optional('LEVEL', `${logLevels.join(', ')} (default info)`, parseChoice(...logLevels)),
     },
   },
   process.argv.slice(2),
 );
 
-const log = openLog('replicator-master', typed['log-level']);
+const levelOf = ({ logLevel }: Configured) => typed['log-level'] ?? logLevel ?? 'info';
+const log = openLog('replicator-master', levelOf({}));
 const logLevelOf = { FATAL: 'fatal', ERROR: 'error', WARNING: 'warn', INFO: 'info', TRACE: 'debug' } as const;
+/** SIGHUP never ends us, whenever it comes. */
+let hungUp = (): void => undefined;
+process.on('SIGHUP', () => hungUp());
 const stopping = new AbortController();
 for (const name of ['SIGTERM', 'SIGINT'] as const) {
   process.once(name, () => {
@@ -110,11 +120,17 @@ try {
 }
 
 async function run(signal: AbortSignal): Promise<void> {
-  const configured = typed.config === undefined ? {} : await readConfiguration(typed.config);
+  const read = async (): Promise<Configured> => (typed.config === undefined ? {} : readConfiguration(typed.config));
+  const configured = await read();
+  log.level = levelOf(configured);
   const listen = {
     http: typed.http ?? parseHostPort(configured.http ?? '127.0.0.1:8080'),
     grpc: typed.grpc ?? parseHostPort(configured.grpc ?? '127.0.0.1:8443'),
   };
+  if (typed['check-config']) {
+    process.stdout.write(`${typed.config ?? 'the command line'} is right\n`);
+    return;
+  }
   await mkdir(typed.data, { recursive: true, mode: 0o700 });
   const dir = await realpath(typed.data);
   const health = await serveHealth(typed.health);
@@ -122,11 +138,13 @@ async function run(signal: AbortSignal): Promise<void> {
   holdData(dir);
   const recoveries = join(dir, 'recoveries');
   await mkdir(recoveries, { recursive: true, mode: 0o700 });
-  const allow = allowList({
-    allow: [...(configured.allow ?? []), ...typed.allow],
-    own: [dir],
-    recoveries: [recoveries],
-  });
+  const allowed = (now: Configured): Allow =>
+    allowList({ allow: [...(now.allow ?? []), ...typed.allow], own: [dir], recoveries: [recoveries] });
+  let rules = allowed(configured);
+  const allow: Pick<Allow, 'mayWriteRecovery' | 'mayRun'> = {
+    mayWriteRecovery: (path) => rules.mayWriteRecovery(path),
+    mayRun: (path) => rules.mayRun(path),
+  };
 
   const database = openDatabase(join(dir, 'master.db'));
   const store = cluster?.store ?? sqliteStore(database, { clock: systemClock, random: systemRandom });
@@ -247,8 +265,11 @@ async function run(signal: AbortSignal): Promise<void> {
       server.disconnect(name, 'the agent was revoked');
     },
   };
-  const { certificatePem, keyPem } = authority.server();
-  const tls = configured.tls ?? (isLoopback(listen.http.host) ? undefined : { cert: certificatePem, key: keyPem });
+  const tlsOf = (now: Configured) => {
+    const { certificatePem, keyPem } = authority.server();
+    return now.tls ?? (isLoopback(listen.http.host) ? undefined : { cert: certificatePem, key: keyPem });
+  };
+  const tls = tlsOf(configured);
   const context = {
     store,
     engine,
@@ -267,6 +288,7 @@ async function run(signal: AbortSignal): Promise<void> {
     version,
     ready: () => !signal.aborted,
     logger: log,
+    ...(configured.requestsPerSecond === undefined ? {} : { requestsPerSecond: configured.requestsPerSecond }),
   });
 
   const inCluster =
@@ -279,7 +301,23 @@ async function run(signal: AbortSignal): Promise<void> {
       },
       signal,
     ) ?? Promise.resolve();
+  const reload = reloads({
+    clock: systemClock,
+    events,
+    before: configured,
+    read,
+    apply(next) {
+      rules = allowed(next);
+      log.level = levelOf(next);
+      api.setRequestsPerSecond(next.requestsPerSecond);
+      const pair = tlsOf(next);
+      if (pair !== undefined) api.setTls(pair);
+    },
+  });
+  hungUp = () => void reload.now(true);
+
   const work = [
+    reload.run(signal),
     running.run(signal),
     history.run(signal),
     runSnapshots({ store, clock: systemClock, mirrors: running, events, metrics }, signal),

@@ -8,6 +8,7 @@
  */
 import type { AddressInfo } from 'node:net';
 import { randomUUID } from 'node:crypto';
+import { Server as TlsServer } from 'node:tls';
 import swagger from '@fastify/swagger';
 import swaggerUi from '@fastify/swagger-ui';
 import fastify, { LogController } from 'fastify';
@@ -47,6 +48,7 @@ import { tokenRoutes } from './tokens.ts';
 import { bearerOf, cookieOf, userRoutes } from './users.ts';
 import { pageFiles, pageRoutes } from './page.ts';
 import { securityHeaders } from './headers.ts';
+import { requestLimits } from './limits.ts';
 import { watches } from './watch.ts';
 import { watchRoutes } from './watchall.ts';
 
@@ -60,6 +62,8 @@ export interface ApiOptions extends Omit<Context, 'watches'> {
   /** Faults of ours are logged here; absent: nowhere. */
   logger?: FastifyBaseLogger;
   heartbeatMs?: number;
+  /** Of one caller; absent: 100. */
+  requestsPerSecond?: number;
 }
 export interface Api {
   /** Such as http://127.0.0.1:8080, with the port that it got. */
@@ -74,6 +78,9 @@ export interface Api {
     body?: object,
   ): Promise<{ status: number; body: unknown }>;
   close(): Promise<void>;
+  /** For connections that come from now on. Without effect where there was no TLS. */
+  setTls(tls: { key: string | Buffer; cert: string | Buffer }): void;
+  setRequestsPerSecond(count: number | undefined): void;
 }
 
 const maxBodyBytes = 1 << 20;
@@ -97,6 +104,7 @@ export async function startApi(options: ApiOptions): Promise<Api> {
     routerOptions: { maxParamLength: 512 },
   }) as unknown as FastifyInstance;
 
+  const limits = requestLimits(options.clock, options.requestsPerSecond);
   const routes: string[] = [];
   app.addHook('onRoute', ({ method, url }) => {
     for (const verb of [method].flat()) {
@@ -113,7 +121,12 @@ export async function startApi(options: ApiOptions): Promise<Api> {
     void reply.header('x-request-id', request.id).headers(securityHeaders(request.url, listen.tls !== undefined));
     const url = request.routeOptions.url;
     const right = url === undefined ? 'agents:read' : rightOf(request.method, url);
-    authorize(context, request, right);
+    try {
+      authorize(context, request, right);
+    } finally {
+      // Probes never wait; who is not known waits by where it comes from.
+      if (url !== '/healthz' && url !== '/readyz') limits.take(request, reply);
+    }
   });
   parseBodies(app);
   // Bodies and queries are checked in route.ts, by the same schemas, with messages that name field and cure.
@@ -168,6 +181,10 @@ export async function startApi(options: ApiOptions): Promise<Api> {
       const answer = await app.inject({ method, url: path, headers, ...(body ? { payload: body } : {}) });
       return { status: answer.statusCode, body: answer.json<unknown>() };
     },
+    setTls(tls) {
+      if (app.server instanceof TlsServer) app.server.setSecureContext(tls);
+    },
+    setRequestsPerSecond: (count) => limits.set(count),
     async close() {
       open.close();
       await app.close();

@@ -25,6 +25,8 @@ export interface Program {
   kill(): Promise<void>;
   /** SIGTERM; answers the exit status. */
   stop(): Promise<number | null>;
+  /** Such as SIGHUP; it goes on. */
+  signal(name: NodeJS.Signals): void;
   readonly running: boolean;
   /** 0 when it was never started. */
   readonly pid: number;
@@ -59,6 +61,7 @@ export function program(name: ProgramName, argv: () => string[], logPath: string
     async stop() {
       return child ? gone(child, 'SIGTERM') : null;
     },
+    signal: (name) => void child?.kill(name),
     get running() {
       return child !== undefined && child.exitCode === null && child.signalCode === null;
     },
