@@ -45,8 +45,14 @@ export function connect(url: string, token: string): Client {
 
   async function request(address: string, init: RequestInit): Promise<Response> {
     let response: Response;
+    const ask = () => fetch(address, { ...init, headers: { ...headers, ...(init.headers as object) } });
     try {
-      response = await fetch(address, { ...init, headers: { ...headers, ...(init.headers as object) } });
+      // A kept connection may have been closed just when it was used: what may be asked twice (a POST has its key) is.
+      const isRepeatable = ['GET', 'POST'].includes(init.method ?? 'GET');
+      response = await ask().catch((error: unknown) => {
+        if (!isRepeatable || !wasClosed(error)) throw error as Error;
+        return ask();
+      });
     } catch (error) {
       if (init.signal?.aborted) throw error;
       throw new Unreachable(`The master at ${url} cannot be reached: ${reasonOf(error)}.`, { cause: error });
@@ -162,6 +168,12 @@ async function problemOf(response: Response): Promise<ProblemView> {
   const { status, statusText: title } = response;
   const detail = `The answer was HTTP status ${status} ${title}, without a problem document: is this a replicator master?`;
   return { type: 'about:blank', title, status, detail, code: 'Unknown', requestId: '' };
+}
+
+function wasClosed(error: unknown): boolean {
+  const cause = error instanceof Error ? error.cause : undefined;
+  const code = cause instanceof Error && 'code' in cause ? cause.code : undefined;
+  return code === 'UND_ERR_SOCKET' || code === 'ECONNRESET' || code === 'EPIPE';
 }
 
 function reasonOf(error: unknown): string {

@@ -59,6 +59,29 @@ t.test('what is no master is told apart from one that refuses and from one that 
   t.match((gone as Error).message, /ECONNREFUSED/);
 });
 
+t.test(
+  'a connection that is closed under a question is no failure: it is asked once more, what may not be twice is not',
+  async (t) => {
+    let left = 0;
+    const server = await serve((_asked, response) => {
+      if (left-- > 0) response.destroy();
+      else json(response, {});
+    });
+    t.teardown(() => server.close());
+    const client = connect(server.url, '');
+    left = 1;
+    t.strictSame(await client.get('/agents'), {});
+    left = 1;
+    t.strictSame(await client.send('POST', '/recoveries', {}), {});
+    const keys = server.asked.slice(-2).map(({ headers }) => headers['idempotency-key']);
+    t.equal(keys[0], keys[1], 'with the key of the first');
+    left = 1;
+    await t.rejects(client.send('DELETE', '/agents/a'), Unreachable);
+    left = 2;
+    await t.rejects(client.get('/agents'), Unreachable, 'once more, not for ever');
+  },
+);
+
 t.test('a watch that is cut goes on after the last event seen, none lost and none twice', async (t) => {
   const streams = [
     event(5, 'MODIFIED', 'a') + event(6, 'MODIFIED', 'b'),
