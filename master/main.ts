@@ -37,7 +37,7 @@ import { openDatabase } from './database.ts';
 import type { Engine } from './engine.ts';
 import { eventLog } from './events.ts';
 import { cleanUp, listGarbage } from './garbage.ts';
-import { serveHealth } from './health.ts';
+import { serveHealth, type Health } from './health.ts';
 import { joinCluster, keepFiles, restoreFiles, type MembershipOptions } from './kubernetes/membership.ts';
 import { startMetrics, type Metrics } from './metrics.ts';
 import { mirrors } from './mirrors.ts';
@@ -134,7 +134,8 @@ async function run(signal: AbortSignal): Promise<void> {
   await mkdir(typed.data, { recursive: true, mode: 0o700 });
   const dir = await realpath(typed.data);
   const health = await serveHealth(typed.health);
-  const cluster = typed.kubernetes === undefined ? undefined : await joinCluster(memberOf(typed.kubernetes), signal);
+  const cluster =
+    typed.kubernetes === undefined ? undefined : await joinCluster(memberOf(typed.kubernetes, health), signal);
   holdData(dir);
   const recoveries = join(dir, 'recoveries');
   await mkdir(recoveries, { recursive: true, mode: 0o700 });
@@ -365,12 +366,14 @@ async function run(signal: AbortSignal): Promise<void> {
   health.close();
 }
 
-function memberOf(namespace: string): MembershipOptions {
+function memberOf(namespace: string, health: Health): MembershipOptions {
   return {
     cluster: typed.kubeconfig === undefined ? {} : { kubeconfig: typed.kubeconfig },
     namespace,
     identity: `${process.env['POD_NAME'] ?? hostname()}_${randomUUID()}`,
     clock: systemClock,
+    pod: process.env['POD_NAME'],
+    onStandby: () => (health.ready = true),
     log: (message) => log.info(message),
     onLost(reason) {
       if (stopping.signal.aborted) return;

@@ -45,10 +45,19 @@ export interface TestCluster {
   /** SIGKILL of the API server; `start` after it brings it back on the same port with the same etcd. */
   kill(): Promise<void>;
   start(): Promise<void>;
+  /** What a service account has been let do so far, as `verb group/resource`; watches count when they have ended. */
+  rightsUsed(namespace: string, serviceAccount: string): string[];
   /** Forgets all history before now: watches from before it answer 410. */
   compact(): Promise<void>;
   logEnd(): string;
   close(): Promise<void>;
+}
+
+interface AuditEvent {
+  verb: string;
+  user: { username: string };
+  objectRef?: { apiGroup?: string; resource: string; subresource?: string };
+  annotations?: Record<string, string>;
 }
 
 async function freePorts(count: number): Promise<number[]> {
@@ -62,7 +71,13 @@ async function freePorts(count: number): Promise<number[]> {
   return ports;
 }
 
-export async function startKubernetes(options: { controllers?: boolean } = {}): Promise<TestCluster> {
+export interface ClusterOptions {
+  controllers?: boolean;
+  /** Of kubectl; default is `default`. */
+  namespace?: string;
+}
+
+export async function startKubernetes(options: ClusterOptions = {}): Promise<TestCluster> {
   const dir = mkdtempSync(join(tmpdir(), 'kubernetes-'));
   const [etcdPort = 0, peerPort = 0, apiPort = 0] = await freePorts(3);
   const { privateKey, publicKey } = generateKeyPairSync('rsa', { modulusLength: 2048 });
@@ -101,10 +116,21 @@ export async function startKubernetes(options: { controllers?: boolean } = {}): 
         kind: 'Config',
         clusters: [{ name: 'test', cluster: { server: url, 'certificate-authority': caFile } }],
         users: [{ name: 'user', user: { token: secret } }],
-        contexts: [{ name: 'test', context: { cluster: 'test', user: 'user', namespace: 'default' } }],
+        contexts: [
+          { name: 'test', context: { cluster: 'test', user: 'user', namespace: options.namespace ?? 'default' } },
+        ],
         'current-context': 'test',
       }),
     );
+  const audit = file(
+    'audit.yaml',
+    JSON.stringify({
+      apiVersion: 'audit.k8s.io/v1',
+      kind: 'Policy',
+      omitStages: ['RequestReceived', 'ResponseStarted'],
+      rules: [{ level: 'Metadata', userGroups: ['system:serviceaccounts'] }, { level: 'None' }],
+    }),
+  );
   const admin = kubeconfig('admin.kubeconfig', token);
 
   async function request(
@@ -154,7 +180,8 @@ export async function startKubernetes(options: { controllers?: boolean } = {}): 
       `--service-account-signing-key-file=${keyFile}`,
       `--service-account-key-file=${publicFile}`,
       '--disable-admission-plugins=ServiceAccount',
-      '--watch-cache=true',
+      `--audit-policy-file=${audit}`,
+      `--audit-log-path=${join(dir, 'audit.log')}`,
       '--v=1',
     ]);
     await until(async () => {
@@ -205,6 +232,17 @@ export async function startKubernetes(options: { controllers?: boolean } = {}): 
       });
       if (done.status !== 0) throw new Error(`kubectl ${argv.join(' ')}: ${done.stderr || String(done.error)}`);
       return done.stdout;
+    },
+    rightsUsed(namespace, name) {
+      const user = `system:serviceaccount:${namespace}:${name}`;
+      const used = new Set<string>();
+      for (const line of readFileSync(join(dir, 'audit.log'), 'utf8').split('\n').slice(0, -1)) {
+        const { verb, user: by, objectRef, annotations } = JSON.parse(line) as AuditEvent;
+        if (by.username !== user || !objectRef || annotations?.['authorization.k8s.io/decision'] !== 'allow') continue;
+        const { apiGroup = '', resource, subresource } = objectRef;
+        used.add(`${verb} ${apiGroup}/${resource}${subresource === undefined ? '' : `/${subresource}`}`);
+      }
+      return [...used].sort();
     },
     async install() {
       const path = '/apis/apiextensions.k8s.io/v1/customresourcedefinitions';

@@ -72,7 +72,7 @@ export interface Api {
   routes: string[];
   /** A call from within this process, with the same rights, checks and audit as one over the line. */
   call(
-    method: 'POST' | 'PUT' | 'DELETE',
+    method: 'POST' | 'PATCH' | 'DELETE',
     path: string,
     token: string,
     body?: object,

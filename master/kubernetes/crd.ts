@@ -43,6 +43,11 @@ const fixedOptional = (field: string): Rule => ({
   rule: `has(self.${field}) == has(oldSelf.${field}) && (!has(self.${field}) || self.${field} == oldSelf.${field})`,
 });
 
+const ofOne: Rule = {
+  rule: 'has(self.replication) != has(self.group)',
+  message: 'must name either a replication or a group',
+};
+
 /** Of spec. A rule with oldSelf is asked at changes only. */
 const specRules: { [K in Kind]?: Rule[] } = {
   Replication: [
@@ -81,11 +86,8 @@ const specRules: { [K in Kind]?: Rule[] } = {
       message: 'a lock can be made longer, never shorter',
     },
   ],
-  Recovery: [
-    ...['replication', 'group'].map(fixedOptional),
-    fixed('type'),
-    { rule: 'has(self.replication) != has(self.group)', message: 'must name either a replication or a group' },
-  ],
+  Recovery: [...['replication', 'group'].map(fixedOptional), fixed('type'), ofOne],
+  RecoverySchedule: [ofOne],
 };
 
 const hiddenSchemas: Record<NonNullable<Named['hidden']>, JsonSchema> = {

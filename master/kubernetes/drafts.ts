@@ -7,6 +7,7 @@ import { ApiProblem, invalid } from '../api/problem.ts';
 import { mayRecover, recoveryDraft } from '../api/recoveries.ts';
 import { complete, draft as replicationDraft, needPoint } from '../api/replications.ts';
 import type { Context } from '../api/route.ts';
+import { blankStatus } from '../groups.ts';
 import { apiVersion } from '../resources.ts';
 import type { Kind } from '../resources.ts';
 import type { Draft } from '../store.ts';
@@ -55,6 +56,12 @@ async function checked(context: Context, kind: Kind, raw: CustomResource): Promi
       spec,
       status: { state: 'Creating', message: null, point: null, sizeBytes: null, readyTime: null, schedule: null },
     };
+  }
+  // Checked by a PATCH right after: see operator.ts.
+  if (kind === 'Group') return { apiVersion, kind, metadata, spec: specOf(kind, raw), status: blankStatus };
+  if (kind === 'RecoverySchedule') {
+    const status = { state: 'PREPARING', message: null, nextTime: null, lastTime: null, lastRecovery: null } as const;
+    return { apiVersion, kind, metadata, spec: specOf(kind, raw), status };
   }
   throw new Error(`a ${kind} cannot be made here`);
 }

@@ -45,7 +45,7 @@ export interface LeaseOptions {
   /** Of this process, unique among the masters. */
   identity: string;
   /** Who leads now, each time that it is another one, and troubles. */
-  onWait: (message: string) => void;
+  onWait: (message: string, isReached: boolean) => void;
 }
 
 /** Resolves once this process leads. @throws when the signal aborts */
@@ -54,8 +54,8 @@ export async function lead(options: LeaseOptions, signal: AbortSignal): Promise<
   const base = `/apis/coordination.k8s.io/v1/namespaces/${namespace}/leases`;
   let seen = { text: '', ms: -Infinity };
   let told = '';
-  const tell = (message: string): void => {
-    if (message !== told) onWait(message);
+  const tell = (message: string, isReached: boolean): void => {
+    if (message !== told) onWait(message, isReached);
     told = message;
   };
   const micro = (): string => new Date(clock.nowMs()).toISOString().replace('Z', '000Z');
@@ -77,7 +77,7 @@ export async function lead(options: LeaseOptions, signal: AbortSignal): Promise<
     const holder = spec.holderIdentity ?? '';
     const isOver = clock.monotonicMs() - seen.ms > (spec.leaseDurationSeconds ?? leaseSeconds) * 1000;
     if (holder !== '' && holder !== identity && !isOver) {
-      tell(`waiting: ${holder} leads`);
+      tell(`waiting: ${holder} leads`, true);
       return undefined;
     }
     const now = micro();
@@ -105,7 +105,7 @@ export async function lead(options: LeaseOptions, signal: AbortSignal): Promise<
       held = await tryTake();
     } catch (error) {
       const isRace = error instanceof ApiFault && error.status === 409;
-      if (!isRace) tell(`waiting: the lease cannot be had: ${messageOf(error)}`);
+      if (!isRace) tell(`waiting: the lease cannot be had: ${messageOf(error)}`, false);
     }
     if (!held) await clock.sleep(retryMs, signal);
   }

@@ -8,7 +8,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { writeDurably } from '../../proto/durable.ts';
 import type { Clock } from '../../proto/effects.ts';
-import { systemErrorCode } from '../../proto/errors.ts';
+import { messageOf, systemErrorCode } from '../../proto/errors.ts';
 import type { Context } from '../api/route.ts';
 import type { Api as RestApi } from '../api/server.ts';
 import type { Engine, EventInput } from '../engine.ts';
@@ -17,6 +17,7 @@ import type { Store } from '../store.ts';
 import { connectApi, type ClusterOptions } from './api.ts';
 import { draftOf } from './drafts.ts';
 import { eventWriter } from './events.ts';
+import { group } from './kinds.ts';
 import { lead } from './lease.ts';
 import { runOperator } from './operator.ts';
 import { openKubernetesStore, type KubernetesStore } from './store.ts';
@@ -27,7 +28,11 @@ export interface MembershipOptions {
   /** Unique among the masters. */
   identity: string;
   clock: Clock;
+  /** Name of the pod that gets the label of the leader; absent: it is none. */
+  pod: string | undefined;
   log: (message: string) => void;
+  /** The cluster is reached, and another master leads. */
+  onStandby: () => void;
   /** The process must end, now. */
   onLost: (reason: string) => void;
 }
@@ -55,7 +60,18 @@ export async function joinCluster(options: MembershipOptions, signal: AbortSigna
   const { cluster, namespace, identity, clock, log, onLost } = options;
   const api = connectApi(cluster);
   const name = 'cdm-replicator-master';
-  const leadership = await lead({ api, clock, namespace, name, identity, onWait: log }, signal);
+  /** The Service of the masters leads to the pod that has it; whoever starts does not lead yet. */
+  async function labelPod(role: 'leader' | null): Promise<void> {
+    if (options.pod === undefined) return;
+    const body = { metadata: { labels: { [roleLabel]: role } } };
+    await api.request('PATCH', `/api/v1/namespaces/${namespace}/pods/${options.pod}`, body);
+  }
+  await labelPod(null).catch((error: unknown) => log(`the pod cannot be labelled: ${messageOf(error)}`));
+  const onWait = (message: string, isReached: boolean): void => {
+    log(message);
+    if (isReached) options.onStandby();
+  };
+  const leadership = await lead({ api, clock, namespace, name, identity, onWait }, signal);
   void leadership.lost.then(onLost);
   const store = await openKubernetesStore({
     cluster,
@@ -70,6 +86,7 @@ export async function joinCluster(options: MembershipOptions, signal: AbortSigna
     transitions: leadership.transitions,
     onEvent: (event) => events.add(event),
     async run({ context, api: rest, adminToken, report }, until) {
+      await labelPod('leader').catch((error: unknown) => log(`the pod cannot be labelled: ${messageOf(error)}`));
       const operator = runOperator(
         {
           store,
@@ -84,6 +101,7 @@ export async function joinCluster(options: MembershipOptions, signal: AbortSigna
       await Promise.all([operator, events.run(until), revoke(store, context.engine, until)]);
     },
     async leave() {
+      await labelPod(null).catch(() => undefined);
       await store.flush();
       store.close();
       await leadership.release();
@@ -96,6 +114,7 @@ async function revoke(store: Store, engine: Engine, signal: AbortSignal): Promis
   for await (const { key, deleted } of follow(store, 'Agent', signal)) if (deleted) engine.revokeAgent(key);
 }
 
+const roleLabel = `${group}/role`;
 const table = 'authority';
 const files = ['ca.key', 'ca.pem', 'admin.token'];
 

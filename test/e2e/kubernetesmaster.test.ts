@@ -6,12 +6,15 @@
 import t from 'tap';
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
+import { allKinds, group, named } from '../../master/kubernetes/kinds.ts';
 import type { Recovery, Replication, Snapshot } from '../../master/resources.ts';
 import { skipKubernetes, startKubernetes, until, type TestCluster } from '../kubernetes.ts';
 import { sameBytes, writeNoise } from './content.ts';
 import { openWorld } from './world.ts';
 
-const group = 'replicator.cdm.datacommand.co.kr';
+const namespace = 'cdm-replicator';
+const account = 'replication-info-operator';
+const manifests = new URL('../../master/manifests', import.meta.url).pathname;
 
 function applied(cluster: TestCluster): {
   apply: (kind: string, name: string, spec: object) => void;
@@ -30,10 +33,13 @@ function applied(cluster: TestCluster): {
 }
 
 t.test('by kubectl alone', { skip: skipKubernetes }, async (t) => {
-  const cluster = await startKubernetes();
+  const cluster = await startKubernetes({ namespace });
   t.teardown(() => cluster.close());
-  await cluster.install();
-  const world = await openWorld(t, { masterFlags: ['--kubernetes', 'default', '--kubeconfig', cluster.kubeconfig] });
+  cluster.kubectl(['apply', '-k', manifests]);
+  for (const kind of allKinds)
+    cluster.kubectl(['wait', '--for=condition=Established', `crd/${named(kind).plural}.${group}`, '--timeout=60s']);
+  const kubeconfig = await cluster.kubeconfigOf(namespace, account);
+  const world = await openWorld(t, { masterFlags: ['--kubernetes', namespace, '--kubeconfig', kubeconfig] });
   await world.startAgent();
   const { apply, read } = applied(cluster);
   const gone = (kind: string, name: string) =>
@@ -177,5 +183,49 @@ t.test('by kubectl alone', { skip: skipKubernetes }, async (t) => {
     t.match(read('lease', 'cdm-replicator-master').spec, { leaseTransitions: 1 });
     cluster.kubectl(['delete', 'ri', 'orders', '--timeout=60s']);
     t.same((await world.client.list<Replication>('/replications')).items, []);
+  });
+
+  await t.test('a group and a schedule are taken on, and do what REST does', async (t) => {
+    apply('ReplicationInfo', 'carts', {
+      source: { agent: 'node-a', path: source, volumeMode: 'Block' },
+      target: { storageClass: 'local' },
+    });
+    cluster.kubectl(['wait', '--for=jsonpath={.status.state}=NORMAL', 'ri/carts', '--timeout=90s']);
+    apply('ReplicationGroup', 'shop', { members: [{ replication: 'carts' }] });
+    await until(() => (read('ri', 'carts').spec as { group?: string }).group === 'shop');
+    // Who is listed becomes a member; who leaves is taken off the list, and says so itself.
+    apply('ReplicationGroup', 'shop', { members: [] });
+    cluster.kubectl(['patch', 'ri', 'carts', '--type=merge', '-p', '{"spec":{"group":null}}']);
+    await until(() => (read('ri', 'carts').spec as { group?: string }).group === undefined);
+    const startTime = new Date(Date.now() + 86_400_000).toISOString();
+    apply('RecoverySchedule', 'nightly', { replication: 'carts', type: 'drill', repeat: 'daily', startTime });
+    await until(() => read('rsched', 'nightly').status?.['nextTime'] === startTime);
+    cluster.kubectl(['delete', 'rsched/nightly', 'rgroup/shop', '--timeout=60s']);
+    await world.client.send('DELETE', '/replications/carts');
+    t.notMatch(cluster.kubectl(['get', 'ri']), /carts/, 'deleted over REST it is gone for kubectl');
+  });
+
+  await t.test('the rights in the manifests are used, each of them, and no other is asked for', async (t) => {
+    t.equal(await world.master.stop(), 0);
+    // Watches are written down when they end.
+    await until(() => cluster.rightsUsed(namespace, account).some((right) => right === 'watch /secrets'));
+    const role = JSON.parse(cluster.kubectl(['get', 'role', account, '-o', 'json'])) as {
+      rules: { apiGroups: string[]; resources: string[]; verbs: string[] }[];
+    };
+    const granted = role.rules.flatMap(({ apiGroups, resources, verbs }) =>
+      resources.flatMap((resource) => verbs.map((verb) => `${verb} ${apiGroups[0]}/${resource}`)),
+    );
+    const used = cluster.rightsUsed(namespace, account);
+    // Of custom resources the rule is one for all kinds, and not each kind meets each case here; nor is the test a pod.
+    const sum = (rights: string[]) =>
+      [...new Set(rights.map((right) => right.replace(/ .*\.kr\/\w+/, ' kinds')))].filter(
+        (right) => !/pods/.test(right),
+      );
+    // Asked for only when two wrote at once.
+    t.same(sum([...used, 'get /secrets', 'get kinds']).sort(), sum(granted).sort());
+    t.same(
+      used.filter((right) => !granted.includes(right)),
+      [],
+    );
   });
 });
