@@ -9,7 +9,7 @@
 import { promises as fs } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { messageOf } from '../proto/errors.ts';
-import { keptTable, madeTable, type Mirrors } from './mirrors.ts';
+import { keptTable, madeTable, replicaUid, type Mirrors } from './mirrors.ts';
 import { removeTreeBase } from './replica/treebase.ts';
 import type { Store } from './store.ts';
 
@@ -79,6 +79,11 @@ async function copies({ store, folder }: GarbageOptions): Promise<Garbage[]> {
 
 /** By a recovery's task, or by its own name before it has one; with what is staged beside it. */
 function isNamed(store: Store, path: string): boolean {
+  // Confirmed: it is a source now.
+  const isSource = store
+    .list('Replication')
+    .some(({ spec: { source } }) => source.path === path || source.path.startsWith(`${path}/`));
+  if (isSource) return true;
   return store.list('Recovery').some(({ metadata, status }) => {
     const own = [join(dirname(path), metadata.name), ...status.tasks.map((task) => task.path)];
     return own.some((known) => known !== null && (path === known || path.startsWith(`${known}.`)));
@@ -88,7 +93,7 @@ function isNamed(store: Store, path: string): boolean {
 async function replicas({ store, mirrors }: GarbageOptions): Promise<Garbage[]> {
   const made = new Map(store.listRecords(madeTable).map(({ key, value }) => [key, value]));
   const kept = new Set(store.listRecords(keptTable).map(({ key }) => key));
-  const used = new Set(store.list('Replication').map(({ metadata }) => metadata.uid));
+  const used = new Set(store.list('Replication').map(replicaUid));
   const found: Garbage[] = [];
   for (const { metadata } of store.list('StorageClass')) {
     const driver = mirrors.driver(metadata.name);
@@ -117,7 +122,7 @@ async function removeCopy({ store }: GarbageOptions, { name }: Garbage): Promise
 }
 
 async function removeReplica({ store, mirrors }: GarbageOptions, { name, storageClass }: Garbage): Promise<void> {
-  if (store.list('Replication').some(({ metadata }) => metadata.uid === name)) throw new Error('a replication has it');
+  if (store.list('Replication').some((one) => replicaUid(one) === name)) throw new Error('a replication has it');
   await mirrors.driver(storageClass ?? '')?.remove(name);
   store.putRecord(keptTable, name, undefined);
   store.putRecord(madeTable, name, undefined);

@@ -54,9 +54,15 @@ export interface MirrorsOptions {
   connected: (agent: string) => boolean;
 }
 
+/** Of its replica on storage. */
+export function replicaUid({ metadata, requests }: Pick<Replication, 'metadata' | 'requests'>): string {
+  return requests.replica ?? metadata.uid;
+}
+
 interface Mirror {
   readonly name: string;
   readonly uid: string;
+  readonly replicaUid: string;
   replica: Replica | undefined;
   report: Report | undefined;
   readonly lock: Lock;
@@ -109,6 +115,8 @@ export function mirrors(options: MirrorsOptions): Mirrors {
   const { clock } = effects;
   const trusted = options.trusted ?? clock;
   const all = new Map<string, Mirror>();
+  /** Replicas (uid on storage) that their last replication has not given back yet. */
+  const closing = new Set<string>();
   const cuts = groupCuts({
     clock,
     random: effects.random,
@@ -146,6 +154,7 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     const mirror: Mirror = {
       name,
       uid,
+      replicaUid: replicaUid(replication),
       replica: undefined,
       report: undefined,
       lock: new Lock(),
@@ -198,6 +207,10 @@ export function mirrors(options: MirrorsOptions): Mirrors {
 
   async function open(mirror: Mirror, replication: Replication): Promise<void> {
     if (mirror.openFailure && clock.monotonicMs() < mirror.openFailure.againMs) return;
+    const uid = replicaUid(replication);
+    // The one before it is still there, or being closed.
+    for (const other of all.values()) if (other !== mirror && other.replicaUid === uid) return;
+    if (closing.has(uid)) return;
     try {
       const storage = driver(replication.spec.target.storageClass);
       if (!storage) {
@@ -206,10 +219,10 @@ export function mirrors(options: MirrorsOptions): Mirrors {
           `there is no storage class ${replication.spec.target.storageClass}; create it`,
         );
       }
-      if (store.getRecord(madeTable, mirror.uid) === undefined) store.putRecord(madeTable, mirror.uid, mirror.name);
+      if (store.getRecord(madeTable, uid) === undefined) store.putRecord(madeTable, uid, mirror.name);
       mirror.replica = await Replica.open({
         effects,
-        place: await storage.provision(mirror.name, mirror.uid),
+        place: await storage.provision(mirror.name, uid),
         mode: replication.spec.source.volumeMode,
         ...(options.limits ? { limits: options.limits } : {}),
         trusted,
@@ -229,9 +242,14 @@ export function mirrors(options: MirrorsOptions): Mirrors {
 
   async function drop(mirror: Mirror): Promise<void> {
     all.delete(mirror.uid);
-    mirror.closing.abort(new ReplicationError('NotAssigned', `replication ${mirror.name} was deleted`));
-    await mirror.replica?.close();
-    mirror.replica = undefined;
+    closing.add(mirror.replicaUid);
+    try {
+      mirror.closing.abort(new ReplicationError('NotAssigned', `replication ${mirror.name} was deleted`));
+      await mirror.replica?.close();
+      mirror.replica = undefined;
+    } finally {
+      closing.delete(mirror.replicaUid);
+    }
     store.putRecord(doneTable, mirror.uid, undefined);
     await removeOrphans();
   }
@@ -243,7 +261,7 @@ export function mirrors(options: MirrorsOptions): Mirrors {
   async function removeOrphans(): Promise<void> {
     const made = new Set(store.listRecords(madeTable).map(({ key }) => key));
     const wanted = new Set([
-      ...store.list('Replication').map(({ metadata }) => metadata.uid),
+      ...store.list('Replication').map(replicaUid),
       ...store.listRecords(keptTable).map(({ key }) => key),
     ]);
     for (const { metadata } of store.list('StorageClass')) {

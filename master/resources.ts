@@ -153,6 +153,8 @@ export interface ReplicationRequests {
   verify: number;
   /** Of the newest resync. */
   force: boolean;
+  /** Uid of the replica on storage, where it was taken over from another replication; absent: its own. */
+  replica?: string;
   /** The recovery (uid) that keeps the source from writing; absent: the source may. */
   fencedBy?: string;
   /** Newest spec.trigger.manual that a sync was asked for with. */

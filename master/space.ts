@@ -5,7 +5,7 @@
 import type { Clock } from '../proto/effects.ts';
 import { messageOf } from '../proto/errors.ts';
 import type { Events } from './engine.ts';
-import type { Mirrors } from './mirrors.ts';
+import { replicaUid, type Mirrors } from './mirrors.ts';
 import type { StorageClassStatus } from './resources.ts';
 import { needOf, shortage } from './spacerule.ts';
 import type { Usage } from './storage.ts';
@@ -48,7 +48,8 @@ async function lookAtReplicas(
   const replications = store.list('Replication');
   const uids = new Set(replications.map(({ metadata }) => metadata.uid));
   for (const uid of known.keys()) if (!uids.has(uid)) known.delete(uid);
-  for (const { metadata, spec } of replications) {
+  for (const replication of replications) {
+    const { metadata, spec } = replication;
     signal.throwIfAborted();
     const replica = mirrors.replica(metadata.uid);
     const startMs = clock.monotonicMs();
@@ -57,7 +58,7 @@ async function lookAtReplicas(
     // Storage that cannot be read says so where it is used.
     const usage = await mirrors
       .driver(spec.target.storageClass)
-      ?.usage(metadata.uid)
+      ?.usage(replicaUid(replication))
       .catch(() => undefined);
     const endMs = clock.monotonicMs();
     if (!usage) continue;

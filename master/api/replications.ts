@@ -367,7 +367,11 @@ function remove(context: Context, old: Replication, keepReplica: boolean, ifVers
   }
   const time = new Date(nowMs).toISOString();
   if (keepReplica)
-    store.putRecord(keptReplicas, uid, JSON.stringify({ name, storageClass: old.spec.target.storageClass, time }));
+    store.putRecord(
+      keptReplicas,
+      old.requests.replica ?? uid,
+      JSON.stringify({ name, storageClass: old.spec.target.storageClass, time }),
+    );
   for (const { metadata } of snapshots) store.delete('Snapshot', `${name}/${metadata.name}`);
   const deleted = store.delete('Replication', name) ?? old;
   for (const group of store.list('Group'))

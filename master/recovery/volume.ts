@@ -18,10 +18,12 @@ import type { Replica } from '../replica/replica.ts';
 import type { Recovery, Replication } from '../resources.ts';
 import type { Store } from '../store.ts';
 import { identityOf, mustBeFree, pathInGroup, removeCopy } from './copy.ts';
+import { handOver, type FailbackOptions } from './failback.ts';
+import { nextGeneration } from './generation.ts';
 import type { Effects } from './loop.ts';
 import { choosePoint, commonMoment, type Choosable } from './point.ts';
 
-export interface VolumesOptions {
+export interface VolumesOptions extends FailbackOptions {
   store: Store;
   clock: Clock;
   mirrors: Pick<Mirrors, 'replica' | 'view' | 'drilled'>;
@@ -253,9 +255,7 @@ export function volumeEffects(options: VolumesOptions): Effects {
       return remark;
     },
 
-    async confirm() {
-      return undefined;
-    },
+    confirm: (recovery, index) => handOver(options, recovery, index),
   };
 }
 
@@ -267,10 +267,6 @@ function release(store: Store, recoveryUid: string, name: string): void {
     spec.replicationState = 'primary';
     status.fencingGeneration = nextGeneration(status.fencingGeneration);
   });
-}
-
-export function nextGeneration(generation: string): string {
-  return String(BigInt(generation) + 1n);
 }
 
 function pointBySequence(replica: Replica, sequence: number | undefined): Point | undefined {

@@ -35,6 +35,7 @@ export interface World {
   masterDir: string;
   /** More of its command line; from its next start on. */
   masterFlags: string[];
+  agentFlags: string[];
   master: Program;
   agent: Program;
   client: Client;
@@ -81,6 +82,7 @@ export async function openWorld(t: Pick<Test, 'teardown'>, options: WorldOptions
   const dir = realpathSync(mkdtempSync(join(tmpdir(), 'replicator-e2e-')));
   const masterDir = join(dir, 'm');
   const sources = join(dir, 'sources');
+  const agentFlags = [...(options.agentFlags ?? [])];
   const masterFlags = [...(options.masterFlags ?? [])];
   mkdirSync(sources);
   let listen = { http: '127.0.0.1:0', grpc: options.grpc ?? '127.0.0.1:0' };
@@ -101,7 +103,7 @@ export async function openWorld(t: Pick<Test, 'teardown'>, options: WorldOptions
       ...['--name', agentName, '--master', dialed, '--data', join(dir, 'a')],
       ...['--join-token-file', join(masterDir, 'join.token'), '--ca-file', join(masterDir, 'ca.pem')],
       ...[sources, ...(options.allow ?? [])].flatMap((path) => ['--allow', path]),
-      ...(options.agentFlags ?? []),
+      ...agentFlags,
     ],
     join(dir, 'agent.log'),
   );
@@ -193,6 +195,7 @@ export async function openWorld(t: Pick<Test, 'teardown'>, options: WorldOptions
     sources,
     masterDir,
     masterFlags,
+    agentFlags,
     master,
     agent,
     client,

@@ -67,6 +67,8 @@ async function play(seed: number, visited: Set<string>): Promise<void> {
     mirrors: { replica: (uid: string) => replicaOf(names.get(uid) ?? '') } as unknown as Mirrors,
     allow: { mayWriteRecovery: async (path) => path, mayRun: async (path) => path },
     folder: '/nowhere',
+    events: { emit: () => undefined },
+    look: async () => undefined,
   });
 
   function effect(work: Work): Effects[Work] {

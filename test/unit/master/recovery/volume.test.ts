@@ -29,7 +29,15 @@ async function start(t: Parameters<typeof world>[0]) {
     clock: systemClock,
     events: made.emitter,
     metrics: { onRecovery: () => undefined },
-    effects: volumeEffects({ store, clock: systemClock, mirrors: mirrors as unknown as Mirrors, allow, folder }),
+    effects: volumeEffects({
+      store,
+      clock: systemClock,
+      mirrors: mirrors as unknown as Mirrors,
+      events: made.emitter,
+      look: async () => undefined,
+      allow,
+      folder,
+    }),
   };
   const state = (name: string): string | undefined => store.get('Recovery', name)?.status.state;
   made.run(runRecoveries(options, made.signal));
