@@ -13,6 +13,7 @@ export const problemCodes = {
   Unauthorized: { status: 401, title: 'No valid token' },
   Forbidden: { status: 403, title: 'The role does not allow this' },
   NotFound: { status: 404, title: 'There is no such thing' },
+  MethodNotAllowed: { status: 405, title: 'The resource does not have this method' },
   AlreadyExists: { status: 409, title: 'The name is taken' },
   VersionConflict: { status: 409, title: 'It was changed meanwhile' },
   WrongState: { status: 409, title: 'The state does not allow this' },
@@ -28,6 +29,7 @@ export const problemCodes = {
   Invalid: { status: 422, title: 'Fields are wrong' },
   KeyReused: { status: 422, title: 'The Idempotency-Key belongs to another request' },
   TooManyRequests: { status: 429, title: 'Too many tries' },
+  HeadTooLarge: { status: 431, title: 'Address or headers are too long' },
   Internal: { status: 500, title: 'A fault of the master' },
   Unavailable: { status: 503, title: 'Not now' },
 } as const satisfies Record<string, { status: number; title: string }>;

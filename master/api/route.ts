@@ -79,16 +79,25 @@ declare module 'fastify' {
 const writeHeaders = {
   type: 'object',
   properties: {
-    'idempotency-key': { type: 'string', description: 'the same key again within 24 h: the same answer, nothing done' },
+    'idempotency-key': {
+      type: 'string',
+      pattern: '^[\\x21-\\x7e]{1,255}$',
+      description: 'the same key again within 24 h: the same answer, nothing done',
+    },
     'if-match': {
       type: 'string',
+      pattern: '^(\\*|(W/)?"?[0-9]{1,15}"?)$',
       description: 'resourceVersion that is to be changed; 409 when more than the status has changed since',
     },
   },
 };
+/** Of routes whose answers are never kept: a key would promise what is not so. */
+const versionHeader = { type: 'object', properties: { 'if-match': writeHeaders.properties['if-match'] } };
 const watchHeaders = {
   type: 'object',
-  properties: { 'last-event-id': { type: 'string', description: 'with watch=true: go on after this id' } },
+  properties: {
+    'last-event-id': { type: 'string', pattern: '^[0-9]{0,15}$', description: 'with watch=true: go on after this id' },
+  },
 };
 
 export function route<B extends TSchema, Q extends TSchema>(app: FastifyInstance, spec: Route<B, Q>): void {
@@ -108,7 +117,11 @@ export function route<B extends TSchema, Q extends TSchema>(app: FastifyInstance
       ...(names.length === 0 ? {} : { params: { type: 'object', properties: params, required: names } }),
       ...(spec.query === undefined ? {} : { querystring: spec.query }),
       ...(spec.body === undefined ? {} : { body: spec.body }),
-      ...(spec.method === 'GET' ? (watchable ? { headers: watchHeaders } : {}) : { headers: writeHeaders }),
+      ...(spec.method === 'GET'
+        ? watchable
+          ? { headers: watchHeaders }
+          : {}
+        : { headers: spec.secret ? versionHeader : writeHeaders }),
       response: {
         [status]: answered(spec.answer, watchable),
         '4xx': {

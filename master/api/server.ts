@@ -6,7 +6,7 @@
  * durable and has its audit event; bodies are at most 1 MiB and 64 levels deep. A fault of ours answers 500 with the
  * request's id and nothing more. TLS when `listen.tls` is given; that plain HTTP stays on the loopback is for the caller.
  */
-import type { AddressInfo } from 'node:net';
+import type { AddressInfo, Socket } from 'node:net';
 import { randomUUID } from 'node:crypto';
 import { Server as TlsServer } from 'node:tls';
 import swagger from '@fastify/swagger';
@@ -84,6 +84,7 @@ export interface Api {
 }
 
 const maxBodyBytes = 1 << 20;
+const maxHeaderSize = 1 << 16;
 const maxDepth = 64;
 const problemType = 'application/problem+json';
 
@@ -92,7 +93,9 @@ export async function startApi(options: ApiOptions): Promise<Api> {
   const open = watches(options.heartbeatMs);
   const context: Context = { ...options, watches: open };
   const app = fastify({
-    ...(listen.tls === undefined ? {} : { https: listen.tls }),
+    // Long selectors are refused with the reason, not cut off.
+    ...(listen.tls === undefined ? { http: { maxHeaderSize } } : { https: { ...listen.tls, maxHeaderSize } }),
+    clientErrorHandler: (error, socket) => refuseUnread(error, socket),
     ...(options.logger === undefined ? { logger: false } : { loggerInstance: options.logger }),
     logController: new LogController({ disableRequestLogging: true }),
     frameworkErrors: (error, request, reply) => void sendProblem(error, request, reply),
@@ -131,14 +134,26 @@ export async function startApi(options: ApiOptions): Promise<Api> {
   parseBodies(app);
   // Bodies and queries are checked in route.ts, by the same schemas, with messages that name field and cure.
   app.setValidatorCompiler(() => () => true);
-  app.setErrorHandler((error, request, reply) => sendProblem(error, request, reply));
-  app.setNotFoundHandler((request, reply) =>
-    sendProblem(
-      new ApiProblem('NotFound', `there is no ${request.method} ${request.url.split('?')[0] ?? ''}; see /docs`),
-      request,
-      reply,
-    ),
+  // Where nothing is, what is wrong with the rest of the request is of no interest.
+  app.setErrorHandler((error, request, reply) =>
+    request.is404 && asProblem(error).code === 'BadRequest'
+      ? notThere(request, reply)
+      : sendProblem(error, request, reply),
   );
+  app.setNotFoundHandler((request, reply) => notThere(request, reply));
+  function notThere(request: FastifyRequest, reply: FastifyReply): FastifyReply {
+    const path = request.url.split('?')[0] ?? '';
+    const others = methodsOf(routes, path);
+    if (others.length === 0)
+      return sendProblem(
+        new ApiProblem('NotFound', `there is no ${request.method} ${path}; see /docs`),
+        request,
+        reply,
+      );
+    void reply.header('allow', others.join(', '));
+    const detail = `${path} has ${others.join(', ')}, not ${request.method}; see /docs`;
+    return sendProblem(new ApiProblem('MethodNotAllowed', detail), request, reply);
+  }
   keepAnswers(app, context);
   app.addHook('onSend', async (request, reply, payload: unknown) => {
     audit(request, reply, events);
@@ -228,6 +243,18 @@ function isLocal(request: FastifyRequest): boolean {
   return isLoopback(address) && !('x-forwarded-for' in request.headers) && !('forwarded' in request.headers);
 }
 
+/** Methods of the routes that the path fits, sorted. */
+function methodsOf(routes: string[], path: string): string[] {
+  const parts = path.split('/');
+  const fitting = routes.filter((route) => {
+    const own = (route.split(' ')[1] ?? '').split('/');
+    return (
+      own.length === parts.length && own.every((part, i) => part === parts[i] || (part.startsWith(':') && parts[i]))
+    );
+  });
+  return [...new Set(fitting.map((route) => route.split(' ')[0] ?? ''))].sort();
+}
+
 function parseBodies(app: FastifyInstance): void {
   const parse = app.getDefaultJsonParser('error', 'error');
   app.removeAllContentTypeParsers();
@@ -260,6 +287,19 @@ function sendProblem(error: unknown, request: FastifyRequest, reply: FastifyRepl
     .send(JSON.stringify(document(problem, request.id)));
 }
 
+/** What is no HTTP, or has too long a head, is not a request yet: the answer is written as it goes over the line. */
+function refuseUnread(error: Error & { code?: string }, socket: Socket): void {
+  if (error.code === 'ECONNRESET' || !socket.writable) return void socket.destroy(error);
+  const isLong = error.code === 'HPE_HEADER_OVERFLOW';
+  const problem = isLong
+    ? new ApiProblem('HeadTooLarge', `address and headers may have ${maxHeaderSize} bytes`)
+    : new ApiProblem('BadRequest', 'this is no HTTP request');
+  const { status } = problemCodes[problem.code];
+  const body = JSON.stringify(document(problem, randomUUID()));
+  const head = `HTTP/1.1 ${status} ${problemCodes[problem.code].title}\r\nContent-Type: ${problemType}\r\nConnection: close`;
+  socket.end(`${head}\r\nContent-Length: ${Buffer.byteLength(body)}\r\n\r\n${body}`);
+}
+
 function isWrite(request: FastifyRequest): boolean {
   return request.method !== 'GET' && request.method !== 'HEAD';
 }
@@ -269,7 +309,7 @@ function keepAnswers(app: FastifyInstance, { store, clock }: Context): void {
   const kept = idempotency(store, clock);
   const replayed = new WeakSet<FastifyRequest>();
   const keyOf = (request: FastifyRequest): string | undefined => {
-    const key = isWrite(request) ? header(request, 'idempotency-key') : undefined;
+    const key = isWrite(request) && !request.is404 ? header(request, 'idempotency-key') : undefined;
     return request.caller === null || request.routeOptions.config.secret === true ? undefined : key;
   };
   const requestOf = (request: FastifyRequest): string => `${request.method} ${request.url}\n${request.text}`;

@@ -46,6 +46,32 @@ t.test('answers of the API may be neither kept, framed nor run', async (t) => {
   t.match((await call('GET', '/docs')).headers.get('content-security-policy'), /default-src 'self'/);
 });
 
+t.test(
+  'a method that a path does not have is 405 with those that it has; what cannot be read is a problem document',
+  async (t) => {
+    const { call } = await serve(t);
+    const answer = await call('PUT', `${v1}/agents/none`);
+    refused(t, answer, 405, 'MethodNotAllowed', /DELETE, GET/);
+    t.equal(answer.headers.get('allow'), 'DELETE, GET');
+    refused(t, await call('PUT', `${v1}/none`), 404, 'NotFound');
+    refused(t, await call('GET', `${v1}/agents?labelSelector=${'x'.repeat(20_000)}`), 422, 'Invalid', /labelSelector/);
+    refused(t, await call('GET', `${v1}/agents?labelSelector=${'x'.repeat(100_000)}`), 431, 'HeadTooLarge');
+  },
+);
+
+t.test('one caller in a loop is slowed down, others are not', async (t) => {
+  const { call, tokens } = await serve(t);
+  const token = tokens.create('loop', 'user')?.secret ?? '';
+  const answers = await Promise.all(
+    Array.from({ length: 450 }, () => call('GET', `${v1}/session`, undefined, { token })),
+  );
+  const late = answers.find(({ status }) => status === 429);
+  t.ok(late, 'more than a burst');
+  if (late) refused(t, late, 429, 'TooManyRequests', /a second/);
+  t.equal(late?.headers.get('retry-after'), '1');
+  t.equal((await call('GET', `${v1}/session`)).status, 200);
+});
+
 t.test('the OpenAPI document says which roles may call an operation', async (t) => {
   const { call } = await serve(t);
   const { body } = await call('GET', '/openapi.json');
