@@ -1,10 +1,11 @@
 /**
- * `rpm/build [--out DIR]`: makes cdmr_agent-<version>-<release>.<arch>.rpm of this working tree, with the runtime inside.
+ * `rpm/build [--out DIR] [--arch x86_64|aarch64]`: makes cdmr_agent-<version>-<release>.<arch>.rpm of this working tree, with the runtime inside.
  *
  * Guarantees: holds what `agent/` and `proto/` import, found by reading their imports, and what those packages depend on, from
  * the node_modules that the lock file made; nothing else, so not the master. The same tree gives the same bytes: file times are
- * those of the newest commit (or SOURCE_DATE_EPOCH), the host's name is left out. For the machine's own architecture only, as
- * npm installs the native parts of no other. Nothing is fetched. Fails with what is missing: rpmbuild, node_modules.
+ * those of the newest commit (or SOURCE_DATE_EPOCH), the host's name is left out. For the machine's own architecture
+ * nothing is fetched; for the other one npm installs its native parts, by the same lock file, into a temporary folder. Fails
+ * with what is missing: rpmbuild, node_modules.
  *
  * The last line of standard output is the path of the package.
  */
@@ -12,15 +13,20 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import { chmodSync, cpSync, existsSync, globSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
+import { parseArgs } from 'node:util';
 import { programVersion } from '../proto/cli.ts';
 
 const root = resolve(import.meta.dirname, '..');
 const release = process.env['RPM_RELEASE'] ?? '1';
 /** How the content is compressed; w3.xzdio is what rpm of RHEL 8 reads. Tests that build many take a faster one. */
 const payload = process.env['RPM_PAYLOAD'] ?? 'w3.xzdio';
-const outAt = process.argv.indexOf('--out');
-const out = resolve(outAt < 0 ? join(root, 'rpm/out') : (process.argv[outAt + 1] ?? ''));
-const arch = { x64: 'x86_64', arm64: 'aarch64' }[process.arch as string];
+const { values } = parseArgs({ options: { out: { type: 'string' }, arch: { type: 'string' } } });
+const out = resolve(values.out ?? join(root, 'rpm/out'));
+const architectures = { x64: 'x86_64', arm64: 'aarch64' } as Record<string, string>;
+const own = architectures[process.arch];
+const arch = values.arch ?? own;
+/** As npm names it. */
+const cpu = Object.keys(architectures).find((name) => architectures[name] === arch);
 
 /** Left out of packages: what no program reads. Licences stay. */
 const unneeded =
@@ -52,7 +58,7 @@ interface Manifest {
 }
 
 /** Folders, relative to the root, of the packages that are needed to run, found as Node finds them. */
-function closure(names: Iterable<string>): string[] {
+function closure(names: Iterable<string>, tree: string): string[] {
   const found = new Set<string>();
   const visit = (name: string, from: string, optional: boolean): void => {
     for (let folder = from; ; folder = dirname(folder)) {
@@ -66,30 +72,33 @@ function closure(names: Iterable<string>): string[] {
         for (const next of Object.keys(perhaps)) visit(next, path, true);
         return;
       }
-      if (folder === root) break;
+      if (folder === tree) break;
     }
-    if (!optional) fail(`the package ${name} is not installed; run 'npm ci' in ${root} first`);
+    if (!optional) fail(`the package ${name} is not installed; run 'npm ci' in ${tree} first`);
   };
-  for (const name of names) visit(name, root, false);
-  return [...found].map((path) => path.slice(root.length + 1)).sort();
+  for (const name of names) visit(name, tree, false);
+  return [...found].map((path) => path.slice(tree.length + 1)).sort();
 }
 
-function stage(folder: string): void {
-  const copy = (from: string, to: string) =>
-    cpSync(join(root, from), join(folder, to), {
+function stage(folder: string, tree: string): void {
+  const copy = (from: string, to: string, base = root) =>
+    cpSync(join(base, from), join(folder, to), {
       recursive: true,
       filter: (path) => basename(path) !== 'node_modules' && !unneeded.test(path),
     });
   for (const part of ['agent', 'proto', 'LICENSE', 'package.json']) copy(part, `app/${part}`);
-  for (const path of closure(imported())) copy(path, `app/${path}`);
-  const runtime = `node-linux-${process.arch}`;
+  for (const path of closure(imported(), tree)) copy(path, `app/${path}`, tree);
+  const runtime = `node-linux-${cpu}`;
   mkdirSync(join(folder, 'app/node_modules/.bin'), { recursive: true });
-  cpSync(join(root, 'node_modules', runtime, 'bin/node'), join(folder, 'app/node_modules/.bin/node'), {
+  cpSync(join(tree, 'node_modules', runtime, 'bin/node'), join(folder, 'app/node_modules/.bin/node'), {
     dereference: true,
   });
-  cpSync(join(root, 'node_modules', runtime, 'LICENSE'), join(folder, 'app/node_modules/.bin/LICENSE.node'));
-  const stripped = spawnSync('strip', [join(folder, 'app/node_modules/.bin/node')]);
-  if (stripped.status !== 0) process.stderr.write('rpm/build: no strip(1): the package is some MiB larger\n');
+  cpSync(join(tree, 'node_modules', runtime, 'LICENSE'), join(folder, 'app/node_modules/.bin/LICENSE.node'));
+  const stripped = spawnSync(arch === own ? 'strip' : `${arch}-linux-gnu-strip`, [
+    join(folder, 'app/node_modules/.bin/node'),
+  ]);
+  if (stripped.status !== 0)
+    process.stderr.write(`rpm/build: no strip(1) for ${arch}: the package is some MiB larger\n`);
   for (const file of globSync('app/**', { cwd: folder, withFileTypes: true })) {
     const path = join(file.parentPath, file.name);
     const program = file.isDirectory() || /^(replicator-agent|node|.*\.node)$/.test(file.name);
@@ -99,14 +108,25 @@ function stage(folder: string): void {
     cpSync(join(root, 'rpm', file), join(folder, file));
 }
 
-if (arch === undefined) fail(`there is no package for ${process.arch}: x64 and arm64 are supported`);
+/** node_modules of another architecture, by the lock file. */
+function foreignModules(folder: string): string {
+  for (const file of ['package.json', 'package-lock.json', '.npmrc']) cpSync(join(root, file), join(folder, file));
+  const argv = ['ci', '--omit=dev', '--no-progress', '--loglevel=error', `--cpu=${cpu}`, '--os=linux', '--libc=glibc'];
+  const { status } = spawnSync('npm', argv, { cwd: folder, stdio: ['ignore', 2, 2] });
+  if (status !== 0) fail(`npm could not install the packages for ${arch}`);
+  return folder;
+}
+
+if (cpu === undefined) fail(`there is no package for ${arch ?? process.arch}: x86_64 and aarch64 are supported`);
 if (spawnSync('rpmbuild', ['--version']).status !== 0) fail('rpmbuild is not there: install rpm-build (Debian: rpm)');
 const epoch =
   process.env['SOURCE_DATE_EPOCH'] ??
   execFileSync('git', ['log', '-1', '--format=%ct'], { cwd: root, encoding: 'utf8' }).trim();
 const work = mkdtempSync(join(tmpdir(), 'cdmr-rpm-'));
 try {
-  stage(work);
+  const foreign = join(work, 'foreign');
+  if (arch !== own) mkdirSync(foreign);
+  stage(work, arch === own ? root : foreignModules(foreign));
   mkdirSync(out, { recursive: true });
   const defines = {
     _topdir: join(work, 'top'),
