@@ -42,7 +42,8 @@ export function missingForHosts(...more: string[]): string | false {
   return spawnSync('ip', ['link', 'show', 'cdmrbr']).status === 0 ? 'another run holds the bridge cdmrbr' : false;
 }
 
-export async function openHosts(t: Test, names: string[]): Promise<Hosts> {
+/** @param folders what is /shared on a host, by its name; else a new folder */
+export async function openHosts(t: Test, names: string[], folders: Record<string, string> = {}): Promise<Hosts> {
   const dir = mkdtempSync(join(tmpdir(), 'replicator-hosts-'));
   const children: ChildProcess[] = [];
   const undo: string[][] = [];
@@ -75,8 +76,8 @@ export async function openHosts(t: Test, names: string[]): Promise<Hosts> {
 
   const hosts = names.map((name, index): Host => {
     const address = `${network}.${10 + index}`;
-    const shared = join(dir, name);
-    mkdirSync(shared);
+    const shared = folders[name] ?? join(dir, name);
+    mkdirSync(shared, { recursive: true });
     writeFileSync(knownHosts, `${address} ${hostKey}\n`, { flag: 'a' });
     const netns = `cdmr-${name}`;
     ip('netns', 'add', netns);
