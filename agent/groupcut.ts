@@ -24,7 +24,8 @@ export class GroupCut implements Hold {
   readonly cut: string;
   readonly #line: GroupLine;
   #done: 'gathered' | 'prepared' | 'frozen' = 'gathered';
-  #isOver = false;
+  /** Why there is no common cut; nothing is answered to what is said of it from then on. */
+  #over: string | undefined;
   #frozen: Promise<string | undefined> | undefined;
 
   private constructor(line: GroupLine, cut: string) {
@@ -52,6 +53,7 @@ export class GroupCut implements Hold {
   }
 
   async prepared(): Promise<void> {
+    if (this.#over !== undefined) throw new ReplicationError('NoConsistentCut', this.#over);
     // Another way of the same cut.
     if (this.#done === 'prepared') return;
     if (this.#done === 'frozen') throw new ReplicationError('NoConsistentCut', "the group's moment has passed");
@@ -61,6 +63,7 @@ export class GroupCut implements Hold {
   }
 
   async frozen(): Promise<string | undefined> {
+    if (this.#over !== undefined) return this.#over;
     if (this.#frozen) return "the group's moment has passed";
     this.#done = 'frozen';
     return (this.#frozen = this.#stand());
@@ -85,8 +88,8 @@ export class GroupCut implements Hold {
 
   /** The others need not wait. */
   async failed(message: string): Promise<void> {
-    if (this.#isOver) return;
-    this.#isOver = true;
+    if (this.#over !== undefined) return;
+    this.#over = message;
     await this.#line.answer({ cut: this.cut, step: 'failed', message: message.slice(0, 4000) });
     // What the master says to that is not for the next cut to hear.
     await this.#frozen;
@@ -102,7 +105,7 @@ export class GroupCut implements Hold {
       if (ask?.cut !== this.cut) continue;
       if (ask.step === step) return ask;
       if (ask.step !== 'abandon') continue;
-      this.#isOver = true;
+      this.#over = ask.message;
       throw new ReplicationError('NoConsistentCut', ask.message);
     }
   }
