@@ -125,6 +125,8 @@ export class BlockSource implements Source {
 
   /** Tried once: whether this volume can be cloned does not change while it is open. */
   async #reflinkRefusal(): Promise<string | undefined> {
+    // Its own views; whether the volume has reflinks is nothing to it.
+    if (this.#tracking.capture.hold) return undefined;
     if (this.#reflinks === undefined) {
       const view = await this.#options.device.reflink();
       if (typeof view !== 'string') await view.release();

@@ -2,7 +2,7 @@
  * The block volumes that this agent tracks, one Tracking per replication for as long as the agent lives: writes are noted
  * while the line is down, while mirroring is paused, and while the replication is not this agent's to send.
  *
- * The best capture that proves itself on the volume is taken: block devices with tracing are traced, images on a filesystem
+ * The best capture that proves itself on the volume is taken: where its storage takes and compares snapshots (csi-cbt) these are, block devices with tracing are traced, images on a filesystem
  * with reflinks are compared by their extents, everything else is scanned. What the better ones lacked is the reason of the one that is taken.
  */
 import { createHash } from 'node:crypto';
@@ -13,6 +13,7 @@ import { messageOf } from '../proto/errors.ts';
 import type { Clock } from '../proto/effects.ts';
 import { tryBlockStat } from './blockstat.ts';
 import type { BlockCapture } from './capture/block.ts';
+import { CsiCbt, type CsiCbtOptions } from './capture/csicbt.ts';
 import { DirtyMap } from './capture/dirtymap.ts';
 import { Extents, removeClones } from './capture/extents.ts';
 import { Ftrace } from './capture/ftrace.ts';
@@ -35,13 +36,23 @@ export interface Trackings {
   close(): Promise<void>;
 }
 
-export function openTrackings(options: { dataDir: string; clock: Clock; log: Pick<Logger, 'info'> }): Trackings {
+export interface TrackingsOptions {
+  dataDir: string;
+  clock: Clock;
+  log: Pick<Logger, 'info'>;
+  /** The snapshots that the volume's storage takes and compares, where it does; `name` tells those of this replication. */
+  snapshots?: (path: string, name: string) => CsiCbtOptions | undefined;
+}
+
+export function openTrackings(options: TrackingsOptions): Trackings {
   const { dataDir, clock, log } = options;
   const known = new Map<string, { path: string; device: BlockDevice; tracking: Tracking }>();
   const tracing = openTracer(dataDir, clock);
   if (typeof tracing === 'string') log.info(`block devices are scanned, not traced: ${tracing}`);
 
   function choose(uid: string, path: string, device: BlockDevice): BlockCapture {
+    const snapshots = options.snapshots?.(path, basename(folderOf(dataDir, uid)));
+    if (snapshots) return new CsiCbt(snapshots);
     if (!statSync(path).isBlockDevice()) return new Extents({ path, name: basename(folderOf(dataDir, uid)) });
     if (typeof tracing === 'string') return new Rescan(device, `no tracing: ${tracing}`);
     return new Ftrace({ tracer: tracing, clock, stat: () => tryBlockStat(path) });

@@ -154,7 +154,7 @@ export class Tracking {
   /** What is marked now, and the capture's state that goes with it, survive the agent. */
   async keep(): Promise<void> {
     const { method } = this.#capture;
-    const kept = await this.map.persist(method, this.#capture.state(), method === 'extents');
+    const kept = await this.map.persist(method, this.#capture.state(), method === 'extents' || method === 'csi-cbt');
     if (kept) await this.#capture.kept();
     const failure = this.map.failure;
     if (failure !== undefined && failure !== this.#toldFailure) {

@@ -11,6 +11,10 @@ import { BlockSource } from '../../agent/blocksource.ts';
 import { BufferPool, chunkBytes } from '../../agent/blockscan.ts';
 import { tryBlockStat } from '../../agent/blockstat.ts';
 import { DirtyMap } from '../../agent/capture/dirtymap.ts';
+import * as grpc from '@grpc/grpc-js';
+import { CsiCbt } from '../../agent/capture/csicbt.ts';
+import { snapshotMetadata, type SnapshotMetadata } from '../../agent/capture/snapshotmetadata.ts';
+import type { Driver } from './csidriver.ts';
 import { Extents } from '../../agent/capture/extents.ts';
 import { Ftrace } from '../../agent/capture/ftrace.ts';
 import { mapFile } from '../../agent/capture/mapfile.ts';
@@ -23,7 +27,7 @@ import { systemDevice } from '../../agent/device-system.ts';
 import type { Guard } from '../../agent/guard.ts';
 import { ReplicationError } from '../../proto/errors.ts';
 import { alignedPool } from '../../proto/libc.ts';
-import { systemClock } from '../../proto/system.ts';
+import { systemClock, systemRandom } from '../../proto/system.ts';
 import { random } from '../e2e/content.ts';
 import type { Arena } from './blockarena.ts';
 import { attach, sync } from './capture.ts';
@@ -43,6 +47,9 @@ const tricks = {
   ringFull: { scans: true },
   rebooted: { scans: true },
   cloneGone: { scans: true },
+  snapshotGone: { scans: true },
+  deltaRefused: { scans: true },
+  callsBreak: { scans: false },
 } as const;
 type Trick = keyof typeof tricks;
 
@@ -50,6 +57,7 @@ const common: Trick[] = ['nothing', 'nothing', 'nothing', 'nothing', 'session', 
 const tricksOf: Record<Arena['method'], Trick[]> = {
   ftrace: [...common, 'grown', 'tracingOff', 'ringEmptied', 'ringFull', 'rebooted'],
   extents: [...common, 'cloneGone'],
+  'csi-cbt': [...common, 'snapshotGone', 'deltaRefused', 'callsBreak', 'callsBreak'],
   scan: common,
 };
 
@@ -82,6 +90,7 @@ export class Adversary {
   #boot = '';
   #ringBytes: number | undefined;
   #agent: Agent | undefined;
+  #driver: Driver | undefined;
   /** Taken by ourselves while the filesystem stood still. */
   #copy: Buffer | undefined;
 
@@ -157,7 +166,9 @@ export class Adversary {
         ? traced()
         : method === 'extents'
           ? new Extents({ path, name: 'adversary' })
-          : rescan('as the test wants it');
+          : this.#driver
+            ? new CsiCbt({ snapshots: this.#driver.snapshots, metadata: metadataOf(this.#driver) })
+            : rescan('as the test wants it');
     const tracking = new Tracking({
       map: new DirtyMap(mapFile(this.#mapPath())),
       capture,
@@ -203,11 +214,13 @@ export class Adversary {
   }
 
   async #session(): Promise<void> {
+    this.#driver ??= await this.#arena.driver;
     this.#agent ??= this.#start();
     await attach(this.#agent.source, this.#replica);
   }
 
   async #play(trick: Trick, next: () => number): Promise<void> {
+    if (this.#driver) this.#driver.breakChance = trick === 'callsBreak' ? 0.7 : 0;
     const root = `/sys/kernel/tracing/instances/${this.#instance}`;
     const pause = (): Promise<void> => delay(next() * 60);
     if (trick === 'session' && this.#agent) {
@@ -220,7 +233,13 @@ export class Adversary {
       await this.#stop();
       await pause();
       await this.#session();
-    } else if (trick === 'killed' || trick === 'rebooted' || trick === 'ringFull' || trick === 'cloneGone') {
+    } else if (
+      trick === 'killed' ||
+      trick === 'rebooted' ||
+      trick === 'ringFull' ||
+      trick === 'cloneGone' ||
+      trick === 'snapshotGone'
+    ) {
       await this.#kill();
       if (trick === 'rebooted') this.#boot = `-${next()}`;
       if (trick === 'ringFull') {
@@ -228,6 +247,7 @@ export class Adversary {
         this.#ringBytes = 4096;
       }
       if (trick === 'cloneGone') this.#removeClones();
+      if (trick === 'snapshotGone') for (const name of (await this.#driver?.snapshots.list()) ?? []) await this.#driver?.snapshots.remove(name); // prettier-ignore
       await pause();
       await this.#session();
     } else if (trick === 'forgotten') {
@@ -240,6 +260,7 @@ export class Adversary {
       await pause();
       if (next() < 0.5) writeFileSync(`${root}/tracing_on`, '1');
     } else if (trick === 'ringEmptied') writeFileSync(`${root}/trace`, '');
+    else if (trick === 'deltaRefused' && this.#driver) this.#driver.refuse = 1;
     else if (trick === 'commitUnheard') await this.#commitUnheard();
     await pause();
   }
@@ -334,6 +355,17 @@ export class Adversary {
     await this.#stop().catch(() => undefined);
     removeInstance(this.#instance);
   }
+}
+
+function metadataOf({ address }: Driver): SnapshotMetadata {
+  return snapshotMetadata({
+    address,
+    credentials: grpc.credentials.createInsecure(),
+    namespace: 'shop',
+    token: async () => 'token-for-tests',
+    clock: systemClock,
+    random: systemRandom,
+  });
 }
 
 const never = new AbortController().signal;

@@ -9,8 +9,9 @@ import { openTracefs, removeInstance } from '../../agent/capture/tracefs.ts';
 import { messageOf } from '../../proto/errors.ts';
 import { alignedPool } from '../../proto/libc.ts';
 import { missingForLoop, run } from '../loop.ts';
+import { startDriver, type Driver } from './csidriver.ts';
 
-export type Method = 'ftrace' | 'extents' | 'scan';
+export type Method = 'ftrace' | 'extents' | 'csi-cbt' | 'scan';
 
 export interface Arena {
   method: Method;
@@ -19,6 +20,8 @@ export interface Arena {
   mountPoint: string;
   /** Its content at this moment, read past everything of ours. */
   content(): Buffer;
+  /** Where its storage takes snapshots. */
+  driver?: Promise<Driver>;
   /** Of the device, where growing is possible. */
   grow: ((mebibytes: number) => void) | undefined;
   /** Writes to the folder until it is stopped. */
@@ -34,6 +37,7 @@ export const arenas = {
   'ftrace, xfs on device-mapper, told by bios': (t: Test) => mapped(t, 'xfs', 320),
   'extents, image on xfs': (t: Test) => image(t, 'xfs'),
   'extents, image on btrfs': (t: Test) => image(t, 'btrfs'),
+  'csi-cbt, snapshots by a driver on xfs': (t: Test) => csi(t),
   'scan, image on a filesystem without reflinks': (t: Test) => image(t, undefined),
 } satisfies Record<string, (t: Test) => Arena>;
 
@@ -168,6 +172,16 @@ function image(t: Test, host: 'xfs' | 'btrfs' | undefined): Arena {
   const mountPoint = mounted(t, loop(t, path), join(place, 'mounted'));
   const method = host ? 'extents' : 'scan';
   return { method, path, mountPoint, content: () => fs.readFileSync(path), grow: undefined, write: writer(mountPoint) };
+}
+
+/** The image of before as a CSI driver's volume. */
+function csi(t: Test): Arena {
+  const arena = image(t, 'xfs');
+  const snapshots = join(arena.path, '..', 'snapshots');
+  mkdirSync(snapshots);
+  const driver = startDriver(arena.path, snapshots, Math.random);
+  t.teardown(async () => (await driver).close());
+  return { ...arena, method: 'csi-cbt', driver };
 }
 
 function writer(mountPoint: string): Arena['write'] {
