@@ -378,7 +378,7 @@ function memberOf(namespace: string, health: Health): MembershipOptions {
   return {
     cluster: typed.kubeconfig === undefined ? {} : { kubeconfig: typed.kubeconfig },
     namespace,
-    identity: `${process.env['POD_NAME'] ?? hostname()}_${randomUUID()}`,
+    identity: `${process.env['POD_NAME'] ?? hostname()}_${process.pid}_${randomUUID()}`,
     clock: systemClock,
     pod: process.env['POD_NAME'],
     onStandby: () => (health.ready = true),
