@@ -1,6 +1,8 @@
 import fs from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import t, { type Test } from 'tap';
 import { type Manifest, openManifest } from '../../../agent/manifest.ts';
 import { nodeHash } from '../../../proto/node.ts';
@@ -205,5 +207,42 @@ t.test('a name that changes hands within an epoch: no commit until both are sent
   manifest.committed(1, digest);
   manifest.setName(0, name('d'), b, true);
   t.equal(manifest.isUnsettled, false, 'what an earlier commit brought just loses the name');
+  manifest.close();
+});
+
+const isLong = process.env['REPLICATOR_LONG'] === '1';
+const many = isLong ? 1_000_000 : 20_000;
+setFlagsFromString('--expose-gc');
+const collectGarbage = runInNewContext('gc') as () => void;
+/** What is in use by the program, garbage collected. */
+function usedMiB(): number {
+  collectGarbage();
+  const { heapUsed, external } = process.memoryUsage();
+  return (heapUsed + external) / 2 ** 20;
+}
+
+t.test(`memory in use does not grow with the number of files (${many})`, async (t) => {
+  const { manifest } = begun(t);
+  const startMs = performance.now();
+  const before = usedMiB();
+  let parent = 0;
+  for (let at = 0; at < many; at++) {
+    if (at % 1000 === 0) parent = add(manifest, 10 + at, `directory ${at}`, 0, directory);
+    add(manifest, 10_000_000 + at, `file ${at}`, parent);
+  }
+  for (let after = -1; ;) {
+    const rows = manifest.dirty(after, 1000);
+    if (rows.length === 0) break;
+    for (const row of rows) manifest.written(row, { signature, root: digest, hash: digest, sent: true, dirty: false });
+    after = rows.at(-1)?.slot ?? 0;
+  }
+  manifest.prepare(1);
+  manifest.committed(1, digest);
+  const rssMiB = process.memoryUsage.rss() / 2 ** 20;
+  const grown = usedMiB() - before;
+  t.comment(`${grown.toFixed(1)} MiB more, ${rssMiB.toFixed(0)} MiB resident with garbage and SQLite's 32 MiB`);
+  t.comment(`${((performance.now() - startMs) / 1000).toFixed(1)} s`);
+  t.ok(grown < 8, `${grown} MiB`);
+  t.equal(manifest.childCount(parent), 1000);
   manifest.close();
 });
