@@ -79,6 +79,7 @@ export const eventCodes = {
   RecoveryFailed: { service: 'recovery', text: 'A recovery failed; the message says why.' },
   RecoveryRolledBack: { service: 'recovery', text: 'What a recovery had made is removed.' },
   ScheduleMissed: { service: 'recovery', text: 'A planned recovery was not made; the message says why.' },
+  SourceDemoted: { service: 'replication', text: 'The source of a replication was demoted after a last cut.' },
   RecoveryConfirmed: { service: 'recovery', text: 'A failover was confirmed: what it recovered is the source now.' },
   SpaceLow: { service: 'storage', text: 'Replicas of a storage class are going to need more than it has.' },
   ClockJumped: {

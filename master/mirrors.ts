@@ -20,8 +20,10 @@ import { latestReady } from './references.ts';
 import type { CommitRecord } from './replica/frame.ts';
 import type { Point } from './replica/horizon.ts';
 import { Replica, type ReplicaLimits } from './replica/replica.ts';
+import { demoted } from './resources.ts';
 import type { GroupPointView, PointView, Replication, ReplicationStatus } from './resources.ts';
 import { nextTime, parseCron } from './cron.ts';
+import { nextGeneration } from './recovery/generation.ts';
 import { readHello, serveSession, type MirrorStream } from './session.ts';
 import { nextTime as nextDue } from './schedule.ts';
 import { pointView, statusOf } from './status.ts';
@@ -197,6 +199,7 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     const written = mirror.replica?.writtenBytes ?? 0;
     if (written > mirror.toldBytes) options.metrics.onWritten(mirror.name, written - mirror.toldBytes);
     mirror.toldBytes = written;
+    await demoteWhenDone(mirror);
     // As it is by now: who may write it can have changed while it was opened.
     const present = store.get('Replication', mirror.name);
     if (present?.metadata.uid !== mirror.uid) return drop(mirror);
@@ -354,8 +357,26 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     tellChanges(mirror, status, next);
   }
 
-  function promotionOf({ requests: { fencedBy } }: Replication): 'Promoting' | 'Promoted' | undefined {
+  /** The last cut is durable: the source writes nothing more. Written down first, so that a crash does not forget it. */
+  async function demoteWhenDone(mirror: Mirror): Promise<void> {
+    const { replica } = mirror;
+    const { demoteSync } = store.get('Replication', mirror.name)?.requests ?? {};
+    if (!replica || demoteSync === undefined || doneOf(mirror.uid).sync < demoteSync) return;
+    const { status } = store.update('Replication', mirror.name, (object) => {
+      delete object.requests.demoteSync;
+      if (object.requests.fencedBy !== undefined) return;
+      object.requests.fencedBy = demoted;
+      object.spec.replicationState = 'secondary';
+      object.status.fencingGeneration = nextGeneration(object.status.fencingGeneration);
+    });
+    await replica.fence(status.fencingGeneration);
+    tell(mirror, 'SourceDemoted', 'INFO', 'the last cut is durable; the source writes nothing more');
+    options.notify();
+  }
+
+  function promotionOf({ requests: { fencedBy } }: Replication): 'Promoting' | 'Promoted' | 'Demoted' | undefined {
     if (fencedBy === undefined) return undefined;
+    if (fencedBy === demoted) return 'Demoted';
     const recovery = store.list('Recovery').find(({ metadata }) => metadata.uid === fencedBy);
     const isOnItsWay = recovery && ['Waiting', 'Running', 'Pausing', 'Paused'].includes(recovery.status.state);
     return isOnItsWay ? 'Promoting' : 'Promoted';

@@ -13,7 +13,7 @@ import { cleanup } from './cli/cleanup.ts';
 import { completion } from './cli/completion.ts';
 import { describe, get } from './cli/get.ts';
 import { cancel, confirmRecovery, recover, remove, retry, rollback } from './cli/recovery.ts';
-import { pause, replicate, resume, resync, snapshot, verify, watch } from './cli/replication.ts';
+import { demote, pause, promote, replicate, resume, resync, snapshot, verify, watch } from './cli/replication.ts';
 import { supportBundle } from './cli/supportbundle.ts';
 import { token } from './cli/token.ts';
 import { commonFlags, verb, type Verb } from './cli/verb.ts';
@@ -32,7 +32,7 @@ const version = verb(
   },
 );
 const verbs: Record<string, Verb> = {
-  get, describe, apply, replicate, snapshot, pause, resume, resync, verify, recover, rollback,
+  get, describe, apply, replicate, snapshot, pause, resume, resync, verify, promote, demote, recover, rollback,
   confirm: confirmRecovery, cancel, retry, delete: remove,
   watch, bootstrap, cleanup, token, 'support-bundle': supportBundle, completion: completion(() => verbs), version,
 }; // prettier-ignore

@@ -155,11 +155,16 @@ export interface ReplicationRequests {
   force: boolean;
   /** Uid of the replica on storage, where it was taken over from another replication; absent: its own. */
   replica?: string;
-  /** The recovery (uid) that keeps the source from writing; absent: the source may. */
+  /** The recovery (uid) that keeps the source from writing, or `demoted`; absent: the source may. */
   fencedBy?: string;
+  /** The source is demoted once this sync is done. */
+  demoteSync?: number;
   /** Newest spec.trigger.manual that a sync was asked for with. */
   manual?: string;
 }
+
+/** In requests.fencedBy: by a person, for whoever promotes the replica next. No uid. */
+export const demoted = 'demoted';
 
 export type Replication = Resource<'Replication', ReplicationSpec, ReplicationStatus> & {
   requests: ReplicationRequests;

@@ -30,7 +30,7 @@ export interface StatusFacts {
   /** Files and the like that are not in copies as they are at the source. */
   withheld: number;
   /** The source may not write any more: its replica is being made, or is, the primary one. */
-  promotion: 'Promoting' | 'Promoted' | undefined;
+  promotion: 'Promoting' | 'Promoted' | 'Demoted' | undefined;
 }
 
 const phases: ReadonlySet<string> = new Set<Phase>([
@@ -227,6 +227,7 @@ function syncReason(phase: Phase, spec: ReplicationSpec): string {
 
 function syncMessage(phase: Phase, first: Trouble | undefined): string {
   if (first?.stops === true) return first.message;
+  if (phase === 'Demoted') return 'the source was demoted after its last cut; promote the replica, or resync to go on';
   if (phase === 'Promoting' || phase === 'Promoted')
     return 'the replica was promoted: its source writes nothing more; roll the failover back to mirror it again';
   return phase === 'Paused' ? 'paused; resume it to go on' : `phase ${phase}`;

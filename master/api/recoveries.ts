@@ -4,7 +4,7 @@
  */
 import { createHash } from 'node:crypto';
 import type { FastifyInstance } from 'fastify';
-import { apiVersion } from '../resources.ts';
+import { apiVersion, demoted } from '../resources.ts';
 import { startOrder, volumesOf, type Member } from '../groups.ts';
 import { actions, ask, hasEnded, type Action } from '../recovery/machine.ts';
 import { pathInGroup } from '../recovery/copy.ts';
@@ -176,7 +176,7 @@ function noOther({ store }: Pick<Context, 'store'>, members: Member[]): void {
       );
   }
   for (const { replication } of members)
-    if (store.get('Replication', replication)?.requests.fencedBy !== undefined)
+    if (![undefined, demoted].includes(store.get('Replication', replication)?.requests.fencedBy))
       throw new ApiProblem('WrongState', `${replication} was promoted already`);
 }
 

@@ -104,7 +104,7 @@ export function replicationRoutes(app: FastifyInstance, context: Context): void 
       view(remove(context, find(context, params['name']), query.keepReplica, ifVersion)),
   });
 
-  function action(name: string, summary: string, change: (replication: Replication, force: boolean) => void): void {
+  function action(name: string, summary: string, change: (replication: Replication) => void): void {
     route(app, {
       method: 'POST',
       url: `${url}/:name/actions/${name}`,
@@ -114,18 +114,14 @@ export function replicationRoutes(app: FastifyInstance, context: Context): void 
       bodyOptional: true,
       answer: 'Replication',
       status: 202,
-      handle({ params, body, ifVersion }) {
+      handle({ params, ifVersion }) {
         const { metadata } = find(context, params['name']);
-        return view(store.update('Replication', metadata.name, (object) => change(object, body.force), ifVersion));
+        return view(store.update('Replication', metadata.name, change, ifVersion));
       },
     });
   }
   action('pause', 'Stop mirroring until it is resumed', (object) => (object.spec.paused = true));
   action('resume', 'Go on with mirroring', (object) => (object.spec.paused = false));
-  action('resync', 'Compare all of source and replica and send what differs', ({ requests }, force) => {
-    requests.resync += 1;
-    requests.force = force;
-  });
   action('verify', 'Read source and replica whole and compare them', (object) => {
     needPoint(context, object);
     object.requests.verify += 1;

@@ -51,6 +51,8 @@ export const rights: Readonly<Record<string, Right>> = {
   [`POST ${v1}/replications/:name/actions/pause`]: 'replications:write',
   [`POST ${v1}/replications/:name/actions/resume`]: 'replications:write',
   [`POST ${v1}/replications/:name/actions/resync`]: 'replications:write',
+  [`POST ${v1}/replications/:name/actions/promote`]: 'replications:write',
+  [`POST ${v1}/replications/:name/actions/demote`]: 'replications:write',
   [`POST ${v1}/replications/:name/actions/verify`]: 'replications:write',
   [`GET ${v1}/watch`]: 'replications:read',
   [`GET ${v1}/replications/:name/history`]: 'replications:read',

@@ -42,6 +42,7 @@ import { Snapshot } from './schema/snapshot.ts';
 import { StorageClass } from './schema/storageclass.ts';
 import { NewToken, Token } from './schema/token.ts';
 import { Session, User } from './schema/user.ts';
+import { roleRoutes } from './roles.ts';
 import { snapshotRoutes } from './snapshots.ts';
 import { storageClassRoutes } from './storageclasses.ts';
 import { tokenRoutes } from './tokens.ts';
@@ -174,6 +175,7 @@ export async function startApi(options: ApiOptions): Promise<Api> {
   pageRoutes(app, await pageFiles());
   replicationRoutes(app, context);
   snapshotRoutes(app, context);
+  roleRoutes(app, context);
   recoveryRoutes(app, context);
   recoveryScheduleRoutes(app, context);
   groupRoutes(app, context);

@@ -111,8 +111,14 @@ export const snapshot = verb(
   },
 );
 
+const questions: Partial<Record<string, string>> = {
+  resync: 'Forcing this makes the copy follow the source, whatever it has become, and drops what was promoted.',
+  promote: 'This stops mirroring: the source writes nothing more.',
+  demote: 'This stops mirroring after a last cut: the source writes nothing more.',
+};
+
 function action(
-  name: 'pause' | 'resume' | 'resync' | 'verify',
+  name: 'pause' | 'resume' | 'resync' | 'verify' | 'promote' | 'demote',
   summary: string,
   done: string,
   until: (before: Replication) => (now: Replication) => number | undefined,
@@ -128,8 +134,13 @@ function action(
     },
     async (session, { options, operands }) => {
       const target = nameOperand(operands, 'replication');
-      const question = `Forcing this makes the copy follow the source, whatever it has become.`;
-      if (name === 'resync' && options.force && !(await confirmed(session, options.yes, target, question))) return 1;
+      const question = questions[name];
+      if (
+        question !== undefined &&
+        (name !== 'resync' || options.force) &&
+        !(await confirmed(session, options.yes, target, question))
+      )
+        return 1;
       const before = await session.client.get<Replication>(`/replications/${target}`);
       const body = { force: options.force };
       const after = await session.client.send<Replication>('POST', `/replications/${target}/actions/${name}`, body);
@@ -154,6 +165,22 @@ export const resync = action(
   'Compare source and copy by their hashes and send what differs.',
   'resync asked for',
   untilResynced,
+);
+export const promote = action(
+  'promote',
+  'Make the copy the one that is used; the source is kept out. Without --force only after demote.',
+  'promoting',
+  () =>
+    ({ status }) =>
+      status.phase === 'Promoted' ? 0 : undefined,
+);
+export const demote = action(
+  'demote',
+  'Take a last cut of the source and keep it out from then on: a move that loses nothing.',
+  'demoting',
+  () =>
+    ({ status }) =>
+      status.phase === 'Demoted' ? 0 : undefined,
 );
 export const verify = action(
   'verify',

@@ -15,6 +15,7 @@ import { runProgram } from '../../proto/program.ts';
 import type { Mirrors } from '../mirrors.ts';
 import type { Point } from '../replica/horizon.ts';
 import type { Replica } from '../replica/replica.ts';
+import { demoted } from '../resources.ts';
 import type { Recovery, Replication } from '../resources.ts';
 import type { Store } from '../store.ts';
 import { identityOf, mustBeFree, pathInGroup, removeCopy } from './copy.ts';
@@ -134,9 +135,10 @@ export function volumeEffects(options: VolumesOptions): Effects {
       const { metadata } = replicationOf(recovery, index);
       const { status } = store.update('Replication', metadata.name, ({ spec, status, requests }) => {
         if (requests.fencedBy === uid) return;
-        if (requests.fencedBy !== undefined)
+        if (requests.fencedBy !== undefined && requests.fencedBy !== demoted)
           throw new ReplicationError('Fenced', `${metadata.name} was promoted already; roll that back first`);
         requests.fencedBy = uid;
+        delete requests.demoteSync;
         spec.replicationState = 'secondary';
         status.fencingGeneration = nextGeneration(status.fencingGeneration);
       });

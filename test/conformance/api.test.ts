@@ -206,7 +206,8 @@ t.test('actions answer 202 and are counted, so that none is lost or done twice',
   );
   t.match(store.get('Replication', 'a')?.requests, { sync: 0, resync: 1, verify: 1, force: true });
   refused(t, await call('POST', `${one}/actions/verify`, { force: 'yes' }), 422, 'Invalid');
-  refused(t, await call('POST', `${one}/actions/promote`), 404, 'NotFound');
+  refused(t, await call('POST', `${one}/actions/promote`), 409, 'WrongState', /promote with force/);
+  refused(t, await call('POST', `${one}/actions/demote`), 409, 'WrongState', /demote with force/);
   refused(t, await call('POST', `${v1}/replications/none/actions/pause`), 404, 'NotFound');
   await call('PATCH', one, { spec: { trigger: { continuous: null, manual: 'one' } } });
   await call('PATCH', one, { spec: { trigger: { manual: 'one' }, rpoSeconds: 9 } });
