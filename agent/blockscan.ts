@@ -63,38 +63,104 @@ export class Known {
   }
 }
 
-/** Aligned buffers of chunkBytes; `take` waits, in turn, until one is free. @throws the signal's reason */
-export class BufferPool {
+/** Aligned buffers of chunkBytes. */
+export interface Buffers {
+  /** Waits, in turn, until one is free. @throws the signal's reason */
+  take(signal: AbortSignal): Promise<Buffer>;
+  give(buffer: Buffer): void;
+}
+
+interface Share {
+  held: number;
+  waiting: number;
+}
+
+interface Waiter {
+  share: Share;
+  given(buffer: Buffer): void;
+}
+
+/**
+ * Shared fairly: of several that read at once none holds more than its part, so that one with a slow target or a rate limit
+ * keeps only its own part. A single one may hold all. The pool itself is one share.
+ */
+export class BufferPool implements Buffers {
   readonly #free: Buffer[];
-  readonly #waiting = new Set<(buffer: Buffer) => void>();
+  readonly #total: number;
+  readonly #waiting: Waiter[] = [];
+  /** Those that hold or wait for any. */
+  readonly #active = new Set<Share>();
+  readonly #own: Buffers;
 
   constructor(buffers: Buffer[]) {
     this.#free = buffers;
+    this.#total = buffers.length;
+    this.#own = this.share();
   }
 
-  async take(signal: AbortSignal): Promise<Buffer> {
-    signal.throwIfAborted();
-    const free = this.#free.pop();
-    if (free) return free;
-    return new Promise((resolve, reject) => {
-      const aborted = (): void => {
-        this.#waiting.delete(given);
-        reject(signal.reason as Error);
-      };
-      const given = (buffer: Buffer): void => {
-        signal.removeEventListener('abort', aborted);
-        resolve(buffer);
-      };
-      this.#waiting.add(given);
-      signal.addEventListener('abort', aborted, { once: true });
-    });
+  take(signal: AbortSignal): Promise<Buffer> {
+    return this.#own.take(signal);
   }
 
   give(buffer: Buffer): void {
-    const [next] = this.#waiting;
-    if (!next) return void this.#free.push(buffer);
-    this.#waiting.delete(next);
-    next(buffer);
+    this.#own.give(buffer);
+  }
+
+  share(): Buffers {
+    const share: Share = { held: 0, waiting: 0 };
+    return {
+      take: (signal) => this.#take(share, signal),
+      give: (buffer) => {
+        share.held--;
+        this.#free.push(buffer);
+        this.#settle(share);
+      },
+    };
+  }
+
+  async #take(share: Share, signal: AbortSignal): Promise<Buffer> {
+    signal.throwIfAborted();
+    return new Promise((resolve, reject) => {
+      const one: Waiter = {
+        share,
+        given(buffer) {
+          ended();
+          resolve(buffer);
+        },
+      };
+      const ended = (): void => {
+        share.waiting--;
+        signal.removeEventListener('abort', aborted);
+      };
+      const aborted = (): void => {
+        this.#waiting.splice(this.#waiting.indexOf(one), 1);
+        ended();
+        this.#settle(share);
+        reject(signal.reason as Error);
+      };
+      share.waiting++;
+      this.#waiting.push(one);
+      signal.addEventListener('abort', aborted, { once: true });
+      this.#settle(share);
+    });
+  }
+
+  /** Whoever is below its part and holds least comes first. */
+  #settle(changed: Share): void {
+    if (changed.held + changed.waiting > 0) this.#active.add(changed);
+    else this.#active.delete(changed);
+    while (this.#free.length > 0) {
+      const part = Math.max(1, Math.floor(this.#total / this.#active.size));
+      let next: Waiter | undefined;
+      for (const one of this.#waiting) {
+        if (one.share.held < part && one.share.held < (next?.share.held ?? Infinity)) next = one;
+      }
+      const buffer = next && this.#free.pop();
+      if (!next || !buffer) return;
+      this.#waiting.splice(this.#waiting.indexOf(next), 1);
+      next.share.held++;
+      next.given(buffer);
+    }
   }
 }
 
@@ -134,7 +200,7 @@ export interface ScanOptions {
   whole: boolean;
   /** Ask the replica whether it lacks what is not known of it; false: it is known to have changed, and sent. */
   offer: boolean;
-  pool: BufferPool;
+  pool: Buffers;
   pace: Pace;
   counters: SourceCounters;
   progress: (bytesDone: number) => void;

@@ -13,7 +13,7 @@ import { Pace } from '../proto/pace.ts';
 import type { MirrorWelcome } from '../proto/wire.ts';
 import type { Consistency } from '../proto/wire.ts';
 import { ways, type CutContext } from './blockcuts.ts';
-import { Known, scan, type BufferPool } from './blockscan.ts';
+import { Known, scan, type Buffers } from './blockscan.ts';
 import type { Tracking } from './capture/tracking.ts';
 import type { BlockDevice, Readable } from './device.ts';
 import type { Cut, Hold, Piece, Source, SourceCounters, SourceFacts } from './source.ts';
@@ -28,7 +28,7 @@ const shrinkRatio = 0.5;
 export interface BlockSourceOptions {
   device: BlockDevice;
   tracking: Tracking;
-  pool: BufferPool;
+  pool: Buffers;
   clock: Clock;
   /** null: the best that works. */
   consistency: Consistency | null;

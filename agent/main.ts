@@ -12,7 +12,7 @@ import { optional, parseArguments, programVersion, repeated, required, withDefau
 import { holdData } from '../proto/hold.ts';
 import { logLevels, openLog } from '../proto/log.ts';
 import { systemClock, systemRandom } from '../proto/system.ts';
-import { alignedPool } from '../proto/libc.ts';
+import { alignedPool, lowerIoPriority } from '../proto/libc.ts';
 import { asReplicationError, messageOf } from '../proto/errors.ts';
 import { parseChoice, parseFolder, parseHostPort, parseName, parseText, formatHostPort } from '../proto/value.ts';
 import { assignments } from './assignments.ts';
@@ -49,7 +49,7 @@ const { options } = parseArguments(
   process.argv.slice(2),
 );
 
-/** Shared by all scans of block volumes: bounds what the agent holds of content that is read and not yet sent. */
+/** Shared fairly by all scans of block volumes: bounds what the agent holds of content that is read and not yet sent. */
 const poolBytes = 64 << 20;
 
 const log = openLog('replicator-agent', options['log-level']);
@@ -77,6 +77,8 @@ async function run(signal: AbortSignal): Promise<void> {
   await mkdir(options.data, { recursive: true, mode: 0o700 });
   const dataDir = await realpath(options.data);
   holdData(dataDir);
+  // The workload's own reads and writes come first.
+  lowerIoPriority();
   const kubelet = options.kubelet;
   const allow = allowList({
     allow: options.allow,

@@ -56,7 +56,15 @@ export function sourceOpener(
       // Files' times are of the wall clock.
       const device = systemDevice({ path, clock: systemClock, guard, protectedPaths });
       const tracking = await options.trackings.of(assignment.replicationUid, path, device, event);
-      return new BlockSource({ device, tracking, pool, clock, consistency, maxFreezeMs, readBytesPerSecond });
+      return new BlockSource({
+        device,
+        tracking,
+        pool: pool.share(),
+        clock,
+        consistency,
+        maxFreezeMs,
+        readBytesPerSecond,
+      });
     }
     if (consistency === 'crash') {
       throw new ReplicationError(

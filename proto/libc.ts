@@ -15,6 +15,7 @@
  */
 import koffi from 'koffi';
 import assert from 'node:assert/strict';
+import { readdirSync } from 'node:fs';
 import { getSystemErrorMessage, getSystemErrorName } from 'node:util';
 
 export type Path = string | Uint8Array;
@@ -122,6 +123,21 @@ export async function fifreeze(fd: number): Promise<void> {
 /** EINVAL when it is not frozen. */
 export async function fithaw(fd: number): Promise<void> {
   await ioctlNumber([fd, FITHAW, 0]);
+}
+
+/** linux/ioprio.h: the class "best effort" and its lowest level; what is idle only would never be read beside a busy workload. */
+const lowestIoPriority = (2 << 13) | 7;
+const syscallNumbers: Partial<Record<string, number>> = { x64: 251, arm64: 30 };
+
+/**
+ * Reads and writes of this process give way to others', where the disk's scheduler looks at that (bfq, mq-deadline). Of the threads
+ * there are: call it when the pool of threads has begun. Answers whether the kernel took it.
+ */
+export function lowerIoPriority(): boolean {
+  const number = syscallNumbers[process.arch];
+  if (number === undefined) return false;
+  const set = library.func('long syscall(long number, int which, int who, int priority)') as Native;
+  return readdirSync('/proc/self/task').every((thread) => set(number, 1, Number(thread), lowestIoPriority) === 0);
 }
 
 /** Bytes of an open block device; ENOTTY for anything else. */

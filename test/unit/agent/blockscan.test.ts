@@ -84,6 +84,44 @@ function volume(sizeBytes: number, values: Record<number, number>): Buffer {
 
 const size = 3 * chunkBytes + 5 * granuleBytes + 77;
 
+t.test('one that gives nothing back keeps its own part of the buffers, and no more', async (t) => {
+  const pool = new BufferPool(Array.from({ length: 12 }, () => Buffer.alloc(1)));
+  const slow = [pool.share(), pool.share(), pool.share()];
+  const want = (share: Pick<BufferPool, 'take'>, got: Buffer[], signal: AbortSignal): void => {
+    share.take(signal).then(
+      (buffer) => got.push(buffer),
+      () => undefined,
+    );
+  };
+  const times = (count: number, work: () => void): void => Array.from({ length: count }).forEach(work);
+  const settled = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+  const ending = new AbortController();
+  const held: Buffer[][] = slow.map(() => []);
+  times(6, () => slow.forEach((share, index) => want(share, held[index] ?? [], ending.signal)));
+  await settled();
+  t.same(
+    held.map(({ length }) => length),
+    [4, 4, 4],
+    'each its part of three',
+  );
+  const quick = pool.share();
+  const mine: Buffer[] = [];
+  times(5, () => want(quick, mine, ending.signal));
+  slow.forEach((share, index) => share.give(held[index]?.pop() as Buffer));
+  await settled();
+  t.equal(mine.length, 3, 'what comes back goes to who has least, up to its part of four');
+  for (const buffer of mine.splice(0)) quick.give(buffer);
+  await settled();
+  t.equal(mine.length, 2, 'and again');
+  ending.abort();
+  await settled();
+  const rest: Buffer[] = [];
+  times(12, () => want(quick, rest, new AbortController().signal));
+  for (const [index, got] of held.entries()) for (const buffer of got.splice(0)) slow[index]?.give(buffer);
+  await settled();
+  t.equal(rest.length + mine.length, 12, 'a single one may have all');
+});
+
 t.test('a blank replica gets the content and no zeros, whether holes can be told or not', async (t) => {
   const bytes = volume(size, { 0: 1, 17: 2, 18: 3, [granuleCount(size) - 1]: 4 });
   for (const holes of [true, false]) {

@@ -1,4 +1,5 @@
-import { constants } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { constants, readdirSync } from 'node:fs';
 import { link, lstat, mkdtemp, open, readdir, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -159,4 +160,13 @@ await t.test('blocks are shared, zeroed and found on XFS', { skip: missingForLoo
   t.equal(second?.[0], 1);
   t.equal(first?.[0], 0);
   t.throws(() => libc.alignedPool(1000));
+});
+
+t.test('reads and writes of this process give way', async (t) => {
+  await stat('/');
+  const taken = libc.lowerIoPriority();
+  t.ok(taken);
+  if (spawnSync('ionice', ['--version']).status !== 0) return;
+  for (const thread of readdirSync('/proc/self/task'))
+    t.match(spawnSync('ionice', ['-p', thread], { encoding: 'utf8' }).stdout, /best-effort: prio 7/);
 });
