@@ -38,7 +38,8 @@ export interface Server {
   events: EventLog;
   tokens: Tokens;
   folder: string;
-  clock: { offsetMs: number };
+  /** `atMs`: it stands still. */
+  clock: { offsetMs: number; atMs?: number };
   points: PointView[];
   volumes: AgentVolume[];
   revoked: string[];
@@ -64,8 +65,8 @@ export function point(sequence: number, sourceTime: string): PointView {
 
 async function startServer(options: { maxChanges?: number; heartbeatMs?: number } = {}): Promise<Server> {
   const folder = mkdtempSync(join(tmpdir(), 'api-'));
-  const offset = { offsetMs: 0 };
-  const clock = { ...systemClock, nowMs: () => Date.now() + offset.offsetMs };
+  const offset: Server['clock'] = { offsetMs: 0 };
+  const clock = { ...systemClock, nowMs: () => offset.atMs ?? Date.now() + offset.offsetMs };
   const random = { bytes: (length: number) => randomBytes(length) };
   const database = openDatabase(join(folder, 'master.db'));
   const { maxChanges, heartbeatMs } = options;
