@@ -242,15 +242,21 @@ export class Manifest {
   markDirty(slot: number, sizeBytes?: bigint): void {
     if (this.#dirtyBytes !== undefined) this.#dirtyBytes = undefined;
     if (sizeBytes === undefined) {
-      this.#rows.run(`UPDATE inode SET dirty = ${moved} WHERE slot = ?`, slot);
       if (this.#isSent(slot)) this.#unsettled.add(slot);
+      this.#rows.run(`UPDATE inode SET dirty = ${moved} WHERE slot = ?`, slot);
     } else
       this.#rows.run('UPDATE inode SET dirty = max(dirty, 1), size = ?, ctime = -1 WHERE slot = ?', sizeBytes, slot);
   }
 
-  /** In the open epoch, or it is new. */
+  /** In the open epoch, perhaps in vain. */
   #isSent(slot: number): boolean {
-    return this.#rows.get('SELECT 1 FROM inode WHERE slot = ? AND epoch > ?', slot, this.#acked) !== undefined;
+    return (
+      this.#rows.get(
+        'SELECT 1 FROM inode WHERE slot = ? AND epoch > ? AND (hash IS NOT NULL OR dirty = 2)',
+        slot,
+        this.#acked,
+      ) !== undefined
+    );
   }
 
   /**

@@ -193,6 +193,8 @@ t.test('a name that changes hands within an epoch: no commit until both are sent
   sendAll(manifest);
   t.equal(manifest.isUnsettled, false);
   const b = add(manifest, 3, 'b');
+  manifest.setName(0, name('b2'), b, true);
+  t.equal(manifest.isUnsettled, false, 'what was never sent has no name to give up');
   manifest.setName(0, name('a'), b, true);
   t.equal(manifest.isUnsettled, true, 'the replica has been told that a is called so');
   manifest.setName(0, name('c'), a, true);
