@@ -12,6 +12,7 @@ import {
   ThresholdsConfigBuilder,
   ThresholdsMode,
   type DataSourceRef,
+  type GridPos,
 } from '@grafana/grafana-foundation-sdk/dashboard';
 import { DataqueryBuilder } from '@grafana/grafana-foundation-sdk/prometheus';
 import { PanelBuilder as Stat } from '@grafana/grafana-foundation-sdk/stat';
@@ -22,14 +23,13 @@ import { pages, type Page, type Panel } from './panels.ts';
 const tag = 'cdm-replicator';
 const source: DataSourceRef = { type: 'prometheus', uid: '${source}' };
 
-function panelOf({ title, queries, unit, kind, thresholds }: Panel): Stat | Lines | Table {
+function panelOf(
+  { title, queries, unit, kind, thresholds }: Panel,
+  id: number,
+  gridPos: GridPos,
+): Stat | Lines | Table {
   const panel = kind === 'stat' ? new Stat() : kind === 'table' ? new Table() : new Lines();
-  panel
-    .title(title)
-    .unit(unit)
-    .datasource(source)
-    .span(kind === 'stat' ? 8 : 12)
-    .height(kind === 'stat' ? 5 : 8);
+  panel.id(id).gridPos(gridPos).title(title).unit(unit).datasource(source);
   if (thresholds !== undefined) {
     const steps = [
       { value: null, color: 'green' },
@@ -47,6 +47,19 @@ function panelOf({ title, queries, unit, kind, thresholds }: Panel): Stat | Line
     panel.withTarget(kind === 'lines' ? query.range() : query.instant());
   });
   return panel;
+}
+
+/** From left to right in rows of 24 columns; a row is as high as its highest panel. */
+function placed(panels: Panel[]): GridPos[] {
+  let [x, y, rowHeight] = [0, 0, 0];
+  return panels.map(({ kind }) => {
+    const [w, h] = kind === 'stat' ? [8, 5] : [12, 8];
+    if (x + w > 24) [x, y, rowHeight] = [0, y + rowHeight, 0];
+    const place = { x, y, w, h };
+    x += w;
+    rowHeight = Math.max(rowHeight, h);
+    return place;
+  });
 }
 
 function dashboardOf({ uid, title, ofReplication, panels }: Page): string {
@@ -72,7 +85,9 @@ function dashboardOf({ uid, title, ofReplication, panels }: Page): string {
         .datasource(source)
         .query('label_values(replicator_state, replication)'),
     );
-  for (const panel of panels) dashboard.withPanel(panelOf(panel));
+  const places = placed(panels);
+  for (const [index, panel] of panels.entries())
+    dashboard.withPanel(panelOf(panel, index + 1, places[index] ?? { x: 0, y: 0, w: 24, h: 8 }));
   return `${JSON.stringify(dashboard.build(), null, 2)}\n`;
 }
 
