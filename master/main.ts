@@ -38,6 +38,7 @@ import type { Engine } from './engine.ts';
 import { eventLog } from './events.ts';
 import { cleanUp, listGarbage } from './garbage.ts';
 import { serveHealth, type Health } from './health.ts';
+import { StoreUnavailable } from './store.ts';
 import { joinCluster, keepFiles, restoreFiles, type MembershipOptions } from './kubernetes/membership.ts';
 import { startMetrics, type Metrics } from './metrics.ts';
 import { mirrors } from './mirrors.ts';
@@ -340,9 +341,9 @@ async function run(signal: AbortSignal): Promise<void> {
       },
       signal,
     ),
-    runRecoverySchedules({ store, clock: systemClock, engine, events }, signal),
-    runSchedules({ store, clock: systemClock, trusted, mirrors: running, events }, signal),
-    runSpace({ store, clock: systemClock, mirrors: running, events }, signal),
+    steadily(() => runRecoverySchedules({ store, clock: systemClock, engine, events }, signal), signal),
+    steadily(() => runSchedules({ store, clock: systemClock, trusted, mirrors: running, events }, signal), signal),
+    steadily(() => runSpace({ store, clock: systemClock, mirrors: running, events }, signal), signal),
     agents.settle(signal),
     inCluster,
   ];
@@ -372,6 +373,19 @@ async function run(signal: AbortSignal): Promise<void> {
   if (cluster) database.close();
   else store.close();
   health.close();
+}
+
+/** A loop that looks at what is there begins anew when the store does not take a write: the API server may be away. */
+async function steadily(loop: () => Promise<void>, signal: AbortSignal): Promise<void> {
+  for (;;) {
+    try {
+      return await loop();
+    } catch (error) {
+      if (signal.aborted || !(error instanceof StoreUnavailable)) throw error;
+      log.warn(error.message);
+      await systemClock.sleep(1000, signal).catch(() => undefined);
+    }
+  }
 }
 
 function memberOf(namespace: string, health: Health): MembershipOptions {

@@ -57,6 +57,14 @@ export interface Store {
   close(): void;
 }
 
+/** The store is not there now; nothing was written. */
+export class StoreUnavailable extends Error {
+  constructor(message: string, cause?: unknown) {
+    super(message, { cause });
+    this.name = 'StoreUnavailable';
+  }
+}
+
 export class StoreConflict extends Error {
   readonly reason: 'exists' | 'absent' | 'version' | 'expired';
   constructor(reason: StoreConflict['reason'], message: string) {

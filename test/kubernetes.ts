@@ -16,7 +16,12 @@ import { allKinds, group } from '../master/kubernetes/kinds.ts';
 const folder = '/var/cache/cdm-replicator-tests/kubernetes/bin';
 const tied = spawnSync('setpriv', ['--pdeathsig', 'KILL', 'true'], { stdio: 'ignore' }).status === 0;
 
-export const skipKubernetes: false | string = ['etcd', 'kube-apiserver'].every(isThere)
+const parts = ['etcd', 'kube-apiserver'];
+// The long suites have the time to make what they need.
+if (process.env['REPLICATOR_LONG'] === '1' && !parts.every(isThere))
+  spawnSync(new URL('parts/kubernetes', import.meta.url).pathname, parts, { stdio: ['ignore', 2, 2] });
+
+export const skipKubernetes: false | string = parts.every(isThere)
   ? false
   : 'etcd and kube-apiserver are not there: run test/parts/kubernetes once';
 

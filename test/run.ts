@@ -104,13 +104,18 @@ async function tap(argv: string[]): Promise<void> {
 /** The suites asked for as tap's arguments; a name that is none ends with exit status 2 and the list. */
 function longSuites(names: string[]): string[] {
   const known = globSync('test/e2e/*.test.ts', { cwd: root }).map((path) => basename(path, '.test.ts'));
-  const wrong = names.find((name) => !known.includes(name));
+  // A name stands for all suites that begin with it: `kubernetes` for kubernetesmaster too.
+  const meant = names.flatMap((name) => known.filter((suite) => suite.startsWith(name)));
+  const wrong = names.find((name) => !known.some((suite) => suite.startsWith(name)));
   if (wrong !== undefined) {
     process.stderr.write(`There is no e2e suite ${JSON.stringify(wrong)}.\nThere are: ${known.sort().join(', ')}\n`);
     process.exit(2);
   }
   process.env['REPLICATOR_LONG'] = '1';
-  return ['--timeout=3600', ...(names.length > 0 ? names : known).map((name) => `test/e2e/${name}.test.ts`)];
+  return [
+    '--timeout=3600',
+    ...[...new Set(names.length > 0 ? meant : known)].map((name) => `test/e2e/${name}.test.ts`),
+  ];
 }
 
 const argv = process.argv.slice(2);

@@ -5,7 +5,7 @@
  */
 import type { ProblemView } from './schema.ts';
 import { ReplicationError } from '../../proto/errors.ts';
-import { StoreConflict } from '../store.ts';
+import { StoreConflict, StoreUnavailable } from '../store.ts';
 
 export const problemCodes = {
   BadJson: { status: 400, title: 'The body is not JSON' },
@@ -72,6 +72,7 @@ export function asProblem(error: unknown): ApiProblem {
     } as const;
     return new ApiProblem(code[error.reason], error.message);
   }
+  if (error instanceof StoreUnavailable) return new ApiProblem('Unavailable', error.message);
   if (error instanceof ReplicationError && error.code !== 'Internal')
     return new ApiProblem(error.retry === 'backoff' ? 'Unavailable' : 'WrongState', `${error.code}: ${error.message}`);
   return ofFastify(error) ?? new ApiProblem('Internal', 'the log has more, under the request id');

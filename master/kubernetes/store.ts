@@ -11,7 +11,7 @@
 import { createHash } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
 import type { Kind, Metadata, Resources } from '../resources.ts';
-import { StoreConflict } from '../store.ts';
+import { StoreConflict, StoreUnavailable } from '../store.ts';
 import type { Draft, Store } from '../store.ts';
 import { ApiFault, type ClusterOptions } from './api.ts';
 import { openBridge, type Arrival } from './bridge.ts';
@@ -56,13 +56,6 @@ export interface KubernetesStore extends Store {
   moved(signal: AbortSignal): Promise<void>;
   /** Writes the figures that wait. */
   flush(): Promise<void>;
-}
-
-export class StoreUnavailable extends Error {
-  constructor(cause: ApiFault) {
-    super(`the Kubernetes API server does not take the write: ${cause.message}`, { cause });
-    this.name = 'StoreUnavailable';
-  }
 }
 
 const attempts = 10;
@@ -139,7 +132,7 @@ export async function openKubernetesStore(options: KubernetesStoreOptions): Prom
       return bridge.wait(method, path, body);
     } catch (error) {
       if (error instanceof ApiFault && (error.status === 0 || error.status >= 500 || error.status === 429))
-        throw new StoreUnavailable(error);
+        throw new StoreUnavailable(`the Kubernetes API server does not take the write: ${error.message}`, error);
       throw error;
     }
   }

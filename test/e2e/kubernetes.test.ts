@@ -3,14 +3,10 @@
  * `npm test` the short form runs where they are.
  */
 import t from 'tap';
-import { spawnSync } from 'node:child_process';
 import { definition } from '../../master/kubernetes/crd.ts';
 import { allKinds } from '../../master/kubernetes/kinds.ts';
 import { skipKubernetes, startKubernetes, until } from '../kubernetes.ts';
 
-if (process.env['REPLICATOR_LONG'] === '1' && skipKubernetes) {
-  spawnSync(new URL('../parts/kubernetes', import.meta.url).pathname, { stdio: ['ignore', 'inherit', 'inherit'] });
-}
 const group = 'replicator.cdm.datacommand.co.kr';
 const api = `/apis/${group}/v1/namespaces/default`;
 
