@@ -5,7 +5,7 @@
  * counted into the first one, and counts are written at most once a second, so that no fault in a loop floods disk or
  * readers; a crash may lose the counts of its last second, never an event. Codes from outside that the table does not have
  * become AgentEvent.
- * Not here: sending events anywhere (sinks are a later issue), and secrets - callers never put any in.
+ * Not here: sending events anywhere (sinks.ts), and secrets - callers never put any in.
  */
 import type { DatabaseSync } from 'node:sqlite';
 import { apiVersion } from './resources.ts';
@@ -88,6 +88,8 @@ export const eventCodes = {
   },
   GarbageRemoved: { service: 'storage', text: 'Left-overs on storage were removed on request.' },
   StorageTrouble: { service: 'storage', text: 'A storage class cannot be used as it is.' },
+  SinkFailing: { service: 'api', text: 'A sink does not take events; they are tried again. The message says why.' },
+  SinkRecovered: { service: 'api', text: 'A sink takes events again.' },
   SessionStarted: { service: 'api', text: 'A user logged in.' },
   LoginFailed: { service: 'api', text: 'Someone tried to log in with a wrong name or password.' },
   UserLocked: { service: 'api', text: 'Five wrong passwords: nobody can log in under this name for 30 seconds.' },

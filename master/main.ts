@@ -55,6 +55,7 @@ import { sqliteStore } from './store-sqlite.ts';
 import type { Store } from './store.ts';
 import { runSpace } from './space.ts';
 import { openTokens } from './tokens.ts';
+import { openSinks } from './sinks.ts';
 import { openUsers } from './users.ts';
 import { trustedClock } from './trustedclock.ts';
 
@@ -176,6 +177,7 @@ async function run(signal: AbortSignal): Promise<void> {
     random: systemRandom,
     adminFile: join(dir, 'admin.token'),
   });
+  const sinks = openSinks({ store, events, clock: systemClock });
   const users = openUsers({
     store,
     clock: systemClock,
@@ -278,6 +280,7 @@ async function run(signal: AbortSignal): Promise<void> {
     events,
     tokens,
     users,
+    sinks,
     clock: systemClock,
     trusted,
     newJoinToken: () => authority.createToken(),
@@ -320,6 +323,7 @@ async function run(signal: AbortSignal): Promise<void> {
 
   const work = [
     reload.run(signal),
+    sinks.run(signal),
     running.run(signal),
     history.run(signal),
     runSnapshots({ store, clock: systemClock, mirrors: running, events, metrics }, signal),

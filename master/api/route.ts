@@ -9,6 +9,7 @@ import type { Engine } from '../engine.ts';
 import type { EventLog } from '../events.ts';
 import type { Store } from '../store.ts';
 import type { Caller, Tokens } from '../tokens.ts';
+import type { Sinks } from '../sinks.ts';
 import type { Users } from '../users.ts';
 import { check, fromQuery } from './check.ts';
 import { invalid } from './problem.ts';
@@ -22,6 +23,7 @@ export interface Context {
   events: EventLog;
   tokens: Tokens;
   users: Users;
+  sinks: Sinks;
   clock: Clock;
   /** By which locks end: see trustedclock.ts. */
   trusted: Clock;

@@ -38,11 +38,13 @@ import { Group } from './schema/group.ts';
 import { Recovery } from './schema/recovery.ts';
 import { RecoverySchedule } from './schema/recoveryschedule.ts';
 import { AgeSample, GroupPoint, Point, Replication } from './schema/replication.ts';
+import { Sink } from './schema/sink.ts';
 import { Snapshot } from './schema/snapshot.ts';
 import { StorageClass } from './schema/storageclass.ts';
 import { NewToken, Token } from './schema/token.ts';
 import { Session, User } from './schema/user.ts';
 import { roleRoutes } from './roles.ts';
+import { sinkRoutes } from './sinks.ts';
 import { snapshotRoutes } from './snapshots.ts';
 import { storageClassRoutes } from './storageclasses.ts';
 import { tokenRoutes } from './tokens.ts';
@@ -187,6 +189,7 @@ export async function startApi(options: ApiOptions): Promise<Api> {
   watchRoutes(app, context);
   tokenRoutes(app, context);
   userRoutes(app, context);
+  sinkRoutes(app, context);
 
   await app.listen({ host: listen.host, port: listen.port });
   const { address, port } = app.server.address() as AddressInfo;
@@ -379,6 +382,7 @@ async function openapi(app: FastifyInstance, version: string): Promise<void> {
     Token,
     User,
     Garbage,
+    Sink,
   };
   const add = (id: string, schema: TSchema): unknown => app.addSchema({ ...schema, $id: id });
   for (const [id, schema] of Object.entries(items)) {

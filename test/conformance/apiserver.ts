@@ -15,6 +15,7 @@ import { sqliteStore } from '../../master/store-sqlite.ts';
 import type { Store } from '../../master/store.ts';
 import { openTokens } from '../../master/tokens.ts';
 import type { Tokens } from '../../master/tokens.ts';
+import { openSinks } from '../../master/sinks.ts';
 import { openUsers } from '../../master/users.ts';
 import { systemClock } from '../../proto/system.ts';
 
@@ -87,11 +88,15 @@ async function startServer(options: { maxChanges?: number; heartbeatMs?: number 
       parameters.path === '/etc' ? [{ path: 'spec.parameters.path', message: 'is a system directory' }] : [],
     revokeAgent: (name) => void revoked.push(name),
   };
+  const sinks = openSinks({ store, events, clock });
+  const stopping = new AbortController();
+  const sending = sinks.run(stopping.signal);
   const api = await startApi({
     store,
     engine,
     events,
     tokens,
+    sinks,
     users: openUsers({
       store,
       clock,
@@ -159,6 +164,8 @@ async function startServer(options: { maxChanges?: number; heartbeatMs?: number 
   }
   async function close(): Promise<void> {
     await api.close();
+    stopping.abort();
+    await sending;
     events.close();
     store.close();
     rmSync(folder, { recursive: true });

@@ -10,6 +10,7 @@ import type { Engine } from '../../../../master/engine.ts';
 import { eventLog } from '../../../../master/events.ts';
 import { apiVersion, type PointView } from '../../../../master/resources.ts';
 import { sqliteStore } from '../../../../master/store-sqlite.ts';
+import { openSinks } from '../../../../master/sinks.ts';
 import { openUsers } from '../../../../master/users.ts';
 import { openTokens } from '../../../../master/tokens.ts';
 import { systemClock as clock, systemRandom as random } from '../../../../proto/system.ts';
@@ -30,8 +31,9 @@ const engine: Engine = {
   validateReplication: ({ source }) => (source.path === '/etc' ? [{ path: 'spec.source.path', message: 'is a system directory' }] : []),
   revokeAgent: () => undefined,
 }; // prettier-ignore
+const events = eventLog(database, clock);
 const api = await startApi({
-  store, engine, users: openUsers({ store, clock, random }), tokens, clock, trusted: clock, events: eventLog(database, clock), newJoinToken: () => 'join-secret',
+  store, engine, users: openUsers({ store, clock, random }), tokens, clock, trusted: clock, events, sinks: openSinks({ store, events, clock }), newJoinToken: () => 'join-secret',
   listen: { host: '127.0.0.1', port: 0 }, metrics: { contentType: 'text/plain', text: async () => '' }, version: '9.8.7',
 }); // prettier-ignore
 writeFileSync(join(directory, 'endpoints.json'), JSON.stringify({ http: api.url }));
