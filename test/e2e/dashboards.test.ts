@@ -5,6 +5,7 @@ import { createServer, type AddressInfo } from 'node:net';
 import { join, resolve } from 'node:path';
 import { dashboards } from '../../dashboards/dashboards.ts';
 import { pages } from '../../dashboards/panels.ts';
+import type { StorageClass } from '../../master/resources.ts';
 import { writeNoise } from './content.ts';
 import { openWorld } from './world.ts';
 
@@ -83,6 +84,34 @@ scrape_configs: [{job_name: replicator-master, static_configs: [{targets: ['${ta
       }
     }
   }
+  /** What a panel shows: values by the label that its legend names, or by the legend. */
+  async function shown(title: string): Promise<Record<string, number>> {
+    const panel = pages.flatMap(({ panels }) => panels).find((one) => one.title === title);
+    const rows: [string, number][] = [];
+    for (const [legend, expr] of Object.entries(panel?.queries ?? {}))
+      for (const { metric, value } of await ask(expr))
+        rows.push([legend.replace(/{{(\w+)}}/g, (_, label: string) => metric[label] ?? ''), Number(value[1])]);
+    return Object.fromEntries(rows);
+  }
+  t.match(await shown('Replications by state'), { NORMAL: 1, PREPARING: 0, FAILED: 0, ERROR: 0 });
+  t.match(await shown('Agents by state'), { ACTIVE: 1, 'CONN FAILED': 0 });
+  t.strictSame(await shown('State'), { NORMAL: 1 });
+  t.strictSame(await shown('First copy'), { done: 1 });
+  t.match(await shown('Snapshots'), { Ready: 0, Failed: 0 });
+  t.strictSame(await shown('Can be recovered'), { volumes: 1 });
+  t.strictSame(await shown('Never drilled'), { volumes: 0 });
+  t.match(await shown('Recoveries'), { 'drill success': 1 });
+  t.match(await shown('Read whole, and events lost, in a day'), { 'events lost': 0 });
+  const { target: rpo, age } = await shown('Age of the copy');
+  t.equal(rpo, 2, 'rpoSeconds');
+  const lag = (await world.get('db')).status.lagSeconds ?? Infinity;
+  t.ok(age !== undefined && age >= 0 && Math.abs(age - lag) < 60, `${age} s, the API says ${lag} s`);
+  const since = (await shown('Since the last drill'))['db'] ?? -1;
+  t.ok(since >= 0 && since < 600, `${since} s since the drill`);
+  const used = (await shown('Storage used'))['local'] ?? -1;
+  const classes = await world.client.list<StorageClass>('/storageclasses');
+  const { usedBytes, capacityBytes } = classes.items[0]?.status ?? { usedBytes: null, capacityBytes: null };
+  t.ok(Math.abs(used - (usedBytes ?? NaN) / (capacityBytes ?? NaN)) < 0.05, `${used} of the class is used`);
   const value = async (expr: string) => Number((await ask(expr))[0]?.value[1]);
   t.equal(await value('sum(replicator_state{state="NORMAL"})'), 1);
   t.equal(await value('replicator_initial_sync_ratio{replication="db"}'), 1);
