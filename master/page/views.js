@@ -330,12 +330,32 @@ const recovery = {
   },
 };
 
+let isReadingGroups = false;
+/**
+ * Groups have no stream: what they are is computed from their members and recoveries when they are read. So they are
+ * read again after these have changed, at most once a second.
+ * @param {State} state
+ */
+function readGroups(state) {
+  if (isReadingGroups) return;
+  isReadingGroups = true;
+  setTimeout(() => {
+    all('/groups', AbortSignal.timeout(10_000))
+      .then((groups) => (state.loaded['groups'] = groups))
+      // The stream says that the line is cut; what comes on it afterwards reads them again.
+      .catch(() => undefined)
+      .finally(() => (isReadingGroups = false));
+  }, 1000);
+}
+
 /** @type {View} */
 const groups = {
   title: () => t('groups'),
-  kinds: ['Group'],
+  kinds: ['Replication', 'Recovery'],
+  load: async (_name, signal) => ({ groups: await all('/groups', signal) }),
+  onMessage: readGroups,
   draw: (state, _name, ui, redraw) =>
-    filtered(listOf(state, 'Group'), ui, redraw, (shown) =>
+    filtered(state.loaded['groups'] ?? [], ui, redraw, (shown) =>
       table(
         t('groups'),
         [t('name'), t('state'), t('members'), t('rpo'), t('rto')],
@@ -356,11 +376,14 @@ const groups = {
 /** @type {View} */
 const group = {
   title: (name) => name,
-  kinds: ['Group', 'Replication', 'Recovery'],
+  kinds: ['Replication', 'Recovery'],
+  load: groups.load,
+  onMessage: readGroups,
   events: (name) => `object=${encodeURIComponent(`Group/${name}`)}`,
   draw(state, name) {
-    const one = state.objects.get(`Group/${name}`);
-    if (one === undefined) return [missing(state)];
+    const { groups } = state.loaded;
+    const one = groups?.find((/** @type {any} */ { metadata }) => metadata.name === name);
+    if (one === undefined) return [missing({ ...state, synced: groups !== undefined })];
     const { spec, status } = one;
     const types = /** @type {('drill' | 'failover')[]} */ (['drill', 'failover']).filter(mayRecover);
     return [
@@ -553,7 +576,6 @@ export const collections = {
   Snapshot: '/replications/{name}/snapshots',
   Recovery: '/recoveries',
   RecoverySchedule: '/recoveryschedules',
-  Group: '/groups',
   Agent: '/agents',
   StorageClass: '/storageclasses',
 };

@@ -132,7 +132,17 @@ t.test('a replication is made, drilled and rolled back in the browser', { skip: 
   await tab.until('what happened meanwhile', "document.querySelector('g.snapshot[data-key=meanwhile].Ready') !== null");
   t.equal(await tab.eval("document.querySelectorAll('g.snapshot').length"), 2, 'no more than there are');
 
+  await world.client.send('POST', '/groups', {
+    metadata: { name: 'together' },
+    spec: { members: [{ replication: 'shop', startOrder: 1 }] },
+  });
+  await show('#/groups');
+  await tab.until('the group is listed', says('together'));
+  await show('#/groups/together');
+  await tab.until('its member is there', 'document.querySelector(\'tbody a[href="#/replications/shop"]\') !== null');
   for (const place of [
+    'groups',
+    'groups/together',
     'replications',
     'recoveries',
     'agents',
