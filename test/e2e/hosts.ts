@@ -49,6 +49,8 @@ export async function openHosts(t: Test, names: string[], folders: Record<string
   const undo: string[][] = [];
   t.teardown(async () => {
     for (const child of children) {
+      // The host's own init first: of a killed systemd-nspawn alone it would stay, with all that runs there.
+      spawnSync('pkill', ['-KILL', '-P', `${child.pid}`]);
       child.kill('SIGKILL');
       await new Promise((resolve) =>
         (child.exitCode ?? child.signalCode) !== null ? resolve(0) : child.once('exit', resolve),
