@@ -68,7 +68,7 @@ export class Manifest {
   #prepared: number;
   #digest: Buffer;
   #dirtyBytes: number | undefined;
-  /** Slots sent in the open epoch whose names have changed since. */
+  /** Slots sent in the open epoch whose names have changed since, and directories that moved on before they could be sent. */
   readonly #unsettled = new Set<number>();
 
   constructor(folder: string) {
@@ -257,6 +257,11 @@ export class Manifest {
         this.#acked,
       ) !== undefined
     );
+  }
+
+  /** No commit until its node was sent, or that it is gone. */
+  unsettle(slot: number): void {
+    this.#unsettled.add(slot);
   }
 
   /**

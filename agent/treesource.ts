@@ -89,6 +89,8 @@ export class TreeSource implements Source {
   #busy = false;
   /** Directories that moved are only partly sent. */
   #moving = false;
+  /** What was read in a freeze is only partly sent. */
+  #spooling = false;
   /** Slots of what is immutable or append-only. */
   readonly #flagged = new Set<number>();
   #flagsTold = false;
@@ -124,7 +126,7 @@ export class TreeSource implements Source {
   }
 
   get isIndivisible(): boolean {
-    return this.#moving || this.#manifest.isUnsettled;
+    return this.#moving || this.#spooling || this.#manifest.isUnsettled;
   }
 
   async facts(): Promise<SourceFacts> {
@@ -312,10 +314,13 @@ export class TreeSource implements Source {
 
   async *#spooled(spool: Piece[]): AsyncGenerator<Piece> {
     let finished = false;
+    // The manifest counts all of it as sent: a commit on the way would say so for ever of what a broken line then loses.
+    this.#spooling = true;
     try {
       yield* spool;
       finished = true;
     } finally {
+      this.#spooling = false;
       if (!finished) this.#manifest.unsend();
     }
   }

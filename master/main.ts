@@ -39,7 +39,7 @@ import { eventLog } from './events.ts';
 import { cleanUp, listGarbage } from './garbage.ts';
 import { serveHealth, type Health } from './health.ts';
 import { StoreUnavailable } from './store.ts';
-import { joinCluster, keepFiles, restoreFiles, type MembershipOptions } from './kubernetes/membership.ts';
+import type { MembershipOptions } from './kubernetes/membership.ts';
 import { startMetrics, type Metrics } from './metrics.ts';
 import { mirrors } from './mirrors.ts';
 import { mustBeFree } from './recovery/copy.ts';
@@ -136,8 +136,9 @@ async function run(signal: AbortSignal): Promise<void> {
   await mkdir(typed.data, { recursive: true, mode: 0o700 });
   const dir = await realpath(typed.data);
   const health = await serveHealth(typed.health);
-  const cluster =
-    typed.kubernetes === undefined ? undefined : await joinCluster(memberOf(typed.kubernetes, health), signal);
+  // Its client library takes 80 MiB, which a master without a cluster need not have.
+  const membership = typed.kubernetes === undefined ? undefined : await import('./kubernetes/membership.ts');
+  const cluster = typed.kubernetes && (await membership?.joinCluster(memberOf(typed.kubernetes, health), signal));
   holdData(dir);
   const recoveries = join(dir, 'recoveries');
   await mkdir(recoveries, { recursive: true, mode: 0o700 });
@@ -151,7 +152,7 @@ async function run(signal: AbortSignal): Promise<void> {
 
   const database = openDatabase(join(dir, 'master.db'));
   const store = cluster?.store ?? sqliteStore(database, { clock: systemClock, random: systemRandom });
-  if (cluster) await restoreFiles(store, dir);
+  if (cluster) await membership?.restoreFiles(store, dir);
   const events = eventLog(database, systemClock, undefined, ({ code, level, message, object }) => {
     log[logLevelOf[level]]({ code, object }, message);
     cluster?.onEvent({ code, level, message, object });
@@ -186,7 +187,7 @@ async function run(signal: AbortSignal): Promise<void> {
       events.emit({ code: 'UserLocked', level: 'WARNING', message: 'five wrong passwords', object: `User/${name}` }),
   });
   provideLocalClass(store, join(dir, 'volumes'));
-  if (cluster) await keepFiles(store, dir);
+  if (cluster) await membership?.keepFiles(store, dir);
 
   const trusted = trustedClock(systemClock, store, (aheadMs) => {
     const message =

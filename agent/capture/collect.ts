@@ -14,7 +14,7 @@ import assert from 'node:assert/strict';
 import fs, { type BigIntStats } from 'node:fs';
 import { promisify } from 'node:util';
 import type { Clock } from '../../proto/effects.ts';
-import { contentRoot, granuleBytes } from '../../proto/granule.ts';
+import { contentRoot, granuleBytes, unknownHash } from '../../proto/granule.ts';
 import { goneNode, nodeHash } from '../../proto/node.ts';
 import { isImmutableOrAppendOnly } from '../../proto/libc.ts';
 import type { Pace } from '../../proto/pace.ts';
@@ -99,9 +99,13 @@ interface Outgoing {
   namesOnly?: boolean;
 }
 
+interface Collection extends Collected {
+  isMoving: boolean;
+}
+
 export async function* collect(options: Collecting): AsyncGenerator<Piece, Collected> {
   const { manifest } = options;
-  const result: Collected = { vanished: new Set(), torn: undefined };
+  const result: Collection = { vanished: new Set(), torn: undefined, isMoving: true };
   let finished = false;
   const ofType = (type: number, which: 'moved' | 'renamed' | 'new') => (after: number) =>
     manifest.dirtyOf(type, which, after, batchNodes);
@@ -112,6 +116,7 @@ export async function* collect(options: Collecting): AsyncGenerator<Piece, Colle
     for (const type of movable) {
       yield* inOrder(options, result, ofType(type, 'renamed'), true);
     }
+    result.isMoving = false;
     options.moving(false);
     yield* inOrder(options, result, ofType(directory, 'new'));
     yield* inOrder(options, result, (after) => manifest.dirty(after, batchRows), false, options.only);
@@ -126,7 +131,7 @@ export async function* collect(options: Collecting): AsyncGenerator<Piece, Colle
 
 async function* inOrder(
   options: Collecting,
-  result: Collected,
+  result: Collection,
   select: (after: number) => Row[],
   namesOnly = false,
   only?: ReadonlySet<number>,
@@ -157,7 +162,7 @@ async function* inOrder(
         signal.throwIfAborted();
         if (one === undefined) break;
         if (typeof one === 'number') {
-          result.vanished.add(one);
+          vanish(manifest, result, one);
           continue;
         }
         let out: Outgoing;
@@ -165,7 +170,7 @@ async function* inOrder(
           if (one.row.type !== nodeTypes.file) out = plain(options, one);
           else if (namesOnly) {
             // Of a pass over a few, the rest is as it was read before: no new times with the old content.
-            if (!one.row.root || (options.only && !isOnlyRenamed(one))) continue;
+            if (!hasKnownContent(one.row) || (options.only && !isOnlyRenamed(one))) continue;
             out = renamed(options, one);
           } else out = yield* sendContent(options, one);
         } finally {
@@ -279,6 +284,11 @@ function plain(options: Collecting, one: Read): Outgoing {
   return outgoing(options, one, nodeOf(one.row.slot, one.stat, one.inode), undefined);
 }
 
+/** What the replica has of it is what was sent with its node. */
+function hasKnownContent({ root }: Row): boolean {
+  return root !== undefined && !root.equals(unknownHash);
+}
+
 /** As far as can be told without reading it. */
 function isOnlyRenamed({ row, stat }: Read): boolean {
   return Number(stat.size) === row.sentBytes && stat.mtimeNs === row.mtimeNs;
@@ -367,8 +377,15 @@ function isUntouched(row: Row, stat: BigIntStats): boolean {
   return row.ctimeNs === BigInt.asIntN(64, stat.ctimeNs) && row.mtimeNs === BigInt.asIntN(64, stat.mtimeNs);
 }
 
+/** A directory that the replica has under its old name must be sent before what has that name now is committed. */
+function vanish(manifest: Manifest, { vanished }: Collected, slot: number): void {
+  vanished.add(slot);
+  const row = manifest.row(slot);
+  if (row?.type === nodeTypes.directory && row.dirty === 2) manifest.unsettle(slot);
+}
+
 /** The manifest is told first: what is yielded counts as sent. */
-function* sendNodes(options: Collecting, { vanished }: Collected, outgoing: Outgoing[]): Generator<Piece> {
+function* sendNodes(options: Collecting, result: Collection, outgoing: Outgoing[]): Generator<Piece> {
   const { manifest, whole } = options;
   const sending: { node: Node; expectSame: boolean }[] = [];
   // Directories that the replica has, with what goes out here.
@@ -383,11 +400,12 @@ function* sendNodes(options: Collecting, { vanished }: Collected, outgoing: Outg
     if (row.slot > 0 && node.names.length === 0) continue; // its name went to another one
     // Read by another name or a handle: this directory has moved on before it could be sent itself.
     if (!node.names.every(({ parent }) => isPresent(parent))) {
-      vanished.add(row.slot);
+      vanish(manifest, result, row.slot);
       continue;
     }
     const hash = nodeHash(node);
-    const isKnown = row.dirty === 1 && row.hash?.equals(hash) === true;
+    const isKnown =
+      row.dirty === 1 && row.hash?.equals(hash) === true && (node.type !== nodeTypes.file || hasKnownContent(row));
     const sent = whole || !isKnown;
     if (sent)
       sending.push({
@@ -397,8 +415,13 @@ function* sendNodes(options: Collecting, { vanished }: Collected, outgoing: Outg
     if (namesOnly) manifest.renamed(row.slot, hash);
     else manifest.written(row, { signature, root, hash, sent, dirty: isTorn });
   }
-  if (whole) yield* offered(manifest, sending);
-  else if (sending.length > 0) {
+  // A name without what follows it is nothing to ask for.
+  if (whole && !outgoing.some(({ namesOnly }) => namesOnly)) {
+    // All of them count as sent by now: no commit before they are.
+    options.moving(true);
+    yield* offered(manifest, sending);
+    options.moving(result.isMoving);
+  } else if (sending.length > 0) {
     yield { kind: 'nodes', nodes: sending.map(({ node }) => node), offer: false, expectSame: false };
   }
 }

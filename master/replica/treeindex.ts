@@ -402,8 +402,9 @@ export class TreeIndex implements VolumeIndex {
       this.#removeUnknown(slot, unknowns.content);
     }
     if (!node) this.#removeUnknown(slot, unknowns.node);
-    // Of a file that only lost a name the content may already be longer than its node says.
-    if (isStaged || (wasLost && !node)) this.work.end(slot, node);
+    // Content without its node may be longer than that says; when it is back to what its node says, so is its length.
+    const isBack = wasTouched && isFile(node) && !this.isUnknown(slot);
+    if (isStaged || (wasLost && !node) || isBack) this.work.end(slot, node);
     this.#stageHash(slot, node);
   }
 
