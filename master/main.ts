@@ -138,7 +138,10 @@ async function run(signal: AbortSignal): Promise<void> {
   const health = await serveHealth(typed.health);
   // Its client library takes 80 MiB, which a master without a cluster need not have.
   const membership = typed.kubernetes === undefined ? undefined : await import('./kubernetes/membership.ts');
-  const cluster = typed.kubernetes && (await membership?.joinCluster(memberOf(typed.kubernetes, health), signal));
+  const cluster =
+    typed.kubernetes === undefined
+      ? undefined
+      : await membership?.joinCluster(memberOf(typed.kubernetes, health), signal);
   holdData(dir);
   const recoveries = join(dir, 'recoveries');
   await mkdir(recoveries, { recursive: true, mode: 0o700 });

@@ -7,7 +7,7 @@
  * Failure: SshError, whose message says what to do.
  */
 import { once } from 'node:events';
-import ssh2 from 'ssh2';
+import type ssh2 from 'ssh2';
 import { messageOf } from '../../proto/errors.ts';
 import { fingerprintOf, type HostKeys, kindOf } from './hostkey.ts';
 
@@ -43,7 +43,9 @@ export async function openShell(target: SshHost, signal: AbortSignal): Promise<S
   signal.throwIfAborted();
   const { host, port, user, login, hostKeys } = target;
   const at = `${user}@${host}:${port}`;
-  const client = new ssh2.Client();
+  // Loaded by those who use it: 20 MiB.
+  const { Client } = (await import('ssh2')).default;
+  const client = new Client();
   let shown: Buffer | undefined;
   let broken: Error | undefined;
   const stop = (): void => void client.destroy();
