@@ -344,7 +344,13 @@ t.test(
       last = first;
     }
     const cut = await source.cut(new AbortController().signal);
-    for await (const piece of cut.pieces(new AbortController().signal)) replica.take(piece);
+    let isDivisible = true;
+    for await (const piece of cut.pieces(new AbortController().signal)) {
+      replica.take(piece);
+      isDivisible = !source.isIndivisible;
+    }
+    t.notOk(isDivisible, 'no commit parts what was read in the freeze');
+    t.notOk(source.isIndivisible, 'and one may come after it');
     t.equal(cut.consistency, 'filesystem');
     t.ok(cut.freezeUs > 0 && cut.freezeUs < 3_000_000);
   },

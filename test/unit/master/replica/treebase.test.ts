@@ -537,3 +537,16 @@ t.test('a file that loses its last name to another takes its content along', asy
   }
   await base.close();
 });
+
+t.test('a file whose content is back to what its node says is no longer than that', async (t) => {
+  const { base, tree, content, node } = await withFile(['a']);
+  for (const data of dataOf(1, Buffer.alloc(50_000, 'b'), undefined)) await base.write({ data });
+  await base.settle(commitOf(2, 2));
+  t.equal(base.index.unknown, 1, 'saved before its node has come');
+  for (const data of dataOf(1, content, undefined)) await base.write({ data });
+  await base.settle(commitOf(3, 2));
+  t.equal(base.index.unknown, 0);
+  await apply(base, { data: [], nodes: [{ ...node, mtimeSeconds: 5 }] }, 2);
+  t.ok((await fs.readFile(`${tree}/a`)).equals(content));
+  await base.close();
+});
