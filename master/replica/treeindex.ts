@@ -176,12 +176,7 @@ export class TreeIndex implements VolumeIndex {
     this.#checkSize(commit.sizeBytes);
     if (!this.#open) this.#begin();
     const state = this.#hashes.write(commit.sizeBytes);
-    if (this.#keepsWork) {
-      this.database.exec(
-        'INSERT OR REPLACE INTO work SELECT * FROM change; INSERT OR REPLACE INTO phase VALUES (1, 1)',
-      );
-    }
-    this.database.exec('DELETE FROM change');
+    this.work.commit(this.#keepsWork);
     writePosition(this.database, commit);
     this.database.exec('COMMIT');
     this.#hashes.settled(state);

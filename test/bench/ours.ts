@@ -1,5 +1,4 @@
 /** Agent and master as in production, mutual TLS and all checks on; a replication is made, or goes on after a pause. */
-import { join } from 'node:path';
 import type { Recovery } from '../../master/resources.ts';
 import { openWorld } from '../e2e/world.ts';
 import type { Subject } from './subject.ts';
@@ -84,6 +83,3 @@ export async function startOurs(folder: string): Promise<Ours> {
     },
   };
 }
-
-/** Where volumes lie that a world of its own shall read. */
-export const volumeFolder = (base: string): string => join(base, 'volumes');

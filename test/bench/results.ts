@@ -1,6 +1,6 @@
 /** Results as JSON, a table and a plot made from them. */
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { cpus, totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
 import type { Figures } from './processes.ts';
@@ -81,6 +81,7 @@ export function save(path: string, results: Results): void {
 
 /** The newest of those that are kept. */
 export function newest(): Results | undefined {
+  if (!existsSync(resultsFolder)) return undefined;
   const paths = readdirSync(resultsFolder)
     .filter((name) => name.endsWith('.json'))
     .map((name) => join(resultsFolder, name));

@@ -8,7 +8,6 @@ import fs from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { TreeSource } from '../../agent/treesource.ts';
 import type { Piece, Source } from '../../agent/source.ts';
 import { Replica, type ReplicaSession } from '../../master/replica/replica.ts';
 import { ReplicationError } from '../../proto/errors.ts';
@@ -16,6 +15,7 @@ import { granuleBytes, hashBytes } from '../../proto/granule.ts';
 import { nodeHash } from '../../proto/node.ts';
 import { systemEffects } from '../../proto/system.ts';
 import type { Data } from '../../proto/wire.ts';
+import { makePlace } from './treeplace.ts';
 import { seeded, TreeMutator } from './treemutator.ts';
 import { differences, walkSource } from './treewalk.ts';
 
@@ -30,12 +30,12 @@ class Broken extends Error {}
 
 class World {
   readonly folder = fs.mkdtempSync(join(fs.realpathSync(tmpdir()), 'treereplica-'));
-  readonly root = join(this.folder, 'tree');
+  readonly tree = makePlace();
+  readonly root = this.tree.root;
   readonly random: (below: number) => number;
   readonly mutator: TreeMutator;
   readonly log: string[] = [];
   readonly doubts: string[] = [];
-  #agentLives = 0;
   #masterLives = 0;
   source!: Source;
   replica!: Replica;
@@ -46,13 +46,8 @@ class World {
   changedMs = 0;
 
   constructor(seed: number) {
-    fs.mkdirSync(this.root);
     this.random = seeded(seed);
     this.mutator = new TreeMutator(this.root, seed + 1);
-  }
-
-  get #agentData(): string {
-    return join(this.folder, `agent${this.#agentLives}`);
   }
 
   get #place(): string {
@@ -60,21 +55,7 @@ class World {
   }
 
   openSource(): void {
-    this.source = new TreeSource({
-      path: this.root,
-      dataDir: this.#agentData,
-      clock: effects.clock,
-      agentUs: () => Math.floor(effects.clock.nowMs() * 1000),
-      include: [],
-      exclude: [],
-      consistency: null,
-      maxFreezeMs: 500,
-      cutIntervalSeconds: 60,
-      readBytesPerSecond: 0,
-      force: true,
-      guard: undefined,
-      protectedPaths: [],
-    });
+    this.source = this.tree.open();
   }
 
   async openReplica(): Promise<void> {
@@ -86,16 +67,12 @@ class World {
     });
   }
 
-  /** What the files hold now is what a killed process leaves behind. */
   async killAgent(): Promise<void> {
-    const left = this.#agentData;
-    this.#agentLives++;
-    if (fs.existsSync(left)) fs.cpSync(left, this.#agentData, { recursive: true });
-    await this.source.close();
-    fs.rmSync(left, { recursive: true, force: true });
+    await this.tree.crash(this.source);
     this.openSource();
   }
 
+  /** What the files hold now is what a killed process leaves behind. */
   async killMaster(): Promise<void> {
     const left = this.#place;
     this.#masterLives++;
@@ -113,6 +90,7 @@ class World {
   async remove(): Promise<void> {
     await this.source.close();
     await this.replica.close();
+    await this.tree.remove();
     fs.rmSync(this.folder, { recursive: true, force: true });
   }
 }
