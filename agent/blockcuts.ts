@@ -3,16 +3,19 @@
  *   freeze and reflink   filesystem   frozen for the moment of a clone, then read at leisure
  *   freeze and read      filesystem   the rest of the changes is read into memory while frozen
  *   reflink              crash        a clone of one instant, nothing quiesced
- *   quiet interval       crash        no write between the first and the last byte read, by the counters
+ *   quiet interval       crash        no write between the first and the last byte read, by the counters; where there is always
+ *                                     one, with the processes of the volume's pod stopped
  *
  * Whatever a way has read into memory is handed out even when the cut did not hold: the replica is believed to have it.
  */
 import type { Clock } from '../proto/effects.ts';
+import { messageOf } from '../proto/errors.ts';
 import { granuleBytes } from '../proto/granule.ts';
 import type { Consistency } from '../proto/wire.ts';
 import type { Drained } from './capture/block.ts';
 import type { Tracking } from './capture/tracking.ts';
 import type { BlockDevice, Frozen, Readable, View } from './device.ts';
+import { allRefused, Refusal } from './refusal.ts';
 import type { Cut, Hold, Piece } from './source.ts';
 
 /** What may be read into memory within one cut. */
@@ -21,7 +24,9 @@ const spoolBytes = 64 << 20;
 const freezeReadRatio = 0.8;
 /** How long a cut waits for writes that are under way. */
 const stillMs = 50;
-const quietTries = 4;
+const stillTries = 4;
+/** A write's bytes are there a moment before it is counted: when the processor comes to it, which can be late on a busy node. */
+const countedMs = 20;
 
 export interface CutContext {
   device: BlockDevice;
@@ -37,7 +42,9 @@ export interface CutContext {
   /** What the volume's stamp was at the cut. */
   stamped(stamp: string | undefined): void;
   stampNow(): string | undefined;
-  reflinkRefusal(): Promise<string | undefined>;
+  /** Pieces that are in memory wait to be sent: no commit may count them as sent. */
+  spooled(isUnsent: boolean): void;
+  reflinkRefusal(): Promise<Refusal | undefined>;
   /** One with other volumes. */
   group: Hold | undefined;
 }
@@ -45,7 +52,7 @@ export interface CutContext {
 export interface Way {
   name: string;
   consistency: Consistency;
-  take(context: CutContext, signal: AbortSignal): Promise<Cut | string>;
+  take(context: CutContext, signal: AbortSignal): Promise<Cut | Refusal>;
 }
 
 export const ways: Way[] = [
@@ -55,46 +62,49 @@ export const ways: Way[] = [
   { name: 'quiet interval', consistency: 'crash', take: quiet },
 ];
 
-async function freezeReflink(context: CutContext, signal: AbortSignal): Promise<Cut | string> {
+async function freezeReflink(context: CutContext, signal: AbortSignal): Promise<Cut | Refusal> {
   const { maxFreezeMs, clock } = context;
   // A clone that is not possible shall not cost the workload a freeze to find out.
   const refusal = await context.reflinkRefusal();
   if (refusal !== undefined) return refusal;
   await stampBefore(context);
   const frozen = await freeze(context, signal);
-  if (typeof frozen === 'string') return frozen;
+  if (frozen instanceof Refusal) return frozen;
   const agentUs = nowUs(clock);
   const released = context.group?.frozen();
-  const held = await hold(context).catch((error: unknown) => String(error));
+  const held = await hold(context).catch((error: unknown) => new Refusal('other', messageOf(error)));
   const alone = await released;
   const { held: isHeld, freezeUs } = await frozen.thaw();
-  if (typeof held === 'string') return held;
+  if (held instanceof Refusal) return held;
   if (alone !== undefined || !isHeld) {
     await held.view.release();
-    return alone ?? `the freeze did not hold for the clone; maxFreezeMs is ${maxFreezeMs}`;
+    return alone === undefined
+      ? new Refusal('late', `the freeze did not hold for the clone; maxFreezeMs is ${maxFreezeMs}`)
+      : new Refusal('group', alone);
   }
+  await stampAfter(context, frozen);
   return viewed(context, held, { consistency: 'filesystem', agentUs, freezeUs });
 }
 
-function freeze({ device, maxFreezeMs, group }: CutContext, signal: AbortSignal): Promise<Frozen | string> {
+function freeze({ device, maxFreezeMs, group }: CutContext, signal: AbortSignal): Promise<Frozen | Refusal> {
   return device.freeze(maxFreezeMs, signal, group && (() => group.prepared()));
 }
 
-async function reflink(context: CutContext): Promise<Cut | string> {
+async function reflink(context: CutContext): Promise<Cut | Refusal> {
   const { device, group } = context;
   await group?.prepared();
   await stampBefore(context);
   const before = group && (await device.stamp());
   const agentUs = nowUs(context.clock);
   const held = await hold(context);
-  if (typeof held === 'string') return held;
+  if (held instanceof Refusal) return held;
   if (group && before) {
     // Nothing holds the volume still: that it was is proven.
-    const alone = before.stamp === undefined ? before.reason : await group.frozen();
+    const alone = before.stamp === undefined ? new Refusal('busy', before.reason) : await standing(group);
     const after = await device.stamp();
     if (alone !== undefined || after.stamp !== before.stamp) {
       await held.view.release();
-      return alone ?? 'the volume was written to while the group stood still';
+      return alone ?? new Refusal('busy', 'the volume was written to while the group stood still');
     }
   }
   return viewed(context, held, { consistency: 'crash', agentUs, freezeUs: 0 });
@@ -111,11 +121,23 @@ async function stampBefore(context: CutContext): Promise<void> {
   context.stamped(tracking.capture.hold ? (await device.stamp()).stamp : (await tracking.drain()).still);
 }
 
+/**
+ * What a thaw itself writes is nothing that a cut must bring: where that is all there is, the volume counts as unchanged from
+ * after it on. Else a quiet filesystem would be frozen again and again for the sake of having been frozen.
+ */
+async function stampAfter(context: CutContext, frozen: Frozen): Promise<void> {
+  const { device, tracking } = context;
+  if (!frozen.isAlone()) return;
+  const stamp = tracking.capture.hold ? (await device.stamp()).stamp : (await tracking.drain()).still;
+  // Looked at again: the stamp is of a time at which nobody else had written.
+  if (stamp !== undefined && frozen.isAlone()) context.stamped(stamp);
+}
+
 /** A view and what changed up to it: by the capture's own views, or a clone of which everything counts as changed. */
-async function hold({ device, tracking }: CutContext): Promise<Held | string> {
-  if (tracking.capture.hold) return tracking.capture.hold();
-  const view = await device.reflink();
-  if (typeof view === 'string') return view;
+async function hold({ device, tracking }: CutContext): Promise<Held | Refusal> {
+  const view = await (tracking.capture.hold?.() ?? device.reflink());
+  if (typeof view === 'string') return new Refusal(tracking.capture.hold ? 'other' : 'unsupported', view);
+  if ('view' in view) return view;
   tracking.map.markBytes(0, Infinity);
   return { view, settle: async () => ({ doubt: undefined }) };
 }
@@ -143,33 +165,44 @@ async function viewed(
   };
 }
 
-async function freezeRead(context: CutContext, signal: AbortSignal): Promise<Cut | string> {
+async function freezeRead(context: CutContext, signal: AbortSignal): Promise<Cut | Refusal> {
   const { maxFreezeMs, clock } = context;
   const expectedMs = context.expectedMs();
   if (expectedMs > maxFreezeMs * freezeReadRatio) {
-    return `reading what changed takes ${Math.round(expectedMs)} ms, more than maxFreezeMs ${maxFreezeMs} leaves; put the image on XFS or btrfs with reflink, or raise maxFreezeMs`;
+    return new Refusal(
+      'large',
+      `reading what changed takes ${Math.round(expectedMs)} ms, more than maxFreezeMs ${maxFreezeMs} leaves; put the image on XFS or btrfs with reflink, or raise maxFreezeMs`,
+    );
   }
   if (isBlind(context)) await stampBefore(context);
+  // What does not fit shall not cost the workload a freeze to find out.
+  const large = tooLarge(context);
+  if (large) return large;
   const frozen = await freeze(context, signal);
-  if (typeof frozen === 'string') return frozen;
+  if (frozen instanceof Refusal) return frozen;
   const agentUs = nowUs(clock);
   const deadlineMs = clock.monotonicMs() + maxFreezeMs;
-  return readFrozen(context, frozen, { agentUs, deadlineMs }, signal);
+  const stood = await readFrozen(context, frozen, () =>
+    isBlind(context) ? spoolFrozen(context, deadlineMs, signal) : spoolUntilStill(context, deadlineMs, signal),
+  );
+  if (stood.refusal === undefined) await stampAfter(context, frozen);
+  return fromSpool(context, stood.pieces, stood.refusal?.prefixed('freeze and read: '), {
+    consistency: 'filesystem',
+    agentUs,
+    freezeUs: stood.freezeUs,
+  });
 }
 
+/** Reads into memory while the volume, and those of its group, stand still. */
 async function readFrozen(
-  context: CutContext,
+  { maxFreezeMs, group }: CutContext,
   frozen: Frozen,
-  { agentUs, deadlineMs }: { agentUs: number; deadlineMs: number },
-  signal: AbortSignal,
-): Promise<Cut> {
-  const { maxFreezeMs } = context;
-  const released = context.group?.frozen();
+  read: () => Promise<Spooled>,
+): Promise<Spooled & { freezeUs: number }> {
+  const released = group && standing(group);
   let spooled: Spooled;
   try {
-    spooled = isBlind(context)
-      ? await spoolFrozen(context, deadlineMs, signal)
-      : await spoolStill(context, deadlineMs, signal);
+    spooled = await read();
   } catch (error) {
     await frozen.thaw();
     throw error;
@@ -177,50 +210,109 @@ async function readFrozen(
   // One that is no cut shall not keep the workload waiting for the others.
   const alone = spooled.refusal ?? (await released);
   const { held, freezeUs } = await frozen.thaw();
-  const refusal = alone ?? (held ? undefined : `the freeze did not hold; maxFreezeMs is ${maxFreezeMs}`);
-  return fromSpool(spooled.pieces, refusal && `freeze and read: ${refusal}`, {
-    consistency: 'filesystem',
+  const refusal =
+    alone ?? (held ? undefined : new Refusal('late', `the freeze did not hold; maxFreezeMs is ${maxFreezeMs}`));
+  return { pieces: spooled.pieces, refusal, freezeUs };
+}
+
+async function quiet(context: CutContext, signal: AbortSignal): Promise<Cut | Refusal> {
+  const { group } = context;
+  await group?.prepared();
+  const spooled = await spoolUntilStill(context, Infinity, signal);
+  const { pieces, agentUs } = spooled;
+  const busy = spooled.refusal ?? (await stillLater(context));
+  if (busy !== undefined) return stopped(context, { pieces, refusal: busy.prefixed('quiet interval: ') }, signal);
+  const refusal = group && (await stillWithAll(context, group));
+  return fromSpool(context, pieces, refusal?.prefixed('quiet interval: '), {
+    consistency: 'crash',
     agentUs,
-    freezeUs,
+    freezeUs: 0,
   });
 }
 
-async function quiet(context: CutContext, signal: AbortSignal): Promise<Cut | string> {
-  const pieces: Piece[] = [];
-  let refusal: string | undefined;
-  let agentUs = 0;
-  await context.group?.prepared();
-  for (let tries = 0; tries < quietTries; tries++) {
-    agentUs = nowUs(context.clock);
-    const spooled = await spoolStill(context, Infinity, signal);
-    pieces.push(...spooled.pieces);
-    refusal = spooled.refusal;
-    if (refusal === undefined || bytesOf(pieces) > spoolBytes / 2) break;
-  }
-  if (refusal === undefined && context.group) refusal = await stillWithAll(context, context.group);
-  if (refusal !== undefined && pieces.length === 0) return refusal;
-  return fromSpool(pieces, refusal && `quiet interval: ${refusal}`, { consistency: 'crash', agentUs, freezeUs: 0 });
+/**
+ * The rest of what a quiet interval did not bring is read with the writers stopped. That they are all the writers is not
+ * believed: that nothing was written is proven as in a quiet interval.
+ */
+async function stopped(
+  context: CutContext,
+  before: { pieces: Piece[]; refusal: Refusal },
+  signal: AbortSignal,
+): Promise<Cut | Refusal> {
+  const { device, clock, maxFreezeMs, group } = context;
+  const none = (why: Refusal): Cut | Refusal => {
+    const refusal = allRefused([before.refusal, why.prefixed('writers stopped: ')]);
+    const facts = { consistency: 'crash', agentUs: 0, freezeUs: 0 } as const;
+    return before.pieces.length === 0 ? refusal : fromSpool(context, before.pieces, refusal, facts);
+  };
+  const expectedMs = context.expectedMs();
+  if (expectedMs > maxFreezeMs * freezeReadRatio)
+    return none(
+      new Refusal(
+        'large',
+        `reading what changed takes ${Math.round(expectedMs)} ms, more than maxFreezeMs ${maxFreezeMs} leaves`,
+      ),
+    );
+  const frozen = await device
+    .stopWriters(maxFreezeMs, signal, group && (() => group.prepared()))
+    .catch((error: unknown) => {
+      signal.throwIfAborted();
+      return new Refusal('other', messageOf(error));
+    });
+  if (frozen instanceof Refusal) return none(frozen);
+  const agentUs = nowUs(clock);
+  const deadlineMs = clock.monotonicMs() + maxFreezeMs;
+  const stood = await readFrozen(context, frozen, async () => {
+    const spooled = await spoolUntilStill(context, deadlineMs, signal);
+    return { ...spooled, refusal: spooled.refusal ?? (await stillLater(context)) };
+  });
+  const refusal = stood.refusal && allRefused([before.refusal, stood.refusal.prefixed('writers stopped: ')]);
+  return fromSpool(context, [...before.pieces, ...stood.pieces], refusal, {
+    consistency: 'crash',
+    agentUs,
+    freezeUs: stood.freezeUs,
+  });
+}
+
+/** What was written while we read has been counted by now. */
+async function stillLater(context: CutContext): Promise<Refusal | undefined> {
+  await context.clock.sleep(countedMs);
+  return (await context.tracking.drain()).still === context.stampNow()
+    ? undefined
+    : new Refusal('busy', 'the volume was written to while it was read');
 }
 
 /** Nothing was written until all members of the group stood still. */
-async function stillWithAll(context: CutContext, group: Hold): Promise<string | undefined> {
+async function stillWithAll(context: CutContext, group: Hold): Promise<Refusal | undefined> {
   const before = await context.tracking.drain();
-  if (before.still === undefined || before.still !== context.stampNow()) return 'the volume was written to';
-  const alone = await group.frozen();
+  if (before.still === undefined || before.still !== context.stampNow())
+    return new Refusal('busy', 'the volume was written to');
+  const alone = await standing(group);
   if (alone !== undefined) return alone;
   const after = await context.tracking.drain();
-  return after.still === before.still ? undefined : 'the volume was written to while the group stood still';
+  return after.still === before.still
+    ? undefined
+    : new Refusal('busy', 'the volume was written to while the group stood still');
+}
+
+/** Until all of the group have stood still. */
+async function standing(group: Hold): Promise<Refusal | undefined> {
+  const alone = await group.frozen();
+  return alone === undefined ? undefined : new Refusal('group', alone);
 }
 
 function fromSpool(
+  context: CutContext,
   pieces: Piece[],
-  refusal: string | undefined,
+  refusal: Refusal | undefined,
   facts: Pick<Cut, 'consistency' | 'agentUs' | 'freezeUs'>,
 ): Cut {
+  context.spooled(pieces.length > 0);
   return {
     ...facts,
     pieces: async function* () {
       yield* pieces;
+      context.spooled(false);
     },
     broken: async () => refusal,
     release: async () => undefined,
@@ -229,7 +321,7 @@ function fromSpool(
 
 interface Spooled {
   pieces: Piece[];
-  refusal: string | undefined;
+  refusal: Refusal | undefined;
 }
 
 /** The capture cannot tell what is written: the freeze alone keeps the volume still. */
@@ -242,23 +334,46 @@ async function spoolFrozen(context: CutContext, deadlineMs: number, signal: Abor
   return spool(context, deadlineMs, signal);
 }
 
+/**
+ * Again as long as something was written meanwhile and there is room and time, each time what that has marked. A frozen
+ * filesystem that discards what was freed (ext4 does it in the background) is such a one too.
+ */
+async function spoolUntilStill(
+  context: CutContext,
+  deadlineMs: number,
+  signal: AbortSignal,
+): Promise<Spooled & { agentUs: number }> {
+  const pieces: Piece[] = [];
+  for (let tries = 1; ; tries++) {
+    const agentUs = nowUs(context.clock);
+    const { pieces: more, refusal } = await spoolStill(context, deadlineMs, signal);
+    pieces.push(...more);
+    const isOver = tries >= stillTries || bytesOf(pieces) > spoolBytes / 2 || context.clock.monotonicMs() > deadlineMs;
+    if (refusal === undefined || isOver) return { pieces, refusal, agentUs };
+  }
+}
+
 /** No refusal = the volume was not written to from before the first read to after the last. */
 async function spoolStill(context: CutContext, deadlineMs: number, signal: AbortSignal): Promise<Spooled> {
   const { tracking } = context;
   const before = await still(context, deadlineMs);
-  if (before.still === undefined) return { pieces: [], refusal: before.busy };
+  if (before.still === undefined)
+    return { pieces: [], refusal: new Refusal(before.doubt === undefined ? 'busy' : 'capture', before.busy) };
   context.stamped(before.still);
-  const dirtyBytes = tracking.map.dirty.count * granuleBytes;
-  if (dirtyBytes > spoolBytes && !isBlind(context))
-    return {
-      pieces: [],
-      refusal: `${dirtyBytes} bytes are still to be read, more than ${spoolBytes} that fit into memory`,
-    };
+  const large = tooLarge(context);
+  if (large) return { pieces: [], refusal: large };
   const spooled = await spool(context, deadlineMs, signal);
   if (spooled.refusal !== undefined) return spooled;
   const after = await tracking.drain();
   if (after.still === before.still) return spooled;
-  return { ...spooled, refusal: 'the volume was written to while it was read' };
+  return { ...spooled, refusal: new Refusal('busy', 'the volume was written to while it was read') };
+}
+
+function tooLarge(context: CutContext): Refusal | undefined {
+  const bytes = context.tracking.map.dirty.count * granuleBytes;
+  return bytes > spoolBytes && !isBlind(context)
+    ? new Refusal('large', `${bytes} bytes are still to be read, more than ${spoolBytes} that fit into memory`)
+    : undefined;
 }
 
 /** Reads what is marked into memory. */
@@ -266,14 +381,16 @@ async function spool(context: CutContext, deadlineMs: number, signal: AbortSigna
   const { device, clock } = context;
   const pieces: Piece[] = [];
   let spooled = 0;
-  let refusal: string | undefined;
-  const { sizeBytes } = await device.facts();
+  let refusal: Refusal | undefined;
+  const sizeBytes = await device.size();
   context.resized(sizeBytes);
   for await (const piece of context.read(device, sizeBytes, false, signal)) {
     pieces.push(detached(piece));
     if (piece.kind === 'content') spooled += piece.bytes.length;
-    if (spooled > spoolBytes) refusal = `more than ${spoolBytes} bytes changed since the last round`;
-    if (clock.monotonicMs() > deadlineMs) refusal = 'reading the volume took longer than maxFreezeMs';
+    if (spooled > spoolBytes)
+      refusal = new Refusal('large', `more than ${spoolBytes} bytes changed since the last round`);
+    if (clock.monotonicMs() > deadlineMs)
+      refusal = new Refusal('late', 'reading the volume took longer than maxFreezeMs');
     if (refusal !== undefined) break;
   }
   return { pieces, refusal };

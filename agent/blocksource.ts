@@ -7,7 +7,6 @@
  * what the replica is known to hold goes on.
  */
 import type { Clock } from '../proto/effects.ts';
-import { ReplicationError } from '../proto/errors.ts';
 import { granuleBytes, granuleCount } from '../proto/granule.ts';
 import { Pace } from '../proto/pace.ts';
 import type { MirrorWelcome } from '../proto/wire.ts';
@@ -15,7 +14,9 @@ import type { Consistency } from '../proto/wire.ts';
 import { ways, type CutContext } from './blockcuts.ts';
 import { Known, scan, type Buffers } from './blockscan.ts';
 import type { Tracking } from './capture/tracking.ts';
+import { CutWays, type CutWayEvent } from './cutways.ts';
 import type { BlockDevice, Readable } from './device.ts';
+import { allRefused, CutRefused, Refusal } from './refusal.ts';
 import type { Cut, Hold, Piece, Source, SourceCounters, SourceFacts } from './source.ts';
 
 /** Rounds before a cut, at most. */
@@ -35,10 +36,12 @@ export interface BlockSourceOptions {
   maxFreezeMs: number;
   /** 0 = no limit. */
   readBytesPerSecond: number;
+  /** Fencing generation of the session. */
+  generation: string;
+  event?: (event: CutWayEvent) => void;
 }
 
 export class BlockSource implements Source {
-  readonly isIndivisible = false;
   readonly counters: SourceCounters = {
     readBytes: 0,
     skippedSameBytes: 0,
@@ -50,22 +53,32 @@ export class BlockSource implements Source {
   readonly #options: BlockSourceOptions;
   readonly #tracking: Tracking;
   readonly #pace: Pace;
+  readonly #ways: CutWays;
   #known: Known | undefined;
   #blank = false;
   #sizeBytes = 0;
   /** How fast what is marked was read, the last time that there was much of it. */
   #lastPass: { bytes: number; ms: number } | undefined;
-  #reflinks: { refusal: string | undefined } | undefined;
+  #reflinks: { refusal: Refusal | undefined } | undefined;
   /** Of the cut that is under way, and of the newest committed one. */
   #cutStamp: string | undefined;
   #committedStamp: string | undefined;
   #lostBefore: number;
+  /** What a cut has read into memory counts as handed out, and is not sent yet. */
+  #spooled = false;
+  /** Doubts when the volume was last read. */
+  #doubts = 0;
 
   constructor(options: BlockSourceOptions) {
     this.#options = options;
     this.#tracking = options.tracking;
     this.#pace = new Pace(options.clock, options.readBytesPerSecond);
     this.#lostBefore = this.#tracking.capture.lostEvents;
+    this.#ways = new CutWays((event) => options.event?.(event));
+  }
+
+  get isIndivisible(): boolean {
+    return this.#spooled;
   }
 
   get captureMethod(): string {
@@ -76,8 +89,10 @@ export class BlockSource implements Source {
     return this.#tracking.capture.reason;
   }
 
-  facts(): Promise<SourceFacts> {
-    return this.#options.device.facts();
+  async facts(): Promise<SourceFacts> {
+    const facts = await this.#options.device.facts();
+    await this.#tracking.sized(facts.sizeBytes);
+    return facts;
   }
 
   async attach(welcome: MirrorWelcome): Promise<{ whole: boolean; reason: string }> {
@@ -87,7 +102,8 @@ export class BlockSource implements Source {
     this.#blank = welcome.blank;
     this.#known = granules <= Known.maxGranules ? new Known(granules, welcome.blank) : undefined;
     this.#committedStamp = undefined;
-    return this.#tracking.attach(welcome, sizeBytes);
+    this.#spooled = false;
+    return this.#tracking.attach(welcome, sizeBytes, this.#options.generation);
   }
 
   async *round(
@@ -124,13 +140,13 @@ export class BlockSource implements Source {
   }
 
   /** Tried once: whether this volume can be cloned does not change while it is open. */
-  async #reflinkRefusal(): Promise<string | undefined> {
+  async #reflinkRefusal(): Promise<Refusal | undefined> {
     // Its own views; whether the volume has reflinks is nothing to it.
     if (this.#tracking.capture.hold) return undefined;
     if (this.#reflinks === undefined) {
       const view = await this.#options.device.reflink();
       if (typeof view !== 'string') await view.release();
-      this.#reflinks = { refusal: typeof view === 'string' ? view : undefined };
+      this.#reflinks = { refusal: typeof view === 'string' ? new Refusal('unsupported', view) : undefined };
     }
     return this.#reflinks.refusal;
   }
@@ -147,6 +163,9 @@ export class BlockSource implements Source {
     const { map } = this.#tracking;
     const startMs = clock.monotonicMs();
     const doubts = this.#tracking.doubtCount;
+    // Another device may stand at the path: what was opened before is not it.
+    if (doubts !== this.#doubts) await this.#options.device.rest();
+    this.#doubts = doubts;
     const bytes = map.dirty.count * granuleBytes;
     const { offer } = map;
     if (map.dirty.count === granuleCount(sizeBytes) && sizeBytes > 0) {
@@ -177,22 +196,23 @@ export class BlockSource implements Source {
   async cut(signal: AbortSignal, group?: Hold): Promise<Cut> {
     const { consistency } = this.#options;
     if (consistency === 'file') {
-      throw new ReplicationError(
-        'NoConsistentCut',
-        'spec.consistency "file" is for file volumes; use filesystem or crash',
-      );
+      throw new CutRefused('unsupported', 'spec.consistency "file" is for file volumes; use filesystem or crash');
     }
-    const refusals: string[] = [];
+    const refusals: Refusal[] = [];
     for (const way of ways) {
       if (consistency !== null && way.consistency !== consistency) continue;
       this.#resize((await this.facts()).sizeBytes);
       this.#cutStamp = undefined;
       const cut = await way.take(this.#context(group), signal);
       this.counters.lostEvents = this.#tracking.capture.lostEvents - this.#lostBefore;
-      if (typeof cut !== 'string') return withReasons(cut, refusals);
-      refusals.push(`${way.name}: ${cut}`);
+      if (!(cut instanceof Refusal)) {
+        this.#ways.way(cut.consistency, [way.name, ...refusals.map(({ message }) => message)].join('; '));
+        return withReasons(cut, refusals);
+      }
+      refusals.push(cut.prefixed(`${way.name}: `));
     }
-    throw new ReplicationError('NoConsistentCut', refusals.join('; '));
+    const { reason, message } = allRefused(refusals);
+    throw new CutRefused(reason, message);
   }
 
   #context(group: Hold | undefined): CutContext {
@@ -208,6 +228,7 @@ export class BlockSource implements Source {
       resized: (sizeBytes) => this.#resize(sizeBytes),
       stamped: (stamp) => (this.#cutStamp = stamp),
       stampNow: () => this.#cutStamp,
+      spooled: (isUnsent) => (this.#spooled = isUnsent),
       group,
       reflinkRefusal: () => this.#reflinkRefusal(),
     };
@@ -244,7 +265,10 @@ export class BlockSource implements Source {
   }
 
   async committed(sequence: number, point: boolean, digest: Buffer): Promise<void> {
-    if (point) this.#committedStamp = this.#cutStamp;
+    if (point) {
+      this.#committedStamp = this.#cutStamp;
+      this.#ways.point();
+    }
     await this.#tracking.committed(sequence, point, digest);
   }
 
@@ -259,12 +283,12 @@ export class BlockSource implements Source {
 }
 
 /** A cut that does not hold tells also why the better ways were none. */
-function withReasons(cut: Cut, refusals: string[]): Cut {
+function withReasons(cut: Cut, refusals: Refusal[]): Cut {
   return {
     ...cut,
     async broken() {
       const broken = await cut.broken();
-      return broken === undefined ? undefined : [...refusals, broken].join('; ');
+      return broken && allRefused([...refusals, broken]);
     },
   };
 }

@@ -24,7 +24,10 @@ import type {
   Assignments,
   MasterMessage,
   Pong,
+  Probe,
+  Probed,
   Report,
+  Restore,
 } from '../proto/wire.ts';
 import { type Volume, protocolOldest, protocolVersion } from '../proto/wire.ts';
 
@@ -39,17 +42,24 @@ const maxEvents = 1000;
 /** What fits a message many times over. */
 const maxVolumes = 5000;
 const maxLooks = 16;
+const maxProbes = 16;
 
 export interface ControlOptions {
   /** Opens the call; the signal ends it. */
   open: (signal: AbortSignal) => Stream<AgentMessage, MasterMessage>;
-  hello: Pick<AgentHello, 'agentVersion' | 'bootId' | 'defaultRole' | 'kernel'>;
+  hello: Pick<AgentHello, 'agentVersion' | 'bootId' | 'defaultRole' | 'kernel' | 'kubelet'>;
   /** Asked at each connect and every 30 s, one at a time; sent when it changed. */
   inventory: () => Promise<Volume[]>;
   /** One path as a volume, whatever it is. */
-  look: (path: string) => Promise<Volume>;
+  look: (path: string, write: boolean) => Promise<Volume>;
+  /** Whether something answers at an address. Absent: the master is not answered. */
+  probe?: (address: string, port: number) => Promise<Omit<Probed, 'number'>>;
+  /** The newest lines of the log, at most 512 KiB. Absent: none are kept, and the master does not ask. */
+  log?: () => string;
   /** The whole list, whenever the master sent one: what is not in it stops. */
   onAssignments: (items: Assignment[]) => void;
+  /** Recovery points to be written into volumes of this node, the whole list, after onAssignments. */
+  onRestores?: (restores: Restore[]) => void;
   /** Uids of all replications that the master knows to name this agent, after onAssignments. */
   onKnown?: (uids: string[]) => void;
   /** The master wants the certificate renewed now. */
@@ -89,7 +99,7 @@ export function control(options: ControlOptions): Control {
   let line: Stream<AgentMessage, MasterMessage> | undefined;
   let pingNumber = 0;
 
-  function assign({ items, known, knownComplete }: Assignments): void {
+  function assign({ items, known, knownComplete, restores }: Assignments): void {
     assigned = new Set(items.map(({ replicationUid }) => replicationUid));
     for (const uid of reports.keys()) {
       if (assigned.has(uid)) continue;
@@ -97,6 +107,7 @@ export function control(options: ControlOptions): Control {
       unsent.delete(uid);
     }
     options.onAssignments(items);
+    options.onRestores?.(restores);
     if (knownComplete) options.onKnown?.(known);
   }
 
@@ -124,6 +135,9 @@ export function control(options: ControlOptions): Control {
     let inventory: Volume[] | undefined;
     let looks = 0;
     const looked: Volume[] = [];
+    let logAsked = false;
+    let probes = 0;
+    const probed: Probed[] = [];
 
     function hear({ number, masterReceivedUs, masterSentUs }: Pong): void {
       if (number !== ping.number) return;
@@ -134,23 +148,32 @@ export function control(options: ControlOptions): Control {
     }
 
     /** What cannot be described is not answered: the master does not wait for ever. */
-    async function look(path: string): Promise<void> {
+    async function look({ path, write }: { path: string; write: boolean }): Promise<void> {
       if (looks >= maxLooks) return;
       looks++;
       try {
-        looked.push(await options.look(path));
+        looked.push(await options.look(path, write));
         ring();
       } catch {
         looks--;
       }
     }
 
+    async function probe({ number, address, port }: Probe): Promise<void> {
+      if (probes >= maxProbes || !options.probe) return;
+      probes++;
+      probed.push({ number, ...(await options.probe(address, port)) });
+      ring();
+    }
+
     async function receiving(): Promise<void> {
-      for await (const { pong, assignments, renew, welcome, look: asked } of stream.receive) {
+      for await (const { pong, assignments, renew, welcome, look: asked, logRequest, probe: reach } of stream.receive) {
         if (pong !== undefined) hear(pong);
         if (assignments !== undefined) waiting = assignments;
         if (renew !== undefined) options.onRenew();
-        if (asked !== undefined) void look(asked.path);
+        if (asked !== undefined) void look(asked);
+        if (logRequest !== undefined) logAsked = true;
+        if (reach !== undefined) void probe(reach);
         if (welcome !== undefined) throw new ReplicationError('BadMessage', 'MasterMessage.welcome came twice');
         if (waiting !== undefined && offset.at(agentUs()) !== undefined) {
           assign(waiting);
@@ -195,6 +218,12 @@ export function control(options: ControlOptions): Control {
         } else if (looked[0] !== undefined) {
           looks--;
           await stream.send({ looked: looked.shift() as Volume });
+        } else if (probed[0] !== undefined) {
+          probes--;
+          await stream.send({ probed: probed.shift() as Probed });
+        } else if (logAsked) {
+          logAsked = false;
+          await stream.send({ log: { text: options.log?.() ?? '' } });
         } else if (uid !== undefined && report !== undefined) {
           unsent.delete(uid);
           await stream.send({ report });
@@ -233,7 +262,8 @@ export function control(options: ControlOptions): Control {
       }
     }
 
-    await stream.send({ hello: { ...options.hello, protocolMin: protocolOldest, protocolMax: protocolVersion } });
+    const ours = { protocolMin: protocolOldest, protocolMax: protocolVersion, tellsLog: options.log !== undefined };
+    await stream.send({ hello: { ...options.hello, ...ours } });
     const first = await stream.receive.next();
     const protocol = first.done === true ? undefined : first.value.welcome?.protocol;
     if (protocol === undefined)

@@ -6,8 +6,9 @@
  * becomes of the master (the guard's limit). A point is committed only when the master has said so, after every member's
  * freeze held. Whatever goes wrong is a NoConsistentCut with the reason, for all members.
  */
-import { messageOf, ReplicationError } from '../proto/errors.ts';
+import { messageOf } from '../proto/errors.ts';
 import type { GroupAnswer, GroupAsk } from '../proto/wire.ts';
+import { CutRefused } from './refusal.ts';
 import type { Hold } from './source.ts';
 
 /** While others are waited for, what changes meanwhile is brought so often. */
@@ -47,16 +48,16 @@ export class GroupCut implements Hold {
       const ask = await line.asked(sleep(againMs));
       if (!ask) await again();
       else if (ask.step === 'alone') return undefined;
-      else if (ask.step === 'abandon') throw new ReplicationError('NoConsistentCut', ask.message);
+      else if (ask.step === 'abandon') throw new CutRefused('group', ask.message);
       else if (ask.step === 'prepare') return new GroupCut(line, ask.cut);
     }
   }
 
   async prepared(): Promise<void> {
-    if (this.#over !== undefined) throw new ReplicationError('NoConsistentCut', this.#over);
+    if (this.#over !== undefined) throw new CutRefused('group', this.#over);
     // Another way of the same cut.
     if (this.#done === 'prepared') return;
-    if (this.#done === 'frozen') throw new ReplicationError('NoConsistentCut', "the group's moment has passed");
+    if (this.#done === 'frozen') throw new CutRefused('group', "the group's moment has passed");
     await this.#say('prepared');
     await this.#expect('freeze');
     this.#done = 'prepared';
@@ -81,7 +82,7 @@ export class GroupCut implements Hold {
 
   /** This volume was still until it was told to thaw. Answers the moment at which all were. @throws NoConsistentCut */
   async held(): Promise<number> {
-    if (this.#done !== 'frozen') throw new ReplicationError('NoConsistentCut', 'this way to a cut is none for a group');
+    if (this.#done !== 'frozen') throw new CutRefused('group', 'this way to a cut is none for a group');
     await this.#say('held');
     return (await this.#expect('commit')).sourceUs;
   }
@@ -106,7 +107,7 @@ export class GroupCut implements Hold {
       if (ask.step === step) return ask;
       if (ask.step !== 'abandon') continue;
       this.#over = ask.message;
-      throw new ReplicationError('NoConsistentCut', ask.message);
+      throw new CutRefused('group', ask.message);
     }
   }
 }

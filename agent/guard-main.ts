@@ -1,5 +1,6 @@
 /**
- * The freeze guard: the process that owns FIFREEZE and FITHAW, started by agent/guard.ts, its only user.
+ * The freeze guard: the process that freezes and thaws filesystems and control groups (standstill.ts), started by
+ * agent/guard.ts, its only user.
  *
  * Guarantees: what it froze it thaws on request, when the limit passes (counted from the moment the freeze was called), and
  * when its standard input ends, which is how it learns of the agent's death, however it came. A freeze that the kernel
@@ -9,13 +10,16 @@
  * signal for an end: one that reaches the whole process group must not leave a filesystem frozen. If it is killed while
  * something is frozen, the agent starts another one that thaws; if both are killed at once, the next agent's start does.
  *
- * Requests, one JSON object a line: {id, freeze: mountPoint, maxFreezeMs} | {id, thaw: id of the freeze} | {id, thawAll: []}.
+ * Freezing waits for three grace periods of the kernel's RCU, 10 to 30 ms each, with every writer standing still: for the time of
+ * the call they are asked to be short (`hurry`). A node that must not have that says so with rcu_normal, which wins.
+ *
+ * Requests, one JSON object a line: {id, freeze: target, maxFreezeMs} | {id, thaw: id of the freeze} | {id, thawAll: []}.
  * Answers: {id, ...result} | {id, error: {code, message}}.
  */
-import { promises as fs, constants, type promises } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
-import { fifreeze, fithaw, syncfs } from '../proto/libc.ts';
 import { messageOf, systemErrorCode } from '../proto/errors.ts';
+import { openStandstill, type Standstill } from './standstill.ts';
 
 /** What the agent reads. */
 export interface GuardAnswer {
@@ -33,7 +37,7 @@ export interface GuardAnswer {
 export const maxFreezes = 24;
 
 interface Freeze {
-  file: promises.FileHandle;
+  what: Standstill;
   startedNs: bigint;
   frozenUs: number;
   limit?: NodeJS.Timeout;
@@ -56,21 +60,50 @@ function microsecondsSince(startedNs: bigint): number {
   return Number((process.hrtime.bigint() - startedNs) / 1000n);
 }
 
-async function freeze(id: number, mountPoint: string, maxFreezeMs: number): Promise<void> {
-  if (freezes.size >= maxFreezes) throw new Error(`more than ${maxFreezes} filesystems frozen at once`);
-  const file = await fs.open(mountPoint, constants.O_RDONLY | constants.O_DIRECTORY);
+const expeditedPath = '/sys/kernel/rcu_expedited';
+let hurrying = 0;
+
+function expedite(value: '0' | '1'): boolean {
+  try {
+    if (readFileSync(expeditedPath, 'utf8').trim() === value) return false;
+    writeFileSync(expeditedPath, value);
+    return true;
+  } catch {
+    return false; // not this kernel, or not for us: the freeze takes longer
+  }
+}
+
+let isOurs = false;
+
+/** Documentation/RCU: expedited grace periods, until the answer is called. Somebody else's setting stays. */
+function hurry(): () => void {
+  if (hurrying++ === 0) isOurs = expedite('1');
+  let isOver = false;
+  return () => {
+    if (isOver) return;
+    isOver = true;
+    if (--hurrying > 0 || !isOurs) return;
+    isOurs = false;
+    expedite('0');
+  };
+}
+
+async function freeze(id: number, target: string, maxFreezeMs: number): Promise<void> {
+  if (freezes.size >= maxFreezes) throw new Error(`more than ${maxFreezes} frozen at once`);
+  const what = await openStandstill(target);
   const { promise: settled, resolve: settle } = Promise.withResolvers<void>();
-  const one: Freeze = { file, startedNs: 0n, frozenUs: 0, frozen: false, unwanted: ending, settled };
+  const one: Freeze = { what, startedNs: 0n, frozenUs: 0, frozen: false, unwanted: ending, settled };
   freezes.set(id, one);
   try {
-    await refuseRoot(file, mountPoint);
-    await syncfs(file.fd); // writes go on meanwhile; the freeze has less left to flush
+    await what.prepare();
     if (one.unwanted) throw new Error('no longer wanted');
+    const calm = hurry();
     one.startedNs = process.hrtime.bigint();
     one.limit = setTimeout(() => {
+      calm();
       thaw(one).catch(ignore);
     }, maxFreezeMs);
-    await fifreeze(file.fd);
+    await what.freeze(() => !one.unwanted).finally(calm);
     const freezeUs = microsecondsSince(one.startedNs);
     one.frozen = true;
     if (!one.unwanted) return answer({ id, freezeUs });
@@ -84,12 +117,6 @@ async function freeze(id: number, mountPoint: string, maxFreezeMs: number): Prom
   }
 }
 
-/** The last line of defence; the agent has refused it before. */
-async function refuseRoot(file: promises.FileHandle, mountPoint: string): Promise<void> {
-  const [root, frozen] = await Promise.all([fs.stat('/'), file.stat()]);
-  if (root.dev === frozen.dev) throw new Error(`${mountPoint} is the root filesystem`);
-}
-
 /** True when it was still frozen. Safe to call in any state and twice; the second one waits and answers false. */
 async function thaw(one: Freeze): Promise<boolean> {
   clearTimeout(one.limit);
@@ -99,20 +126,18 @@ async function thaw(one: Freeze): Promise<boolean> {
     await one.thawing;
     return false;
   }
-  one.thawing = thawFile(one.file);
+  one.thawing = thawUntilDone(one.what);
   const held = await one.thawing;
   one.frozenUs = microsecondsSince(one.startedNs);
   return held;
 }
 
-/** False when it was not frozen (any more). Tried again for ever on other errors: giving up leaves a node without its disk. */
-async function thawFile(file: promises.FileHandle): Promise<boolean> {
+/** Tried again for ever: giving up leaves a node without its disk. */
+async function thawUntilDone(what: Standstill): Promise<boolean> {
   for (;;) {
     try {
-      await fithaw(file.fd);
-      return true;
-    } catch (error) {
-      if (['EINVAL', 'ENOTSUP', 'ENOTTY', 'EPERM'].includes(systemErrorCode(error) ?? '')) return false;
+      return await what.thaw();
+    } catch {
       await new Promise((resolve) => setTimeout(resolve, 100));
     }
   }
@@ -121,7 +146,7 @@ async function thawFile(file: promises.FileHandle): Promise<boolean> {
 async function end(id: number, one: Freeze): Promise<void> {
   clearTimeout(one.limit);
   freezes.delete(id);
-  await one.file.close();
+  await one.what.close();
 }
 
 async function thawOnRequest(id: number, freezeId: number): Promise<void> {
@@ -133,13 +158,13 @@ async function thawOnRequest(id: number, freezeId: number): Promise<void> {
   answer({ id, held, freezeUs: one.frozenUs });
 }
 
-async function thawAll(id: number, mountPoints: string[]): Promise<void> {
+async function thawAll(id: number, targets: string[]): Promise<void> {
   const thawed = await Promise.all(
-    mountPoints.map(async (mountPoint) => {
-      const file = await fs.open(mountPoint, constants.O_RDONLY).catch(() => undefined);
-      if (!file) return [];
-      await using held = file;
-      return (await thawFile(held)) ? [mountPoint] : [];
+    targets.map(async (target) => {
+      const what = await openStandstill(target).catch(() => undefined);
+      const wasFrozen = what !== undefined && (await thawUntilDone(what));
+      await what?.close();
+      return wasFrozen ? [target] : [];
     }),
   );
   answer({ id, thawed: thawed.flat() });
@@ -176,6 +201,8 @@ async function finish(): Promise<void> {
 }
 
 process.chdir('/');
+// A guard before us was killed in the middle of a freeze.
+if (process.env['RCU_CALM'] === '1') expedite('0');
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGPIPE'] as const) process.on(signal, ignore);
 process.stdout.on('error', ignore); // the agent is gone; the end of standard input follows
 createInterface({ input: process.stdin })

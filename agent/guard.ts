@@ -1,5 +1,5 @@
 /**
- * Freezing filesystems, from the agent's side: the rules of what may be frozen, and the line to the guard process
+ * Freezing filesystems and control groups, from the agent's side: the rules of what may be frozen, and the line to the guard process
  * (agent/guard-main.ts) that does it.
  *
  * Guarantees: no call waits for a hung ioctl longer than its limit; `thaw` answers true only if the filesystem was frozen
@@ -9,14 +9,18 @@
  * Not its job: which filesystem belongs to a volume (agent/mounts.ts), and making the freeze short (pre-copy rounds).
  */
 import { spawn, type ChildProcessByStdio } from 'node:child_process';
+import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import type { Socket } from 'node:net';
 import { createInterface } from 'node:readline';
 import type { Readable, Writable } from 'node:stream';
 import { messageOf, ReplicationError } from '../proto/errors.ts';
+import type { FrozenMounts } from './frozenmounts.ts';
 import type { GuardAnswer } from './guard-main.ts';
 import { layersUnder, mountOf, type BlockDevice, type Mount } from './mounts.ts';
+import { CutRefused } from './refusal.ts';
+import { isGroup } from './standstill.ts';
 
 /** Beyond maxFreezeMs, for flushing before the freeze and for the way there and back. */
 const answerMs = 30_000;
@@ -34,7 +38,7 @@ export interface Freeze {
 
 export interface Guard {
   /**
-   * Flushes and freezes; check `freezable` first. After maxFreezeMs from the freezing call on the guard thaws by itself.
+   * Flushes and freezes a filesystem by its mount point (check `freezable` first), or a control group by its `groupTarget`. After maxFreezeMs from the freezing call on the guard thaws by itself.
    * `ready` is waited for before that, and after all that goes before a freeze.
    * @throws ReplicationError NoConsistentCut; the signal's reason
    */
@@ -54,11 +58,14 @@ interface Line {
   pending: Map<number, { resolve: (answer: GuardAnswer) => void; reject: (error: Error) => void }>;
 }
 
-export function startGuard(): Guard {
+/** @param managed where a mount point is noted before it is frozen, for an agent after us to thaw */
+export function startGuard(managed?: Pick<FrozenMounts, 'note'>): Guard {
   let line: Line | undefined;
   let lastId = 0;
   let failures = 0;
   let stopped = false;
+  /** The node had ordinary RCU grace periods when we came: see guard-main.ts. */
+  const isCalm = expedited() === '0';
   let replacing: Promise<void> = Promise.resolve();
   /** Mount points that are frozen, or perhaps are: what a new guard thaws first. */
   const frozen = new Set<string>();
@@ -69,7 +76,11 @@ export function startGuard(): Guard {
     const child = spawn(
       process.execPath,
       ['--max-old-space-size=64', fileURLToPath(new URL('./guard-main.ts', import.meta.url))],
-      { stdio: ['pipe', 'pipe', 'ignore'], cwd: '/', env: { UV_THREADPOOL_SIZE: '64' } },
+      {
+        stdio: ['pipe', 'pipe', 'ignore'],
+        cwd: '/',
+        env: { UV_THREADPOOL_SIZE: '64', ...(isCalm && frozen.size > 0 ? { RCU_CALM: '1' } : {}) },
+      },
     );
     const pending: Line['pending'] = new Map();
     let ended = false;
@@ -152,8 +163,9 @@ export function startGuard(): Guard {
     signal?.throwIfAborted();
     if (stopped) throw new ReplicationError('Stopped', 'the freeze guard is stopped');
     await atMost(answerMs, replacing);
+    await managed?.note(mountPoint);
     signal?.throwIfAborted();
-    if (frozen.has(mountPoint)) throw new ReplicationError('NoConsistentCut', `${mountPoint} is being frozen already`);
+    if (frozen.has(mountPoint)) throw new CutRefused('freeze', `${mountPoint} is being frozen already`);
     frozen.add(mountPoint);
     let asked: ReturnType<typeof ask> | undefined;
     try {
@@ -161,7 +173,7 @@ export function startGuard(): Guard {
       const { freezeUs, error } = await asked.answer;
       if (error) {
         frozen.delete(mountPoint);
-        throw new Error(`${mountPoint} cannot be frozen: ${error.message}${cureOf(error.code)}`);
+        throw new Error(`${mountPoint} cannot be frozen: ${error.message}${cureOf(error.code, mountPoint)}`);
       }
       return held(asked.id, freezeUs ?? 0);
     } catch (error) {
@@ -169,9 +181,7 @@ export function startGuard(): Guard {
       if (!asked) frozen.delete(mountPoint);
       else if (line && frozen.has(mountPoint)) settleThaw([mountPoint], { thaw: asked.id }).catch(ignore);
       signal?.throwIfAborted();
-      throw error instanceof ReplicationError
-        ? error
-        : new ReplicationError('NoConsistentCut', messageOf(error), { cause: error });
+      throw error instanceof ReplicationError ? error : new CutRefused('freeze', messageOf(error), { cause: error });
     }
 
     function held(id: number, freezeUs: number): Freeze {
@@ -224,12 +234,21 @@ async function atMost<T>(ms: number, promise: Promise<T> | undefined): Promise<T
   });
 }
 
+function expedited(): string | undefined {
+  try {
+    return readFileSync('/sys/kernel/rcu_expedited', 'utf8').trim();
+  } catch {
+    return undefined;
+  }
+}
+
 function ignore(): void {
   // A guard that dies is replaced, which thaws.
 }
 
-function cureOf(code: string): string {
-  if (code === 'EBUSY') return ': somebody else has frozen it (fsfreeze --unfreeze ends that)';
+function cureOf(code: string, target: string): string {
+  if (code === 'EBUSY')
+    return `: somebody else has frozen it${isGroup(target) ? '' : ' (fsfreeze --unfreeze ends that)'}`;
   if (code === 'EPERM') return ': the agent needs CAP_SYS_ADMIN';
   if (code === 'ENOTSUP') return ': this kind of filesystem cannot be';
   return '';

@@ -9,16 +9,17 @@
  * Hooks get no secrets: an environment of PATH and REPLICATION alone. Their output is told in part when they fail.
  */
 import { promises as fs } from 'node:fs';
-import { messageOf, ReplicationError } from '../proto/errors.ts';
+import { messageOf } from '../proto/errors.ts';
 import { runProgram } from '../proto/program.ts';
 import type { Freeze, Guard } from './guard.ts';
+import { CutRefused } from './refusal.ts';
 
 const maxOutputBytes = 2000;
 
 /** A cut that a hook prevents: no other way is tried. */
-export class HookError extends ReplicationError {
+export class HookError extends CutRefused {
   constructor(message: string, options: { cause?: unknown } = {}) {
-    super('NoConsistentCut', message, options);
+    super('hook', message, options);
   }
 }
 

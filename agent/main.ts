@@ -10,20 +10,29 @@ import { release } from 'node:os';
 import { allowList } from '../proto/allow.ts';
 import { optional, parseArguments, programVersion, repeated, required, withDefault } from '../proto/cli.ts';
 import { holdData } from '../proto/hold.ts';
-import { logLevels, openLog } from '../proto/log.ts';
+import { keepLines, logLevels, openLog } from '../proto/log.ts';
 import { systemClock, systemRandom } from '../proto/system.ts';
 import { alignedPool, lowerIoPriority } from '../proto/libc.ts';
 import { asReplicationError, messageOf } from '../proto/errors.ts';
 import { parseChoice, parseFolder, parseHostPort, parseName, parseText, formatHostPort } from '../proto/value.ts';
+import type { Assignment } from '../proto/wire.ts';
 import { assignments } from './assignments.ts';
 import { BufferPool, chunkBytes } from './blockscan.ts';
+import { keepCompiled } from './compilecache.ts';
 import { control } from './control.ts';
+import { systemDevice } from './device-system.ts';
+import { frozenMounts } from './frozenmounts.ts';
 import { startGuard } from './guard.ts';
 import { joinOrLoad } from './identity.ts';
 import { pathsUnder, readMounts } from './mounts.ts';
 import { sourceOpener } from './opening.ts';
+import { OwnReading } from './ownreading.ts';
+import { probe } from './probe.ts';
+import { restoreMarks } from './restoremarks.ts';
+import { restores } from './restores.ts';
+import { isGroup } from './standstill.ts';
 import { openTrackings } from './trackings.ts';
-import { describeVolume, listVolumes } from './volumes.ts';
+import { describeVolume, describeWritable, listVolumes } from './volumes.ts';
 
 const { options } = parseArguments(
   {
@@ -42,6 +51,11 @@ const { options } = parseArguments(
         parseChoice('source', 'target'),
       ),
       allow: repeated('PATH', 'directory, image or device that may be read, with all below', parseText),
+      'allow-write': repeated(
+        'PATH',
+        'image or device, with all below, that a recovery may write over (none unless named)',
+        parseText,
+      ),
       kubelet: withDefault('DIR', '/var/lib/kubelet', "the kubelet's folder, whose CSI volumes may be read", parseText),
       'log-level': withDefault('LEVEL', 'info', 'trace, debug, info, warn or error', parseChoice(...logLevels)),
     },
@@ -52,7 +66,11 @@ const { options } = parseArguments(
 /** Shared fairly by all scans of block volumes: bounds what the agent holds of content that is read and not yet sent. */
 const poolBytes = 64 << 20;
 
-const log = openLog('replicator-agent', options['log-level']);
+/** By then mirroring has begun, and with it all is loaded that it needs. */
+const keepCompiledMs = 10_000;
+/** For support bundles; as much as a Log message may hold. */
+const keptLog = keepLines(512 << 10);
+const log = openLog('replicator-agent', options['log-level'], undefined, undefined, keptLog);
 const stopping = new AbortController();
 for (const name of ['SIGTERM', 'SIGINT'] as const) {
   process.once(name, () => {
@@ -82,17 +100,18 @@ async function run(signal: AbortSignal): Promise<void> {
   const kubelet = options.kubelet;
   const allow = allowList({
     allow: options.allow,
+    allowWrite: options['allow-write'],
     own: [dataDir],
     recoveries: [`${dataDir}/recoveries`],
     kubelet,
     ownLayers: () => pathsUnder([dataDir]),
   });
-  const guard = startGuard();
+  const managed = await frozenMounts(`${dataDir}/frozen.json`);
+  const guard = startGuard(managed);
   try {
     // A filesystem that an agent before us left frozen would hang its workload for ever.
-    const thawed = await guard.thawAll(
-      (await readMounts()).map(({ mountPoint }) => mountPoint).filter((path) => path !== '/'),
-    );
+    const mounted = (await readMounts()).map(({ mountPoint }) => mountPoint);
+    const thawed = await guard.thawAll(managed.targets.filter((one) => isGroup(one) || mounted.includes(one)));
     if (thawed.length > 0) log.warn({ thawed }, 'thawed what was left frozen');
     const identity = await joinOrLoad(
       {
@@ -108,7 +127,14 @@ async function run(signal: AbortSignal): Promise<void> {
       },
       signal,
     );
-    const seen = { mayRead: allow.mayRead, allow: options.allow, kubelet };
+    const marks = restoreMarks(dataDir);
+    const reading = new OwnReading();
+    const seen = {
+      mayRead: allow.mayRead,
+      allow: options.allow,
+      kubelet,
+      halfWritten: (path: string) => marks.halfWritten(path),
+    };
     const line = control({
       open: (call) => identity.client().control(call),
       hello: {
@@ -116,17 +142,29 @@ async function run(signal: AbortSignal): Promise<void> {
         bootId: readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim(),
         defaultRole: options.role,
         kernel: release(),
+        kubelet,
       },
       inventory: () => listVolumes(seen),
-      look: (path) => describeVolume(path, seen),
-      onAssignments: (items) => mirrors.set(items),
+      look: (path, write) => (write ? describeWritable(path, allow, reading) : describeVolume(path, seen)),
+      onAssignments(items) {
+        assigned = items;
+        mirrors.set(items);
+      },
+      onRestores: (list) => written.set(list),
+      probe,
+      log: () => keptLog.text(),
       onKnown: (uids) =>
         void mirrors
           .ended()
           .then(() => trackings.forgetOthers(uids))
           .catch((error: unknown) => log.warn(messageOf(error))),
       onRenew: () => void identity.renew().catch((error: unknown) => log.warn(asReplicationError(error).message)),
-      onLine: (error) => (error ? log.warn({ code: error.code }, error.message) : log.info('connected to the master')),
+      onLine(error) {
+        if (error) return log.warn({ code: error.code }, error.message);
+        log.info(isFirst ? { startMs: Math.round(performance.now()) } : {}, 'connected to the master');
+        if (isFirst) setTimeout(keepCompiled, keepCompiledMs).unref();
+        isFirst = false;
+      },
       clock: systemClock,
       random: systemRandom,
     });
@@ -148,12 +186,34 @@ async function run(signal: AbortSignal): Promise<void> {
         clock: steady,
         dataDir,
         protectedPaths: [dataDir, kubelet, import.meta.dirname],
+        kubelet,
         trackings,
+        marks,
       }),
+    });
+    let isFirst = true;
+    let assigned: Assignment[] = [];
+    const written = restores({
+      clock: systemClock,
+      random: systemRandom,
+      log,
+      allow,
+      marks,
+      reading,
+      connect: (signal, id) => identity.client().restore(signal, id),
+      openDevice: (path) => systemDevice({ path, clock: systemClock, guard, protectedPaths: [] }),
+      sources: () =>
+        Promise.all(assigned.filter(({ paused }) => !paused).map(({ path }) => realpath(path).catch(() => path))),
     });
     log.info({ node: options.name, master: options.master }, 'started');
     try {
-      await Promise.all([line.run(signal), identity.run(signal), mirrors.run(signal), trackings.run(signal)]);
+      await Promise.all([
+        line.run(signal),
+        identity.run(signal),
+        mirrors.run(signal),
+        written.run(signal),
+        trackings.run(signal),
+      ]);
     } finally {
       await trackings.close();
       identity.close();

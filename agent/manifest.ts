@@ -64,8 +64,9 @@ export class Manifest {
   readonly #rows: ManifestDatabase;
   /** Newest commit that is known to be durable at the replica. */
   #acked: number;
-  /** Newest commit that this manifest was made durable for: it may have gone out. */
+  /** Newest commit that this manifest was made durable for: it may have gone out, under the generation `#preparedBy`. */
   #prepared: number;
+  #preparedBy: string;
   #digest: Buffer;
   #dirtyBytes: number | undefined;
   /** Slots sent in the open epoch whose names have changed since, and directories that moved on before they could be sent. */
@@ -78,6 +79,7 @@ export class Manifest {
     this.#acked = Number(state['acked']);
     this.#prepared = Number(state['prepared']);
     this.#digest = bufferOf(state['digest']) ?? Buffer.alloc(0);
+    this.#preparedBy = String(this.#rows.get('SELECT generation FROM preparation')?.['generation']);
   }
 
   // ---- sessions and commits
@@ -96,14 +98,13 @@ export class Manifest {
   }
 
   /**
-   * Takes the replica's head. True when this manifest describes it; rows that were not committed are dirty then. False:
-   * nothing here may be believed.
+   * Takes the replica's head, under this fencing generation. True when this manifest describes it; rows that were not committed
+   * are dirty then. False: nothing here may be believed.
    */
-  settle(headSequence: number, digest: Buffer): boolean {
-    const fits =
-      headSequence === this.#acked
-        ? this.#digest.length === 0 || digest.equals(this.#digest)
-        : headSequence === this.#prepared && headSequence > this.#acked;
+  settle(headSequence: number, digest: Buffer, generation: string): boolean {
+    // Ours though its answer was lost, as one generation has one writer. Under another one somebody else may have made it.
+    const isPrepared = headSequence === this.#prepared && generation === this.#preparedBy && headSequence > this.#acked;
+    const fits = headSequence === this.#acked ? digest.equals(this.#digest) : isPrepared;
     if (headSequence === 0 || !fits) return false;
     this.#setHead(headSequence, digest);
     this.unsend();
@@ -159,15 +160,16 @@ export class Manifest {
     this.#rows.commit();
   }
 
-  /** All rows as they stand are durable when this returns: Commit `sequence` may go out. */
-  prepare(sequence: number): void {
+  /** All rows as they stand are durable when this returns: Commit `sequence` may go out under this fencing generation. */
+  prepare(sequence: number, generation: string): void {
     assert.equal(sequence, this.#acked + 1, 'commits follow one another');
     this.#rows.run('UPDATE state SET prepared = ?', sequence);
-    this.#prepared = sequence;
+    this.#rows.run('UPDATE preparation SET generation = ?', generation);
+    [this.#prepared, this.#preparedBy] = [sequence, generation];
     this.#rows.commit();
   }
 
-  /** @param digest as the replica answered; empty when it is not known */
+  /** @param digest as the replica answered: the head is known again by it */
   committed(sequence: number, digest: Buffer): void {
     assert(sequence === this.#prepared, 'only what was prepared is committed');
     this.#setHead(sequence, digest);
@@ -331,6 +333,8 @@ export class Manifest {
       if (first === undefined || first === null) return gone;
       const slot = Number(first);
       this.#rows.run('DELETE FROM orphan WHERE slot = ?', slot);
+      // It may have lost a name with the directory alone, and the replica must not hear of that without it.
+      if (this.#isSent(slot)) this.#unsettled.add(slot);
       if (this.#rows.get('SELECT 1 FROM name WHERE slot = ?', slot) !== undefined) continue;
       this.#rows.run('INSERT OR IGNORE INTO orphan SELECT slot FROM name WHERE parent = ?', slot);
       this.#rows.run(`UPDATE inode SET dirty = ${moved} WHERE slot IN (SELECT slot FROM name WHERE parent = ?)`, slot);

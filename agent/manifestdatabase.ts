@@ -19,10 +19,12 @@ export class ManifestDatabase {
     this.#database = new DatabaseSync(path);
     this.#database.exec(`
       PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
-      PRAGMA cache_size = -32768; PRAGMA temp_store = FILE;
+      PRAGMA cache_size = -8192; PRAGMA temp_store = FILE;
       CREATE TABLE IF NOT EXISTS state (id INTEGER PRIMARY KEY CHECK (id = 0), acked INTEGER, prepared INTEGER,
         digest BLOB, whole TEXT);
       INSERT OR IGNORE INTO state VALUES (0, 0, 0, x'', '');
+      CREATE TABLE IF NOT EXISTS preparation (id INTEGER PRIMARY KEY CHECK (id = 0), generation TEXT);
+      INSERT OR IGNORE INTO preparation VALUES (0, '');
       CREATE TABLE IF NOT EXISTS inode (slot INTEGER PRIMARY KEY, type INTEGER, ino INTEGER, birth INTEGER, size INTEGER,
         mtime INTEGER, ctime INTEGER, epoch INTEGER, dirty INTEGER, root BLOB, sent INTEGER, hash BLOB);
       CREATE INDEX IF NOT EXISTS inode_key ON inode (ino, birth);

@@ -14,6 +14,7 @@ import type { Assignment, Report } from '../proto/wire.ts';
 import { GroupCut } from './groupcut.ts';
 import { nextStep, type PlanInput, type Step } from './plan.ts';
 import { ReplicationProgress } from './progress.ts';
+import { refusalOf, type Refusal } from './refusal.ts';
 import { Sender, type MirrorCall } from './sender.ts';
 import type { Cut, Source } from './source.ts';
 
@@ -29,10 +30,12 @@ export interface MirrorDependencies {
   /** Master's clock for an instant of ours, never later than the truth; waits until the offset is known. */
   toMasterUs(agentUs: number, signal: AbortSignal): Promise<number>;
   report(report: Report): void;
+  /** Sent since the last commit at most, then the work so far is made durable by a commit that is no point. Default 64 MiB. */
+  progressCommitBytes?: number;
   event(event: { code: string; level: 'ERROR' | 'WARNING' | 'INFO'; message: string }): void;
 }
 
-/** Sent since the last commit at most, then the work so far is made durable by a commit that is no point. */
+/** Each stops the flow until the target's disk has it all; what it brings is what a broken line or a kill costs at most. */
 const progressCommitBytes = 64 << 20;
 /** The same by time: what a slow line brings is not sent twice either. */
 const progressCommitMs = 1000;
@@ -117,6 +120,7 @@ async function session(
     {
       compression: assignment.compression as CompressionChoice,
       pace: new Pace(deps.clock, assignment.bandwidthBytesPerSecond),
+      clock: deps.clock,
       signal,
     },
   );
@@ -245,7 +249,7 @@ async function sync(run: Session, step: Extract<Step, { kind: 'sync' }>, assignm
   const saveProgress = async () => {
     progress.sent(sender.sentBytes);
     const isDue =
-      sender.sentBytes - committedSent >= progressCommitBytes ||
+      sender.sentBytes - committedSent >= (deps.progressCommitBytes ?? progressCommitBytes) ||
       sender.sentRuns - committedRuns >= progressCommitRuns ||
       (sender.sentBytes > committedSent && deps.clock.monotonicMs() - committedMs >= progressCommitMs);
     if (!isDue || source.isIndivisible) return;
@@ -272,7 +276,7 @@ async function sync(run: Session, step: Extract<Step, { kind: 'sync' }>, assignm
     await sender.send(cut.pieces(signal), saveProgress);
     const broken = await cut.broken();
     if (broken !== undefined) {
-      await group?.failed(broken);
+      await group?.failed(broken.message);
       refuse(run, broken);
       return;
     }
@@ -343,15 +347,15 @@ async function orRefused<T>(run: Session, work: () => Promise<T>, group?: GroupC
   } catch (error) {
     if (!(error instanceof ReplicationError) || error.code !== 'NoConsistentCut') throw error;
     await group?.failed(error.message);
-    refuse(run, error.message);
+    refuse(run, refusalOf(error));
     return undefined;
   }
 }
 
-function refuse(run: Session, why: string): void {
+function refuse(run: Session, { reason, message: why }: Refusal): void {
   const { state, deps } = run;
   run.refused = true;
-  state.progress.count('cutsRefused');
+  state.progress.cutRefused(reason);
   if (state.refusedCuts !== why) deps.event({ code: 'CutRefused', level: 'WARNING', message: why });
   state.refusedCuts = why;
   state.progress.trouble([{ reason: 'NoConsistentCut', message: why.slice(0, 4000), stops: false }]);

@@ -18,6 +18,7 @@ import { systemDevice } from './device-system.ts';
 import type { Guard } from './guard.ts';
 import { withHooks } from './hooks.ts';
 import type { MirrorDependencies } from './mirror.ts';
+import type { RestoreMarks } from './restoremarks.ts';
 import type { Source } from './source.ts';
 import { TreeSource } from './treesource.ts';
 
@@ -29,16 +30,21 @@ export interface OpeningOptions {
   dataDir: string;
   /** Resolved paths whose filesystems are never frozen. */
   protectedPaths: string[];
+  kubelet: string;
   trackings: Trackings;
+  marks: Pick<RestoreMarks, 'halfWritten' | 'forget'>;
 }
 
-/** @throws SourceRefused, SourceGone */
+/** @throws SourceRefused, SourceGone, SourceHalfWritten */
 export function sourceOpener(
   options: OpeningOptions,
 ): (assignment: Assignment, event: MirrorDependencies['event']) => Promise<Source> {
   const { allow, pool, clock, protectedPaths } = options;
   return async (assignment, event) => {
     const path = await allow.mayRead(assignment.path);
+    const half = assignment.force ? undefined : await options.marks.halfWritten(path);
+    if (half !== undefined) throw new ReplicationError('SourceHalfWritten', half);
+    await options.marks.forget(path);
     const consistency = assignment.consistency === '' ? null : (assignment.consistency as Consistency);
     const { maxFreezeMs, readBytesPerSecond } = assignment;
     const dataDir = folderOf(options.dataDir, assignment.replicationUid);
@@ -54,7 +60,7 @@ export function sourceOpener(
     });
     if (assignment.volumeMode === 'Block') {
       // Files' times are of the wall clock.
-      const device = systemDevice({ path, clock: systemClock, guard, protectedPaths });
+      const device = systemDevice({ path, clock: systemClock, guard, protectedPaths, kubelet: options.kubelet });
       const tracking = await options.trackings.of(assignment.replicationUid, path, device, event);
       return new BlockSource({
         device,
@@ -64,13 +70,9 @@ export function sourceOpener(
         consistency,
         maxFreezeMs,
         readBytesPerSecond,
+        generation: assignment.fencingGeneration,
+        event,
       });
-    }
-    if (consistency === 'crash') {
-      throw new ReplicationError(
-        'NoConsistentCut',
-        'spec.consistency "crash" is for block volumes; use filesystem or file',
-      );
     }
     return new TreeSource({
       path,
@@ -84,6 +86,7 @@ export function sourceOpener(
       cutIntervalSeconds: assignment.cutIntervalSeconds,
       readBytesPerSecond,
       force: assignment.force,
+      generation: assignment.fencingGeneration,
       guard,
       protectedPaths,
       event,

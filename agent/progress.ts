@@ -1,5 +1,6 @@
 /** What the agent tells the master of one replication: the newest state, sent on change, at most twice a second. */
 import type { Clock } from '../proto/effects.ts';
+import type { RefusalReason } from '../proto/refusal.ts';
 import type { Report, Trouble } from '../proto/wire.ts';
 import type { Source } from './source.ts';
 
@@ -40,6 +41,7 @@ export class ReplicationProgress {
       fullScanReason: '',
       cutsMade: 0,
       cutsRefused: 0,
+      cutRefusedReason: '',
       lastFreezeUs: 0,
       unchangedSinceUs: 0,
       syncRequestDone: 0,
@@ -90,8 +92,14 @@ export class ReplicationProgress {
     if (JSON.stringify(troubles) !== JSON.stringify(this.#report.troubles)) this.set({ troubles });
   }
 
-  count(key: 'cutsMade' | 'cutsRefused' | 'freezes'): void {
+  count(key: 'cutsMade' | 'freezes'): void {
     this.#report[key]++;
+  }
+
+  /** The master counts by the newest one's reason, so each is told: flush before the next. */
+  cutRefused(reason: RefusalReason): void {
+    this.#report.cutsRefused++;
+    this.#report.cutRefusedReason = reason;
   }
 
   /** Work goes on: told now and then. */

@@ -1,8 +1,9 @@
 /**
  * Send side of one Mirror call: pieces become offers and data, replies move the window, commits are awaited.
  *
- * Guarantees: at most windowBytes of content are sent and not yet taken by the replica, and maxOfferedBytes held for an answer; a piece is released as
- * soon as its bytes are copied or not wanted; `commit` goes out only after every piece before it (I1).
+ * Guarantees: at most windowBytes of content are sent and not yet taken by the replica, and maxOfferedBytes held for an answer; a
+ * piece is released as soon as its bytes are copied, not wanted, or, of a piece that fills a message by itself and is not
+ * copied, taken; `commit` goes out only after every piece before it (I1).
  * Failure: the first fault of the call ends every wait with it; nothing is retried here, the loop opens a new session.
  */
 import assert from 'node:assert/strict';
@@ -10,7 +11,9 @@ import { granuleBytes, hashBytes, zeroHash } from '../proto/granule.ts';
 import { asReplicationError, ReplicationError } from '../proto/errors.ts';
 import { nodeHash } from '../proto/node.ts';
 import { Lock } from '../proto/lock.ts';
-import { packPayload, type CompressionChoice } from '../proto/payload.ts';
+import { fastLineBytesPerSecond, packPayload, type CompressionChoice } from '../proto/payload.ts';
+import type { Clock } from '../proto/effects.ts';
+import { Line } from '../proto/line.ts';
 import type { Pace } from '../proto/pace.ts';
 import { bell, type Stream } from '../proto/stream.ts';
 import {
@@ -36,6 +39,8 @@ export type MirrorCall = Stream<MirrorRequest, MirrorReply>;
 export const windowBytes = 32 << 20;
 /** Read and held until the replica says whether it wants it: this much of the agent's buffers one replication may hold. */
 const maxOfferedBytes = 8 << 20;
+/** Lent to messages that are not yet taken: more than a fast line has under way, a part of what the agent has for all. */
+const maxLentBytes = 16 << 20;
 /** Runs of one message: many small files fill a message by number before they do by size. */
 const maxRuns = 256;
 
@@ -45,6 +50,7 @@ const maxManifestNodes = 5000;
 export interface SenderOptions {
   compression: CompressionChoice;
   pace: Pace;
+  clock: Clock;
   signal: AbortSignal;
 }
 
@@ -52,8 +58,10 @@ export interface SenderOptions {
 interface Outbox {
   runs: Run[];
   hashes: Buffer[];
-  bytes: Buffer;
+  bytes: Buffer[];
   length: number;
+  /** Of the piece whose bytes are not copied: called when they are no longer needed. */
+  release: (() => void) | undefined;
 }
 
 export class Sender {
@@ -68,13 +76,15 @@ export class Sender {
   sameBytes = 0;
   readonly #call: MirrorCall;
   readonly #options: SenderOptions;
+  readonly #line: Line;
   #number: number;
   #received = 1;
   #committed: { sequence: number; digest: Buffer } | undefined;
   readonly #wants = new Map<number, Buffer>();
   /** Message number and bytes of what is sent and not yet received. */
-  readonly #underWay: { number: number; bytes: number }[] = [];
+  readonly #underWay: { number: number; bytes: number; release: (() => void) | undefined }[] = [];
   #underWayBytes = 0;
+  #lentBytes = 0;
   readonly #offered: { number: number; piece: ContentPiece | NodesPiece; bytes: number }[] = [];
   #offeredBytes = 0;
   /** Answers the offers while the next pieces are read: what is held for them must not wait for more to be read. */
@@ -96,6 +106,7 @@ export class Sender {
     this.#call = call;
     this.welcome = welcome;
     this.#options = options;
+    this.#line = new Line(options.clock);
     this.#number = 1;
     options.signal.addEventListener('abort', () => this.#fail(asReplicationError(options.signal.reason, 'Stopped')), {
       once: true,
@@ -130,9 +141,14 @@ export class Sender {
   #take(reply: MirrorReply): void {
     if (reply.received) {
       this.#received = reply.received.number;
+      let taken = 0;
       while ((this.#underWay[0]?.number ?? Infinity) <= this.#received) {
-        this.#underWayBytes -= this.#underWay.shift()?.bytes ?? 0;
+        const oldest = this.#underWay.shift();
+        taken += oldest?.bytes ?? 0;
+        if (oldest) this.#returnLent(oldest);
       }
+      this.#underWayBytes -= taken;
+      this.#line.taken(taken, reply.received.workedUs / 1000);
     } else if (reply.want) {
       this.#wants.set(reply.want.number, reply.want.bitmap);
     } else if (reply.committed) {
@@ -159,10 +175,21 @@ export class Sender {
     this.#bell.ring();
   }
 
-  /** At once when the call fails: the reading of the next piece may be waiting for just these buffers. */
+  /**
+   * At once when the call fails: the reading of the next piece may be waiting for just these buffers. Whatever of the dying call
+   * is still sent from them has no longer the hashes that went with it.
+   */
   #giveBack(): void {
     for (const { piece } of this.#offered.splice(0)) release(piece);
     this.#offeredBytes = 0;
+    for (const sent of this.#underWay) this.#returnLent(sent);
+  }
+
+  #returnLent(sent: { bytes: number; release: (() => void) | undefined }): void {
+    if (!sent.release) return;
+    this.#lentBytes -= sent.bytes;
+    sent.release();
+    sent.release = undefined;
   }
 
   async #until(done: () => boolean): Promise<void> {
@@ -173,7 +200,10 @@ export class Sender {
     if (this.#failure) throw this.#failure;
   }
 
-  /** Takes every piece; all are released when it returns or throws. `between` runs after each piece, with nothing held. */
+  /**
+   * Takes every piece; all are released when it returns or throws: what is read next, a frozen volume perhaps, waits for no
+   * buffer that the line has. `between` runs after each piece, with nothing held.
+   */
   async send(pieces: AsyncIterable<Piece>, between: () => Promise<void> = async () => undefined): Promise<void> {
     try {
       for await (const piece of pieces) {
@@ -181,6 +211,7 @@ export class Sender {
         await between();
       }
       await this.settle();
+      await this.#until(() => this.#lentBytes === 0);
     } catch (error) {
       // What is still offered must not be answered from buffers that are given back here.
       this.#fail(asReplicationError(error));
@@ -200,11 +231,7 @@ export class Sender {
     } else if (piece.offer) {
       await this.#offer(piece);
     } else if (piece.kind === 'content') {
-      try {
-        await this.#out.run(() => this.#content(piece, () => true));
-      } finally {
-        piece.release();
-      }
+      await this.#out.run(() => this.#content(piece, () => true));
     } else {
       await this.#out.run(() => this.#nodes(piece.nodes));
     }
@@ -246,16 +273,13 @@ export class Sender {
     const { piece } = oldest;
     const wanted = (index: number) => ((bitmap[index >> 3] ?? 0) & (1 << (index & 7))) !== 0;
     if (piece.kind === 'content') {
-      try {
-        const count = piece.hashes.length / hashBytes;
-        let lacking = 0;
-        for (let i = 0; i < count; i++) if (wanted(i)) lacking++;
-        if (piece.expectSame) this.mismatched += lacking;
-        this.sameBytes += Math.max(0, piece.bytes.length - lacking * granuleBytes);
-        if (lacking > 0) await this.#out.run(() => this.#content(piece, wanted));
-      } finally {
-        piece.release();
-      }
+      const count = piece.hashes.length / hashBytes;
+      let lacking = 0;
+      for (let i = 0; i < count; i++) if (wanted(i)) lacking++;
+      if (piece.expectSame) this.mismatched += lacking;
+      this.sameBytes += Math.max(0, piece.bytes.length - lacking * granuleBytes);
+      if (lacking > 0) await this.#out.run(() => this.#content(piece, wanted));
+      else piece.release();
     } else {
       const lacking = piece.nodes.filter((_node, index) => wanted(index));
       if (piece.expectSame) this.mismatched += lacking.length;
@@ -278,38 +302,62 @@ export class Sender {
     }
   }
 
+  /** Sends what is wanted of it, and releases it. */
   async #content(piece: ContentPiece, wanted: (index: number) => boolean): Promise<void> {
     const count = piece.hashes.length / hashBytes;
-    for (let i = 0; i < count;) {
-      if (!wanted(i)) {
-        i++;
-        continue;
+    // A whole message by itself is not copied, and given back when it is taken: the replica answers one of this size at once.
+    let borrowed = false;
+    try {
+      for (let i = 0; i < count;) {
+        if (!wanted(i)) {
+          i++;
+          continue;
+        }
+        let end = i + 1;
+        while (end < count && wanted(end)) end++;
+        const from = i * granuleBytes;
+        const to = Math.min(piece.bytes.length, end * granuleBytes);
+        const tailBytes = to - from - (end - i - 1) * granuleBytes;
+        borrowed = to - from === maxDataBytes && this.#mayLend;
+        await this.#put(
+          { object: piece.object, first: piece.first + i, count: end - i, zero: false, tailBytes },
+          piece.hashes.subarray(i * hashBytes, end * hashBytes),
+          piece.bytes.subarray(from, to),
+          borrowed ? () => piece.release() : undefined,
+        );
+        i = end;
       }
-      let end = i + 1;
-      while (end < count && wanted(end)) end++;
-      const from = i * granuleBytes;
-      const to = Math.min(piece.bytes.length, end * granuleBytes);
-      const tailBytes = to - from - (end - i - 1) * granuleBytes;
-      await this.#put(
-        { object: piece.object, first: piece.first + i, count: end - i, zero: false, tailBytes },
-        piece.hashes.subarray(i * hashBytes, end * hashBytes),
-        piece.bytes.subarray(from, to),
-      );
-      i = end;
+    } finally {
+      if (!borrowed) piece.release();
     }
   }
 
-  /** Copies into the message in the making; sends it first when it is full. */
-  async #put(run: Run, hashes?: Buffer, bytes?: Buffer): Promise<void> {
+  /** A slow line would keep buffers from those that read. */
+  get #mayLend(): boolean {
+    const isFast = (this.#lineBytesPerSecond ?? Infinity) >= fastLineBytesPerSecond;
+    return isFast && this.#lentBytes + maxDataBytes <= maxLentBytes;
+  }
+
+  /**
+   * Into the message in the making, copied if it is not lent until `release`, which is then called whatever happens. Sends the
+   * message first when it is full.
+   */
+  async #put(run: Run, hashes?: Buffer, bytes?: Buffer, release?: () => void): Promise<void> {
     const length = bytes?.length ?? 0;
-    if (this.#outbox && (this.#outbox.length + length > maxDataBytes || this.#outbox.runs.length >= maxRuns))
-      await this.#flush();
-    this.#outbox ??= { runs: [], hashes: [], bytes: Buffer.allocUnsafe(maxDataBytes), length: 0 };
+    try {
+      if (this.#outbox && (this.#outbox.length + length > maxDataBytes || this.#outbox.runs.length >= maxRuns))
+        await this.#flush();
+    } catch (error) {
+      release?.();
+      throw error;
+    }
+    this.#outbox ??= { runs: [], hashes: [], bytes: [], length: 0, release: undefined };
     this.#outbox.runs.push(run);
     this.sentRuns++;
     if (hashes) this.#outbox.hashes.push(Buffer.from(hashes));
-    bytes?.copy(this.#outbox.bytes, this.#outbox.length);
+    if (bytes) this.#outbox.bytes.push(release ? bytes : Buffer.from(bytes));
     this.#outbox.length += length;
+    this.#outbox.release = release;
     if (this.#outbox.length === maxDataBytes) await this.#flush();
   }
 
@@ -317,16 +365,35 @@ export class Sender {
     const outbox = this.#outbox;
     if (!outbox) return;
     this.#outbox = undefined;
-    const raw = outbox.bytes.subarray(0, outbox.length);
-    const packed = await packPayload(raw, this.#options.compression);
-    await this.#options.pace.take(packed.payload.length, this.#options.signal);
-    await this.#until(() => this.#underWayBytes + packed.payload.length <= windowBytes || this.#underWayBytes === 0);
-    this.sentBytes += packed.payload.length;
-    this.#underWay.push({ number: this.#number + 1, bytes: packed.payload.length });
-    this.#underWayBytes += packed.payload.length;
-    await this.#message({
-      data: { runs: outbox.runs, hashes: Buffer.concat(outbox.hashes), rawBytes: raw.length, ...packed },
-    });
+    let { release } = outbox;
+    try {
+      const raw = outbox.bytes.length === 1 && outbox.bytes[0] ? outbox.bytes[0] : Buffer.concat(outbox.bytes);
+      const packed = await packPayload(raw, this.#options.compression, this.#lineBytesPerSecond);
+      if (packed.payload !== raw) {
+        release?.();
+        release = undefined;
+      }
+      const bytes = packed.payload.length;
+      await this.#options.pace.take(bytes, this.#options.signal);
+      await this.#until(() => this.#underWayBytes + bytes <= windowBytes || this.#underWayBytes === 0);
+      this.sentBytes += bytes;
+      this.#underWay.push({ number: this.#number + 1, bytes, release });
+      if (release) this.#lentBytes += bytes;
+      release = undefined;
+      this.#underWayBytes += bytes;
+      this.#line.sent(bytes);
+      await this.#message({
+        data: { runs: outbox.runs, hashes: Buffer.concat(outbox.hashes), rawBytes: raw.length, ...packed },
+      });
+    } finally {
+      release?.();
+    }
+  }
+
+  /** What a limit leaves of it is what can be used of the line. */
+  get #lineBytesPerSecond(): number | undefined {
+    const { perSecond } = this.#options.pace;
+    return perSecond === 0 ? this.#line.bytesPerSecond : perSecond;
   }
 
   /** Nodes follow the content they name. */

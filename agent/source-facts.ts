@@ -65,7 +65,7 @@ export async function sourceFacts(path: string, volumeMode: 'Block' | 'Filesyste
   }
   if (volumeMode === 'Filesystem') {
     if (!stat.isDirectory()) throw refused(path, 'is not a directory: replicate it with volumeMode Block');
-    return directoryFacts(real, stat);
+    return (await awaitsMount(real)) ? absent : directoryFacts(real, stat);
   }
   if (!stat.isFile() && !stat.isBlockDevice()) {
     const cure = stat.isDirectory() ? ': replicate it with volumeMode Filesystem' : '';
@@ -91,6 +91,15 @@ function refused(path: string, what: string): ReplicationError {
 async function deviceSize(path: string): Promise<number> {
   await using file = await fs.open(path, 'r');
   return await blkgetsize64(file.fd); // awaited here: else the descriptor is closed under the call
+}
+
+/**
+ * A kubelet makes the directory of a CSI volume before its driver mounts the volume there: until then what is seen there is of
+ * the node's own filesystem, and no source.
+ */
+async function awaitsMount(real: string): Promise<boolean> {
+  if (!/\/pods\/[^/]+\/volumes\/kubernetes\.io~csi\/[^/]+\/mount$/.test(real)) return false;
+  return mountOf(real, await readMounts())?.mountPoint !== real;
 }
 
 async function directoryFacts(real: string, stat: BigIntStats): Promise<SourceFacts> {

@@ -8,6 +8,7 @@
  */
 import type { MirrorWelcome, Node } from '../proto/wire.ts';
 import type { Consistency } from '../proto/wire.ts';
+import type { Refusal } from './refusal.ts';
 
 /**
  * One part of a round, in sending order. Content of a file comes before the node that names its content root.
@@ -65,7 +66,7 @@ export interface Cut {
   /** What differs from what the rounds before brought. */
   pieces(signal: AbortSignal): AsyncIterable<Piece>;
   /** After the pieces: undefined when the view held until the last byte was read, else why this is no cut. */
-  broken(): Promise<string | undefined>;
+  broken(): Promise<Refusal | undefined>;
   release(): Promise<void>;
 }
 

@@ -11,8 +11,9 @@ import { basename } from 'node:path';
 import type { Logger } from 'pino';
 import { messageOf } from '../proto/errors.ts';
 import type { Clock } from '../proto/effects.ts';
-import { tryBlockStat } from './blockstat.ts';
+import { countsReads, tryBlockStat } from './blockstat.ts';
 import type { BlockCapture } from './capture/block.ts';
+import { removeSnapshot } from './capture/btrfs.ts';
 import { CsiCbt, type CsiCbtOptions } from './capture/csicbt.ts';
 import { DirtyMap } from './capture/dirtymap.ts';
 import { Extents, removeClones } from './capture/extents.ts';
@@ -26,9 +27,12 @@ import type { BlockDevice } from './device.ts';
 import { folderOf } from './opening.ts';
 
 export interface Trackings {
-  /** Of this replication; anew when it is of another path now, or when nothing but a scan worked the last time. */
+  /**
+   * Of this replication; anew when nothing but a scan worked the last time, and for what is not traced when it is of another path now.
+   * A traced device may have another name (its pod was started anew): that it is another one is for the capture to notice.
+   */
   of(uid: string, path: string, device: BlockDevice, event: (event: CaptureEvent) => void): Promise<Tracking>;
-  /** Drops what is kept of replications that are none of these: dirty maps, clones, indexes of trees. */
+  /** Drops what is kept of replications that are none of these: dirty maps, clones, snapshots, indexes of trees. */
   forgetOthers(uids: readonly string[]): Promise<void>;
   /** Keeps the kernel's ring from filling. Until the signal aborts. */
   run(signal: AbortSignal): Promise<void>;
@@ -46,33 +50,41 @@ export interface TrackingsOptions {
 
 export function openTrackings(options: TrackingsOptions): Trackings {
   const { dataDir, clock, log } = options;
-  const known = new Map<string, { path: string; device: BlockDevice; tracking: Tracking }>();
+  const known = new Map<string, Known>();
   const tracing = openTracer(dataDir, clock);
   if (typeof tracing === 'string') log.info(`block devices are scanned, not traced: ${tracing}`);
 
-  function choose(uid: string, path: string, device: BlockDevice): BlockCapture {
+  function choose(uid: string, place: { path: string }, device: BlockDevice): BlockCapture {
+    const { path } = place;
     const snapshots = options.snapshots?.(path, basename(folderOf(dataDir, uid)));
     if (snapshots) return new CsiCbt(snapshots);
     if (!statSync(path).isBlockDevice()) return new Extents({ path, name: basename(folderOf(dataDir, uid)) });
     if (typeof tracing === 'string') return new Rescan(device, `no tracing: ${tracing}`);
-    return new Ftrace({ tracer: tracing, clock, stat: () => tryBlockStat(path) });
+    return new Ftrace({
+      tracer: tracing,
+      clock,
+      stat: () => tryBlockStat(place.path),
+      isCounting: () => countsReads(place.path),
+    });
   }
 
   return {
     async of(uid, path, device, event) {
       const found = known.get(uid);
-      if (found?.path === path && found.tracking.capture.method !== 'scan') {
+      if (found && goesOn(found, path)) {
+        Object.assign(found.place, { path });
         found.device = device;
         return found.tracking.with(event);
       }
       await found?.tracking.close();
+      const place = { path };
       const tracking = new Tracking({
         map: new DirtyMap(mapFile(`${folderOf(dataDir, uid)}/blockmap`)),
-        capture: choose(uid, path, device),
+        capture: choose(uid, place, device),
         fallBack: (why) => new Rescan(known.get(uid)?.device ?? device, why),
         event,
       });
-      known.set(uid, { path, device, tracking });
+      known.set(uid, { place, device, tracking });
       return tracking;
     },
     async forgetOthers(uids) {
@@ -87,7 +99,8 @@ export function openTrackings(options: TrackingsOptions): Trackings {
         const folder = `${dataDir}/replications/${name}`;
         const state = (await mapFile(`${folder}/blockmap`).read())?.header.state;
         // Not yet where the image's filesystem is not there: tried again at the next list.
-        if (await removeClones(name, state)) await fs.rm(folder, { recursive: true, force: true });
+        if ((await removeClones(name, state)) && (await removeSnapshot(folder)))
+          await fs.rm(folder, { recursive: true, force: true });
       }
     },
     async run(signal) {
@@ -101,6 +114,18 @@ export function openTrackings(options: TrackingsOptions): Trackings {
       tracing.close();
     },
   };
+}
+
+interface Known {
+  place: { path: string };
+  device: BlockDevice;
+  tracking: Tracking;
+}
+
+function goesOn({ place, tracking }: Known, path: string): boolean {
+  const { method } = tracking.capture;
+  if (method === 'scan') return false;
+  return place.path === path || (method === 'ftrace' && statSync(path).isBlockDevice());
 }
 
 /** By the (resolved) data directory: several agents of one machine do not meet, and each finds its own again. */

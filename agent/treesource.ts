@@ -3,9 +3,10 @@
  * look quick, and what is dirty is read and sent.
  *
  * Cuts: `filesystem` when the tree is all of a mounted filesystem of its own that may be frozen: live rounds until the rest is
- * read within one freeze into a bounded spool. Else `file`: each file whole and from one moment, no common instant.
+ * read within one freeze into a bounded spool. Else `crash` where a snapshot shows the tree as of one instant (btrfs). Else `file`:
+ * each file whole and from one moment, no common instant. Which of them, and why none better, is told when it changes.
  * A cut claims the beginning of the last scan as its time, never that of a look by hints alone: hints get lost without a word.
- * What cannot be proven (another head than the manifest knows, another root directory) makes the manifest anew from the
+ * What cannot be proven (another head than the manifest knows, a commit of another generation, another root) makes the manifest anew from the
  * replica's, and everything is compared.
  * Failures: SourceGone, SourceEmptied (nothing is deleted at the replica), NoConsistentCut naming what did not stand still.
  */
@@ -13,20 +14,24 @@ import assert from 'node:assert/strict';
 import { opendir } from 'node:fs/promises';
 import type { Consistency } from '../proto/wire.ts';
 import type { Clock } from '../proto/effects.ts';
-import { messageOf, ReplicationError } from '../proto/errors.ts';
+import { asReplicationError, messageOf, ReplicationError } from '../proto/errors.ts';
 import { syncfs } from '../proto/libc.ts';
 import { Pace } from '../proto/pace.ts';
 import type { MirrorWelcome, Node } from '../proto/wire.ts';
-import { collect, pathText, tickMs, type Collected, type Collecting } from './capture/collect.ts';
+import { removeSnapshot, snapshotRefusal, snapshotTree } from './capture/btrfs.ts';
+import { collect, tickMs, type Collecting } from './capture/collect.ts';
 import { Filter } from './capture/filter.ts';
-import { Finder } from './capture/finder.ts';
+import { Finder, type Instant } from './capture/finder.ts';
 import type { Hints } from './capture/hints.ts';
+import type { Collected } from './capture/nodes.ts';
 import { isSame, keyOf, openTree, type Tree } from './capture/tree.ts';
 import { freezable, type Freeze, type Guard } from './guard.ts';
 import { openManifest, type Manifest } from './manifest.ts';
 import { mountOf, readBlockDevices, readMounts } from './mounts.ts';
+import { CutRefused, Refusal, refusalOf } from './refusal.ts';
 import { sourceFacts } from './source-facts.ts';
 import type { Cut, Hold, Piece, Source, SourceCounters, SourceFacts } from './source.ts';
+import { Told, type TreeEvent } from './treetold.ts';
 
 /** What a freeze may read into memory. */
 const spoolBytes = 64 << 20;
@@ -37,8 +42,6 @@ const freezeTries = 3;
 const freezeAgainMs = 60_000;
 /** Looks at what had moved on, per cut. */
 const vanishTries = 5;
-/** Files with flags that are counted; beyond them there are just more. */
-const maxFlagged = 10_000;
 /** Slots remembered between two of these; with more of them everything dirty is read again. */
 const maxVanished = 100_000;
 
@@ -53,17 +56,19 @@ export interface TreeSourceOptions {
   include: readonly string[];
   exclude: readonly string[];
   /** null: the best that works. */
-  consistency: Exclude<Consistency, 'crash'> | null;
+  consistency: Consistency | null;
   maxFreezeMs: number;
   cutIntervalSeconds: number;
   /** 0 = no limit. */
   readBytesPerSecond: number;
   /** Take an emptied tree as meant. */
   force: boolean;
+  /** Fencing generation of the session. */
+  generation: string;
   guard: Guard | undefined;
   /** As `freezable` wants them. */
   protectedPaths: readonly string[];
-  event?(event: { code: 'FlagsLeftOut'; level: 'WARNING'; message: string }): void;
+  event?(event: TreeEvent): void;
   /** Where hints come from; left out: from the best that works. */
   hints?: Hints['method'];
   /** As the Finder's. */
@@ -87,17 +92,15 @@ export class TreeSource implements Source {
   #blank = false;
   /** A generator or a look is under way. */
   #busy = false;
-  /** Directories that moved are only partly sent. */
-  #moving = false;
+  /** Of what must go together a part is sent. */
+  #isParted = false;
   /** What was read in a freeze is only partly sent. */
   #spooling = false;
-  /** Slots of what is immutable or append-only. */
-  readonly #flagged = new Set<number>();
-  #flagsTold = false;
   #wholeDone = false;
   #headIsPoint = false;
   #backlog = false;
   #noFreezeUntilMs = 0;
+  readonly #told: Told;
 
   constructor(options: TreeSourceOptions) {
     this.#options = options;
@@ -105,6 +108,7 @@ export class TreeSource implements Source {
     this.#filter = filter.isOpen ? undefined : filter;
     this.#manifest = openManifest(options.dataDir);
     this.#pace = new Pace(options.clock, options.readBytesPerSecond);
+    this.#told = new Told(this.#manifest, (event) => options.event?.(event));
     const { clock, cutIntervalSeconds, hints, scanRatio } = options;
     this.#finder = new Finder({
       manifest: this.#manifest,
@@ -126,7 +130,7 @@ export class TreeSource implements Source {
   }
 
   get isIndivisible(): boolean {
-    return this.#moving || this.#spooling || this.#manifest.isUnsettled;
+    return this.#isParted || this.#spooling || this.#manifest.isUnsettled;
   }
 
   async facts(): Promise<SourceFacts> {
@@ -173,10 +177,11 @@ export class TreeSource implements Source {
       const { headSequence, digest } = welcome;
       const mine = this.#manifest;
       await using tree = await this.#open(false);
+      await removeSnapshot(this.#options.dataDir);
       await this.#finder.begin(tree);
       const root = mine.row(0);
       const isOther = root !== undefined && !mine.isAdopted(root) && !isSame(keyOf(tree, tree.stat), root);
-      if (!isOther && mine.settle(headSequence, digest)) {
+      if (!isOther && mine.settle(headSequence, digest, this.#options.generation)) {
         const reason = mine.wholeReason;
         return { whole: reason !== '', reason: reason || 'the manifest knows what the replica has' };
       }
@@ -226,8 +231,10 @@ export class TreeSource implements Source {
     const bytesTotal = this.#manifest.dirtyBytes;
     let bytesDone = 0;
     progress(0, bytesTotal);
+    const sinceMs = this.#options.clock.nowMs();
+    if (this.#manifest.hasDirty) await syncfs(tree.fd);
     yield* collect({
-      ...this.#collecting(tree, { mode: 'live' }, signal),
+      ...this.#collecting(tree, { mode: 'live', sinceMs }, signal),
       whole,
       progress: (bytes) => progress((bytesDone += bytes), Math.max(bytesDone, bytesTotal)),
     });
@@ -244,9 +251,9 @@ export class TreeSource implements Source {
       blank: this.#blank,
       how,
       progress: () => undefined,
-      flagged: (slot) => this.#flagged.size < maxFlagged && this.#flagged.add(slot),
-      moving: (now) => {
-        this.#moving = now;
+      flagged: (slot) => this.#told.flagged(slot),
+      indivisible: (now) => {
+        this.#isParted = now;
       },
       signal,
     };
@@ -291,21 +298,33 @@ export class TreeSource implements Source {
           yield* this.#live(tree, false, () => undefined, signal);
         }
         const spool = await this.#frozen(made, signal, group);
-        if (typeof spool !== 'string') {
+        if (!(spool instanceof Refusal)) {
+          this.#told.way('filesystem', 'its filesystem is frozen meanwhile');
           yield* this.#spooled(spool);
           return;
         }
         why = spool;
       }
       if (this.#options.consistency === 'filesystem') {
-        made.broken = `no filesystem-consistent cut: ${why}`;
+        made.broken = why?.prefixed('no filesystem-consistent cut: ');
         return;
       }
       if (group) {
-        made.broken = `file by file there is no common instant, as a group needs; ${why}`;
+        made.broken = why?.prefixed('file by file there is no common instant, as a group needs; ');
         return;
       }
       if (refusal === undefined) this.#noFreezeUntilMs = this.#options.clock.monotonicMs() + freezeAgainMs;
+      const snapshot = await this.#snapshot();
+      if (typeof snapshot !== 'string') {
+        this.#told.way('crash', `read from btrfs snapshots. No freeze: ${why?.message}`);
+        yield* this.#snapshotCut(made, snapshot, signal);
+        return;
+      }
+      if (this.#options.consistency === 'crash') {
+        made.broken = new Refusal('unsupported', `no crash-consistent cut: ${snapshot}`);
+        return;
+      }
+      this.#told.way('file', `each file by itself. No freeze: ${why?.message}. No snapshot: ${snapshot}`);
       yield* this.#fileCut(made, signal);
     } finally {
       this.#busy = false;
@@ -325,6 +344,41 @@ export class TreeSource implements Source {
     }
   }
 
+  /** Or why there can be none. */
+  async #snapshot(): Promise<Snapshot | string> {
+    const { consistency, dataDir } = this.#options;
+    if (consistency === 'file') return 'file is what was asked for';
+    await using tree = await this.#open(true);
+    const refusal = await snapshotRefusal(tree);
+    if (refusal !== undefined) return refusal;
+    // They are empty directories to us, and something else below a snapshot.
+    const foreign = this.#finder.scan?.foreign ?? 0;
+    if (foreign > 0) return `${foreign} subvolumes or other filesystems are mounted in it`;
+    this.#finder.drop(tree, 'snapshot');
+    const started = this.#finder.now();
+    try {
+      return { tree: await snapshotTree(tree, dataDir), started };
+    } catch (error) {
+      return `no btrfs snapshot: ${messageOf(error)}`;
+    }
+  }
+
+  async *#snapshotCut(made: Made, { tree, started }: Snapshot, signal: AbortSignal): AsyncGenerator<Piece> {
+    try {
+      await this.#finder.fullScan(tree, started, signal);
+      // Nothing moves: what was not found is nowhere.
+      this.#manifest.buryOrphans();
+      // What was written while the snapshot was made may be in it by its time only: it is racy, as what a freeze caught.
+      const how = { mode: 'frozen' as const, sinceMs: started.wallMs };
+      const { vanished } = yield* collect(this.#collecting(tree, how, signal));
+      if (vanished.size > 0) made.broken = new Refusal('busy', 'the snapshot does not have what it was seen to have');
+      made.consistency = 'crash';
+      made.agentUs = started.agentUs;
+    } finally {
+      await tree.close();
+    }
+  }
+
   async *#fileCut(made: Made, signal: AbortSignal): AsyncGenerator<Piece> {
     const { clock } = this.#options;
     const manifest = this.#manifest;
@@ -338,18 +392,20 @@ export class TreeSource implements Source {
     let only: Set<number> | undefined;
     for (let left = vanishTries; ; left--) {
       const collected: Collected = yield* collect({ ...this.#collecting(tree, how, signal), only, held: looks.held });
-      if (collected.torn !== undefined) made.broken ??= `${collected.torn} was written to whenever it was read`;
+      if (collected.torn !== undefined)
+        made.broken ??= new Refusal('busy', `${collected.torn} was written to whenever it was read`);
       if (collected.vanished.size === 0) break;
       if (left === 0) {
         this.#finder.doubt('names that kept moving');
-        made.broken ??= 'files were renamed faster than they could be read';
+        made.broken ??= new Refusal('busy', 'files were renamed faster than they could be read');
         break;
       }
       // What is new since then belongs to the next cut: this one ends, however busy the tree is.
-      only = collected.vanished.size <= maxVanished ? collected.vanished : undefined;
-      await looks.settleVanished(collected.vanished, signal);
+      only = await looks.settleVanished(collected.vanished, signal);
+      if (only.size > maxVanished) only = undefined;
     }
-    if (manifest.isUnsettled) made.broken ??= 'names changed hands faster than they could be followed';
+    if (manifest.isUnsettled)
+      made.broken ??= new Refusal('busy', 'names changed hands faster than they could be followed');
     const { scan } = this.#finder;
     assert(scan);
     made.consistency = 'file';
@@ -357,26 +413,32 @@ export class TreeSource implements Source {
   }
 
   /** Why this tree is not frozen; undefined = it can be. */
-  async #freezeRefusal(): Promise<string | undefined> {
+  async #freezeRefusal(): Promise<Refusal | undefined> {
     const { consistency, guard, path, protectedPaths, maxFreezeMs, clock } = this.#options;
-    if (consistency === 'file') return 'file is what was asked for';
-    if (!guard) return 'this agent freezes nothing';
-    if (consistency === null && clock.monotonicMs() < this.#noFreezeUntilMs) return 'the last freeze did not fit';
+    if (consistency === 'file' || consistency === 'crash')
+      return new Refusal('unsupported', `${consistency} is what was asked for`);
+    if (!guard) return new Refusal('unsupported', 'this agent freezes nothing');
+    if (consistency === null && clock.monotonicMs() < this.#noFreezeUntilMs)
+      return new Refusal('late', 'the last freeze did not fit');
     await using tree = await this.#open(true);
     const mounts = await readMounts();
     const mount = mountOf(tree.path, mounts);
-    if (mount?.mountPoint !== tree.path) return `${path} is not the root of a mounted filesystem of its own`;
+    if (mount?.mountPoint !== tree.path)
+      return new Refusal('unsupported', `${path} is not the root of a mounted filesystem of its own`);
     const refusal = freezable(tree.path, mounts, await readBlockDevices(), protectedPaths);
-    if (refusal !== undefined) return refusal;
+    if (refusal !== undefined) return new Refusal('unsupported', refusal);
     const { scan } = this.#finder;
     if (scan && scan.costMs > maxFreezeMs * freezeRatio) {
-      return `a look at all files takes ${Math.ceil(scan.costMs)} ms, more than maxFreezeMs ${maxFreezeMs} allows: raise it`;
+      return new Refusal(
+        'large',
+        `a look at all files takes ${Math.ceil(scan.costMs)} ms, more than maxFreezeMs ${maxFreezeMs} allows: raise it`,
+      );
     }
     return undefined;
   }
 
   /** All that still differs, read while the filesystem stood still; or why that did not work. */
-  async #frozen(made: Made, signal: AbortSignal, group: Hold | undefined): Promise<Piece[] | string> {
+  async #frozen(made: Made, signal: AbortSignal, group: Hold | undefined): Promise<Piece[] | Refusal> {
     const { guard, maxFreezeMs } = this.#options;
     assert(guard);
     await using tree = await this.#open(true);
@@ -384,32 +446,36 @@ export class TreeSource implements Source {
     try {
       freeze = await guard.freeze(tree.path, maxFreezeMs, signal, group && (() => group.prepared()));
     } catch (error) {
-      if (group && error instanceof ReplicationError && error.code === 'NoConsistentCut') return error.message;
+      if (group && error instanceof ReplicationError && error.code === 'NoConsistentCut')
+        return refusalOf(error, 'freeze');
       throw error;
     }
     const released = group?.frozen();
     const frozen = this.#finder.now();
     const spool: Piece[] = [];
-    let problem: string | undefined;
+    let problem: Refusal | undefined;
     try {
       const limit = AbortSignal.any([signal, AbortSignal.timeout(Math.max(1, Math.floor(maxFreezeMs * freezeRatio)))]);
-      await this.#finder.fullScan(tree, frozen, limit, true);
+      this.#finder.doubt('freeze');
+      await this.#finder.fullScan(tree, frozen, limit);
       // Nothing moves: what was not found is nowhere.
       this.#manifest.buryOrphans();
       let bytes = 0;
       for await (const piece of collect(this.#collecting(tree, { mode: 'frozen', sinceMs: frozen.wallMs }, limit))) {
         spool.push(piece);
         if (piece.kind === 'content') bytes += piece.bytes.length;
-        if (bytes > spoolBytes) throw new Error(`more than ${spoolBytes >> 20} MiB changed meanwhile`);
+        if (bytes > spoolBytes) throw new CutRefused('large', `more than ${spoolBytes >> 20} MiB changed meanwhile`);
       }
     } catch (error) {
-      problem = signal.aborted ? undefined : `${messageOf(error)} within maxFreezeMs ${maxFreezeMs}`;
       if (signal.aborted) throw error;
+      const { reason, message } = refusalOf(asReplicationError(error), 'late');
+      problem = new Refusal(reason, `${message} within maxFreezeMs ${maxFreezeMs}`);
     } finally {
-      if (problem === undefined) problem = await released;
+      const alone = problem ?? (await released);
+      if (typeof alone === 'string') problem = new Refusal('group', alone);
       const held = await freeze.thaw();
       made.freezeUs = freeze.frozenUs;
-      if (!held) problem ??= 'the freeze did not hold';
+      if (!held) problem ??= new Refusal('late', 'the freeze did not hold');
     }
     if (problem !== undefined) {
       this.#manifest.unsend();
@@ -440,31 +506,19 @@ export class TreeSource implements Source {
   }
 
   async prepare(sequence: number): Promise<void> {
-    assert(!this.#moving, 'no commit between directories that must move together');
+    assert(!this.#isParted, 'no commit between what must go together');
     this.#headIsPoint = false;
-    this.#manifest.prepare(sequence);
+    this.#manifest.prepare(sequence, this.#options.generation);
   }
 
-  /** @param digest of the commit, as the replica answered; without it a replica reset to this very number goes unnoticed */
+  /** @param digest of the commit, as the replica answered */
   async committed(sequence: number, point: boolean, digest: Buffer): Promise<void> {
     this.#headIsPoint = point;
-    if (point) this.#tellFlags();
+    if (point) this.#told.point();
     if (this.#wholeDone) this.#manifest.wholeReason = '';
     this.#wholeDone = false;
     this.#blank = false;
     this.#manifest.committed(sequence, digest);
-  }
-
-  #tellFlags(): void {
-    const [first] = this.#flagged;
-    if (this.#flagsTold || first === undefined) return;
-    this.#flagsTold = true;
-    const more = this.#flagged.size > 1 ? ` and ${this.#flagged.size - 1} more` : '';
-    this.#options.event?.({
-      code: 'FlagsLeftOut',
-      level: 'WARNING',
-      message: `immutable or append-only: ${pathText(this.#manifest, first)}${more}. Copies have all of them without these flags; set them again with chattr after a recovery`,
-    });
   }
 
   /** Descriptors are held during a look or a round only. */
@@ -492,12 +546,18 @@ export class TreeSource implements Source {
   }
 }
 
+/** The tree as it was at an instant that `started` is just before. */
+interface Snapshot {
+  tree: Tree;
+  started: Instant;
+}
+
 interface Made {
   consistency: Consistency;
   agentUs: number;
   freezeUs: number;
   /** Why this is no cut. */
-  broken: string | undefined;
+  broken: Refusal | undefined;
 }
 
 async function isEmpty(tree: Tree): Promise<boolean> {

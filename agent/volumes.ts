@@ -16,7 +16,9 @@ import type { Allow } from '../proto/allow.ts';
 import { messageOf } from '../proto/errors.ts';
 import type { Volume } from '../proto/wire.ts';
 import { readBlockDevices, readMounts, wholeFilesystem, type BlockDevice, type Mount } from './mounts.ts';
+import type { OwnReading } from './ownreading.ts';
 import { isNetworkFilesystem, sourceFacts } from './source-facts.ts';
+import { inUse } from './volumewriter.ts';
 
 export interface VolumesOptions {
   mayRead: Allow['mayRead'];
@@ -24,6 +26,8 @@ export interface VolumesOptions {
   allow: readonly string[];
   /** Kubelet's root folder. */
   kubelet?: string;
+  /** Why a resolved path is no whole volume now: a recovery has begun to write it. */
+  halfWritten?: (path: string) => Promise<string | undefined>;
 }
 
 const probeMs = 2000;
@@ -45,6 +49,7 @@ const blank: Volume = {
   claim: '',
   eligible: false,
   reason: '',
+  write: false,
 };
 
 interface Node {
@@ -85,6 +90,24 @@ export async function describeVolume(path: string, options: VolumesOptions): Pro
   return describe(path, known, node, options);
 }
 
+/** One path as a volume that a recovery may write over now; not eligible, with the reason, when it may not. */
+export async function describeWritable(
+  path: string,
+  allow: Pick<Allow, 'mayWriteVolume'>,
+  reading: OwnReading,
+): Promise<Volume> {
+  const volume = { ...blank, path, volumeMode: 'Block', write: true };
+  try {
+    const real = await allow.mayWriteVolume(path);
+    const why = await reading.letGo(real, () => inUse(real));
+    if (why !== undefined) return { ...volume, reason: why };
+    const { kind, sizeBytes, filesystem, filesystemId } = await sourceFacts(real, 'Block');
+    return { ...volume, kind: kind === 'device' ? 'disk' : kind, sizeBytes, filesystem, filesystemId, eligible: true };
+  } catch (error) {
+    return { ...volume, reason: messageOf(error) };
+  }
+}
+
 async function readNode(): Promise<Node> {
   const [mounts, devices] = await Promise.all([readMounts(), readBlockDevices()]);
   return { mounts, devices };
@@ -99,6 +122,8 @@ async function describe(path: string, known: Partial<Volume>, node: Node, option
 async function look(path: string, volume: Volume, node: Node, options: VolumesOptions): Promise<Volume> {
   try {
     const real = await options.mayRead(path);
+    const half = await options.halfWritten?.(real);
+    if (half !== undefined) throw new Error(half);
     const isDirectory = (await fs.stat(real)).isDirectory();
     const { kind, sizeBytes, filesystem, filesystemId } = await sourceFacts(real, isDirectory ? 'Filesystem' : 'Block');
     const device = node.devices.find((one) => one.path === real);

@@ -4,46 +4,70 @@
  */
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { GraphThresholdsStyleConfigBuilder, GraphThresholdsStyleMode } from '@grafana/grafana-foundation-sdk/common';
 import {
   DashboardBuilder,
   DashboardLinkBuilder,
+  DashboardLinkType,
   DatasourceVariableBuilder,
   QueryVariableBuilder,
   ThresholdsConfigBuilder,
   ThresholdsMode,
+  VariableRefresh,
+  VariableSort,
   type DataSourceRef,
   type GridPos,
 } from '@grafana/grafana-foundation-sdk/dashboard';
-import { DataqueryBuilder } from '@grafana/grafana-foundation-sdk/prometheus';
+import { DataqueryBuilder, PromQueryFormat } from '@grafana/grafana-foundation-sdk/prometheus';
 import { PanelBuilder as Stat } from '@grafana/grafana-foundation-sdk/stat';
 import { PanelBuilder as Table } from '@grafana/grafana-foundation-sdk/table';
 import { PanelBuilder as Lines } from '@grafana/grafana-foundation-sdk/timeseries';
 import { pages, type Page, type Panel } from './panels.ts';
 
 const tag = 'cdm-replicator';
+/** What the variable `replication` may be. */
+export const variableQuery = 'label_values(replicator_state, replication)';
+const ofOne = 'cdmr-replication';
 const source: DataSourceRef = { type: 'prometheus', uid: '${source}' };
 
 function panelOf(
-  { title, queries, unit, kind, thresholds }: Panel,
+  { title, queries, unit, kind, thresholds, toReplication }: Panel,
   id: number,
   gridPos: GridPos,
 ): Stat | Lines | Table {
   const panel = kind === 'stat' ? new Stat() : kind === 'table' ? new Table() : new Lines();
   panel.id(id).gridPos(gridPos).title(title).unit(unit).datasource(source);
   if (thresholds !== undefined) {
-    const steps = [
-      { value: null, color: 'green' },
-      { value: thresholds[0], color: 'yellow' },
-      { value: thresholds[1], color: 'red' },
-    ];
+    const [yellow, red] = thresholds;
+    const colors = red < yellow ? ['red', 'yellow', 'green'] : ['green', 'yellow', 'red'];
+    const values = [null, Math.min(yellow, red), Math.max(yellow, red)];
+    const steps = values.map((value, index) => ({ value, color: colors[index] ?? '' }));
     panel.thresholds(new ThresholdsConfigBuilder().mode(ThresholdsMode.Absolute).steps(steps));
+    if (panel instanceof Lines)
+      panel.thresholdsStyle(new GraphThresholdsStyleConfigBuilder().mode(GraphThresholdsStyleMode.Dashed));
   }
+  if (toReplication === true) {
+    const label = kind === 'table' ? '${__data.fields.replication}' : '${__field.labels.replication}';
+    panel.dataLinks([
+      new DashboardLinkBuilder('This replication')
+        .type(DashboardLinkType.Link)
+        .url(`/d/${ofOne}?var-replication=${label}&\${source:queryparam}&\${__url_time_range}`),
+    ]);
+  }
+  // Without the columns that are the same in each row.
+  if (panel instanceof Table)
+    panel.withTransformation({
+      id: 'organize',
+      options: { excludeByName: { Time: true }, renameByName: { Value: title } },
+    });
   Object.entries(queries).forEach(([legend, expr], index) => {
     const query = new DataqueryBuilder()
       .expr(expr)
       .legendFormat(legend)
       .refId(String.fromCharCode(65 + index))
       .datasource(source);
+    // One table of all series: in the other format each series is a table of its own.
+    if (kind === 'table') query.format(PromQueryFormat.Table);
     panel.withTarget(kind === 'lines' ? query.range() : query.instant());
   });
   return panel;
@@ -71,7 +95,7 @@ function dashboardOf({ uid, title, ofReplication, panels }: Page): string {
     .timezone('browser')
     .link(
       new DashboardLinkBuilder('Replicator')
-        .type('dashboards' as never)
+        .type(DashboardLinkType.Dashboards)
         .tags([tag])
         .asDropdown(true)
         .keepTime(true)
@@ -83,7 +107,9 @@ function dashboardOf({ uid, title, ofReplication, panels }: Page): string {
       new QueryVariableBuilder('replication')
         .label('Replication')
         .datasource(source)
-        .query('label_values(replicator_state, replication)'),
+        .query(variableQuery)
+        .refresh(VariableRefresh.OnTimeRangeChanged)
+        .sort(VariableSort.AlphabeticalAsc),
     );
   const places = placed(panels);
   for (const [index, panel] of panels.entries())

@@ -8,10 +8,10 @@ export interface Panel {
   queries: Record<string, string>;
   unit: 's' | 'bytes' | 'Bps' | 'percentunit' | 'short' | 'dateTimeFromNow';
   kind: 'stat' | 'lines' | 'table';
-  /** Shown yellow from the first, red from the second; absent: no judgement. */
+  /** Shown yellow from the first, red from the second; below them where the second is the smaller one. Absent: no judgement. */
   thresholds?: [number, number];
-  /** The panel may rightly be empty, as nothing of its kind has happened. */
-  mayBeEmpty?: true;
+  /** What it shows leads to the dashboard of that replication: its queries keep the label `replication`. */
+  toReplication?: true;
 }
 export interface Page {
   uid: string;
@@ -52,12 +52,14 @@ export const pages: Page[] = [
         kind: 'lines',
         unit: 'percentunit',
         thresholds: [1, 2],
+        toReplication: true,
         queries: { '{{replication}}': 'replicator_lag_seconds / on (replication) (replicator_rpo_target_seconds > 0)' },
       },
       {
         title: 'Sent',
         kind: 'lines',
         unit: 'Bps',
+        toReplication: true,
         queries: { '{{replication}}': 'sum by (replication) (rate(replicator_sent_bytes_total[$__rate_interval]))' },
       },
       {
@@ -74,8 +76,17 @@ export const pages: Page[] = [
         title: 'Degraded',
         kind: 'table',
         unit: 'short',
-        mayBeEmpty: true,
-        queries: { '{{replication}}: {{reason}}': 'replicator_degraded' },
+        toReplication: true,
+        queries: { '{{replication}}: {{reason}}': 'sum by (replication, reason) (replicator_degraded)' },
+      },
+      {
+        title: 'Alerts',
+        kind: 'table',
+        unit: 'short',
+        queries: {
+          '{{severity}}: {{alertname}}':
+            'sum by (severity, alertname) (ALERTS{alertstate="firing", alertname=~"Replicat(ion|or).+"})',
+        },
       },
     ],
   },
@@ -115,7 +126,6 @@ export const pages: Page[] = [
         title: 'Not yet durable',
         kind: 'lines',
         unit: 'bytes',
-        mayBeEmpty: true,
         queries: { bytes: 'replicator_lag_bytes{replication="$replication"}' },
       },
       {
@@ -135,11 +145,16 @@ export const pages: Page[] = [
         queries: { '{{result}}': 'increase(replicator_cuts_total{replication="$replication"}[5m])' },
       },
       {
+        title: 'Refused cuts, by reason',
+        kind: 'lines',
+        unit: 'short',
+        queries: { '{{reason}}': 'increase(replicator_cuts_refused_total{replication="$replication"}[5m])' },
+      },
+      {
         title: 'Frozen (99th percentile)',
         kind: 'lines',
         unit: 's',
         thresholds: [0.3, 0.5],
-        mayBeEmpty: true,
         queries: {
           frozen:
             'histogram_quantile(0.99, sum by (le) (rate(replicator_freeze_duration_seconds_bucket{replication="$replication"}[1h])))',
@@ -156,9 +171,10 @@ export const pages: Page[] = [
         kind: 'stat',
         unit: 'short',
         queries: {
-          'read whole': 'sum(increase(replicator_full_scans_total{replication="$replication"}[1d])) or vector(0)',
+          'read whole':
+            'round(sum(increase(replicator_full_scans_total{replication="$replication"}[1d]))) or vector(0)',
           'events lost':
-            'sum(increase(replicator_capture_lost_events_total{replication="$replication"}[1d])) or vector(0)',
+            'round(sum(increase(replicator_capture_lost_events_total{replication="$replication"}[1d]))) or vector(0)',
         },
       },
     ],
@@ -169,10 +185,32 @@ export const pages: Page[] = [
     panels: [
       { title: 'Agents by state', kind: 'stat', unit: 'short', queries: { '{{state}}': 'replicator_agents' } },
       {
-        title: 'Certificates end',
+        title: 'Agents by version',
+        kind: 'stat',
+        unit: 'short',
+        queries: { '{{version}}': 'count by (version) (replicator_agent_info)' },
+      },
+      {
+        title: 'Not connected',
+        kind: 'table',
+        unit: 'short',
+        queries: { '{{agent}}': 'sum by (agent) (replicator_agent_up == 0)' },
+      },
+      {
+        title: 'Certificates end in',
         kind: 'table',
         unit: 's',
-        queries: { '{{agent}}': 'replicator_agent_certificate_expiry_timestamp_seconds - time()' },
+        thresholds: [14 * 86_400, 7 * 86_400],
+        queries: { '{{agent}}': 'sum by (agent) (replicator_agent_certificate_expiry_timestamp_seconds - time())' },
+      },
+      {
+        title: "Master's certificates end in",
+        kind: 'table',
+        unit: 's',
+        thresholds: [30 * 86_400, 14 * 86_400],
+        queries: {
+          '{{certificate}}': 'sum by (certificate) (replicator_master_certificate_expiry_timestamp_seconds - time())',
+        },
       },
       {
         title: 'gRPC calls begun',
@@ -184,7 +222,6 @@ export const pages: Page[] = [
         title: 'gRPC calls ended',
         kind: 'lines',
         unit: 'short',
-        mayBeEmpty: true,
         queries: { '{{method}} {{code}}': 'increase(replicator_grpc_server_handled_total[5m])' },
       },
       {
@@ -223,28 +260,29 @@ export const pages: Page[] = [
         kind: 'table',
         unit: 's',
         thresholds: [14 * 86_400, 30 * 86_400],
-        mayBeEmpty: true,
-        queries: { '{{replication}}': 'time() - (replicator_last_drill_timestamp_seconds > 0)' },
+        toReplication: true,
+        queries: { '{{replication}}': 'time() - sum by (replication) (replicator_last_drill_timestamp_seconds > 0)' },
       },
       {
         title: 'Since the last verification',
         kind: 'table',
         unit: 's',
-        mayBeEmpty: true,
-        queries: { '{{replication}}': 'time() - (replicator_last_verified_timestamp_seconds > 0)' },
+        toReplication: true,
+        queries: {
+          '{{replication}}': 'time() - sum by (replication) (replicator_last_verified_timestamp_seconds > 0)',
+        },
       },
       {
-        title: 'Recoveries',
+        title: 'Recoveries in 30 days',
         kind: 'stat',
         unit: 'short',
-        mayBeEmpty: true,
-        queries: { '{{type}} {{result}}': 'replicator_recoveries_total' },
+        // The counter itself begins anew with the master.
+        queries: { '{{type}} {{result}}': 'round(sum by (type, result) (increase(replicator_recoveries_total[30d])))' },
       },
       {
         title: 'Time a recovery took (median, 95th percentile)',
         kind: 'lines',
         unit: 's',
-        mayBeEmpty: true,
         queries: {
           'median {{type}}':
             'histogram_quantile(0.5, sum by (le, type) (rate(replicator_recovery_duration_seconds_bucket[30d])))',

@@ -31,6 +31,11 @@ const tokensTable = 'join-tokens';
 /** Unused and used tokens together; expired ones go first. */
 const maxTokens = 10_000;
 
+export interface Pair {
+  keyPem: string;
+  certificatePem: string;
+}
+
 export interface Issued {
   certificateDer: Buffer;
   fingerprint: string;
@@ -50,18 +55,20 @@ export interface Authority {
   readonly caPem: string;
   readonly caDer: Buffer;
   /** The server's present key and certificate; again after `refresh`. */
-  server(): { keyPem: string; certificatePem: string };
+  server(): Pair;
   /** Issues a new server certificate when names changed or a third of its life is left. True when it did. */
   refresh(): Promise<boolean>;
   /** @throws ReplicationError BadMessage when the request is no PKCS #10 of a P-256 key signed by that key */
   sign(csrDer: Buffer, name: string): Promise<Issued>;
+  /** A new key with its certificate: `server` of a receiver of that name, `client` of this master when it dials them. */
+  pair(usage: 'server' | 'client', name: string): Promise<Pair>;
   /** True when our CA has signed it; says nothing about time and revocation. */
   issued(certificateDer: Buffer): boolean;
-  /** A new one-time token. The only time it is seen in clear. */
-  createToken(lifeMs?: number): string;
-  /** @throws ReplicationError JoinRefused: unknown, used by another one, or expired */
+  /** A new token that lets `nodes` (1) nodes in, each once. The only time it is seen in clear. */
+  createToken(lifeMs?: number, nodes?: number): string;
+  /** @throws ReplicationError JoinRefused: unknown, used up by others, or expired */
   checkToken(token: string, joiner?: Joiner): void;
-  /** checkToken, and from now on it is this joiner's alone. */
+  /** checkToken, and from now on one of its uses is this joiner's alone. */
   useToken(token: string, joiner: Joiner): void;
   /** Makes join.token hold an unused one; call it after useToken. */
   publishToken(): Promise<void>;
@@ -81,7 +88,9 @@ export interface AuthorityOptions {
 
 interface TokenRecord {
   expiresMs: number;
-  usedBy: Joiner | null;
+  /** Absent: 1. */
+  nodes?: number;
+  usedBy: Joiner[];
 }
 
 export async function openAuthority(options: AuthorityOptions): Promise<Authority> {
@@ -103,16 +112,13 @@ export async function openAuthority(options: AuthorityOptions): Promise<Authorit
 
     async refresh() {
       if (server !== undefined && isGood(server.certificatePem, caCertificate, names, clock.nowMs())) return false;
-      const pair = await certificate.generateKeyPair();
-      const spki = await webcrypto.subtle.exportKey('spki', pair.keys.publicKey);
-      const der = await issue(ca, new x509.PublicKey(spki), {
+      const next = await newPair(ca, {
         name: masterServerName,
         days: serverDays,
         nowMs: clock.nowMs(),
         usage: x509.ExtendedKeyUsage.serverAuth,
         names,
       });
-      const next = { keyPem: pair.keyPem, certificatePem: certificate.pemOf('CERTIFICATE', der) };
       // One after the other: a crash between them leaves a pair that does not fit, which readServer throws away.
       await writeDurably(join(dir, 'server.key'), next.keyPem, 0o600);
       await writeDurably(join(dir, 'server.pem'), next.certificatePem, 0o644);
@@ -133,6 +139,12 @@ export async function openAuthority(options: AuthorityOptions): Promise<Authorit
       };
     },
 
+    pair(usage, name) {
+      const { clientAuth, serverAuth } = x509.ExtendedKeyUsage;
+      const [key, names] = usage === 'server' ? [serverAuth, [name]] : [clientAuth, []];
+      return newPair(ca, { name, days: serverDays, nowMs: clock.nowMs(), usage: key, names });
+    },
+
     issued(certificateDer) {
       try {
         return new X509Certificate(certificateDer).verify(caCertificate.publicKey);
@@ -141,26 +153,28 @@ export async function openAuthority(options: AuthorityOptions): Promise<Authorit
       }
     },
 
-    createToken(lifeMs = tokenHours * 3_600_000) {
+    createToken(lifeMs = tokenHours * 3_600_000, nodes = 1) {
       dropOldTokens(store, clock.nowMs());
       const token = randomBytes(32).toString('base64url');
-      write(store, hashOf(token), { expiresMs: clock.nowMs() + lifeMs, usedBy: null });
+      write(store, hashOf(token), { expiresMs: clock.nowMs() + lifeMs, nodes, usedBy: [] });
       return token;
     },
 
     checkToken(token, joiner) {
       const record = read(store, hashOf(token));
       if (record === undefined) refuse('is not one of this master, or was used or expired long ago');
-      if (record.usedBy !== null && JSON.stringify(record.usedBy) !== JSON.stringify(joiner ?? record.usedBy))
-        refuse(`was already used by ${record.usedBy.name}`);
+      const { usedBy, nodes = 1 } = record;
+      const isFull = usedBy.length >= nodes && joiner !== undefined && !usedBy.some((one) => isSame(one, joiner));
+      if (isFull) refuse(`was already used by ${usedBy.at(-1)?.name}${nodes > 1 ? ` and ${nodes - 1} others` : ''}`);
       if (record.expiresMs <= clock.nowMs()) refuse(`expired at ${new Date(record.expiresMs).toISOString()}`);
     },
 
     useToken(token, { name, machineId, keyHash }) {
-      const usedBy = { name, machineId, keyHash };
-      authority.checkToken(token, usedBy);
+      const joiner = { name, machineId, keyHash };
+      authority.checkToken(token, joiner);
       const record = read(store, hashOf(token));
-      if (record !== undefined) write(store, hashOf(token), { ...record, usedBy });
+      if (record === undefined || record.usedBy.some((one) => isSame(one, joiner))) return;
+      write(store, hashOf(token), { ...record, usedBy: [...record.usedBy, joiner] });
     },
 
     publishToken() {
@@ -172,7 +186,7 @@ export async function openAuthority(options: AuthorityOptions): Promise<Authorit
           const record = read(store, hashOf(((await readText(path)) ?? '').trim()));
           // Half of its life left, so that whoever reads the file has time to use it.
           const enoughMs = (tokenHours * 3_600_000) / 2;
-          if (record?.usedBy === null && record.expiresMs - clock.nowMs() > enoughMs) return;
+          if (record?.usedBy.length === 0 && record.expiresMs - clock.nowMs() > enoughMs) return;
           await writeDurably(path, `${authority.createToken()}\n`, 0o600);
         });
       return publishing;
@@ -197,7 +211,14 @@ function hashOf(token: string): string {
 }
 function read(store: Store, hash: string): TokenRecord | undefined {
   const text = store.getRecord(tokensTable, hash);
-  return text === undefined ? undefined : (JSON.parse(text) as TokenRecord);
+  if (text === undefined) return undefined;
+  const record = JSON.parse(text) as TokenRecord | (Omit<TokenRecord, 'usedBy'> & { usedBy: Joiner | null });
+  // Once there was one use only.
+  const { usedBy } = record;
+  return { ...record, usedBy: Array.isArray(usedBy) ? usedBy : usedBy === null ? [] : [usedBy] };
+}
+function isSame(a: Joiner, b: Joiner): boolean {
+  return a.name === b.name && a.machineId === b.machineId && a.keyHash === b.keyHash;
 }
 function write(store: Store, hash: string, record: TokenRecord): void {
   store.putRecord(tokensTable, hash, JSON.stringify(record));
@@ -291,6 +312,13 @@ async function issue(ca: Ca, publicKey: x509.PublicKey, subject: Subject): Promi
   return Buffer.from(made.rawData);
 }
 
+async function newPair(ca: Ca, subject: Subject): Promise<Pair> {
+  const { keys, keyPem } = await certificate.generateKeyPair();
+  const spki = await webcrypto.subtle.exportKey('spki', keys.publicKey);
+  const der = await issue(ca, new x509.PublicKey(spki), subject);
+  return { keyPem, certificatePem: certificate.pemOf('CERTIFICATE', der) };
+}
+
 async function requestedKey(csrDer: Buffer): Promise<x509.PublicKey> {
   let publicKey: x509.PublicKey;
   let curve: string | undefined;
@@ -309,9 +337,7 @@ async function requestedKey(csrDer: Buffer): Promise<x509.PublicKey> {
   return publicKey;
 }
 
-type ServerPair = { keyPem: string; certificatePem: string };
-
-async function readServer(dir: string): Promise<ServerPair | undefined> {
+async function readServer(dir: string): Promise<Pair | undefined> {
   const keyPem = await readText(join(dir, 'server.key'));
   const certificatePem = await readText(join(dir, 'server.pem'));
   if (keyPem === undefined || certificatePem === undefined) return undefined;

@@ -10,7 +10,7 @@ import { createSecureContext } from 'node:tls';
 import Type from 'typebox';
 import type { Static } from 'typebox';
 import Value from 'typebox/value';
-import { parse } from 'yaml';
+import { parseDocument } from 'yaml';
 import { UsageError } from '../proto/cli.ts';
 import { messageOf } from '../proto/errors.ts';
 import { logLevels, type LogLevel } from '../proto/log.ts';
@@ -36,11 +36,32 @@ export const Configuration = Type.Object(
     logLevel: Type.Optional(
       Type.Unsafe<LogLevel>({ type: 'string', enum: [...logLevels], description: 'default info' }),
     ),
+    receivers: Type.Optional(
+      Type.Object(
+        {
+          image: Type.Optional(Type.String({ description: "default: of the master's own pod", minLength: 1 })),
+          nodeSelector: Type.Optional(
+            Type.Record(Type.String(), Type.String(), {
+              description: 'labels of the nodes that keep replicas, such as {disktype: ssd}',
+            }),
+          ),
+        },
+        { additionalProperties: false, description: 'pods beside the claims of the storage class kubernetes' },
+      ),
+    ),
     requestsPerSecond: Type.Optional(
       Type.Integer({
         minimum: 1,
         maximum: 100_000,
         description: 'of one caller to the control API, with bursts of four times as many (default 100)',
+      }),
+    ),
+    openReplicas: Type.Optional(
+      Type.Integer({
+        minimum: 0,
+        maximum: 100_000,
+        description:
+          'replicas whose files stay open while nobody needs them, about 7 files and half a MiB each (default 500)',
       }),
     ),
   },
@@ -62,7 +83,10 @@ export async function readConfiguration(path: string): Promise<Configured> {
   const wrong = (message: string, cure: string) => new UsageError(`--config ${path}: ${message}.`, cure);
   let value: unknown;
   try {
-    value = parse(await readFile(path, 'utf8')) ?? {};
+    const document = parseDocument(await readFile(path, 'utf8'));
+    const [fault] = [...document.errors, ...document.warnings];
+    if (fault) throw fault;
+    value = document.toJS() ?? {};
   } catch (error) {
     throw wrong(messageOf(error).split('\n')[0] ?? '', 'Name a readable YAML file.');
   }

@@ -12,7 +12,17 @@ import { isDeepStrictEqual } from 'node:util';
 import type { Clock } from '../proto/effects.ts';
 import { ReplicationError, asReplicationError } from '../proto/errors.ts';
 import { type Stream, bell } from '../proto/stream.ts';
-import type { AgentEvent, AgentHello, AgentMessage, Assignment, MasterMessage, Ping, Report } from '../proto/wire.ts';
+import type {
+  AgentEvent,
+  AgentHello,
+  AgentMessage,
+  Assignment,
+  MasterMessage,
+  Ping,
+  ProbeOutcome,
+  Report,
+  Restore,
+} from '../proto/wire.ts';
 import { type Volume, protocolOldest, protocolVersion } from '../proto/wire.ts';
 import type { EventInput, Events } from './engine.ts';
 import { rate } from './rate.ts';
@@ -26,6 +36,10 @@ const returnMs = 30_000;
 /** A node that does not answer by then (a dead mount) is taken as not knowing. */
 const lookMs = 5000;
 const maxLooks = 16;
+const logMs = 10_000;
+/** Longer than an agent waits for an answer. */
+const probeMs = 8000;
+const maxProbes = 16;
 const inventoryTable = 'inventory';
 
 export interface ControlOptions {
@@ -37,21 +51,34 @@ export interface ControlOptions {
   assignmentsFor: (agent: string) => Assignment[];
   /** Uids of all replications that name the agent, mirrored now or not: what it keeps of others may go. */
   knownFor: (agent: string) => string[];
+  /** Recovery points that are to be written into volumes of the agent now. */
+  restoresFor?: (agent: string) => Restore[];
   onReport: (agent: string, report: Report) => void;
 }
 
 export interface Control {
   /** One Control call, to its end. */
   serve(agent: string, stream: Stream<MasterMessage, AgentMessage>, signal: AbortSignal): Promise<void>;
-  /** Assignments may have changed, of any agent. Cheap; many at once are one. */
-  notify(): void;
+  /** What this agent is told may have changed; absent: of any. Cheap; many at once are one. */
+  notify(agent?: string): void;
   /** Asks a connected agent for a new certificate now. */
   renew(agent: string): void;
   /** Newest inventory, also of an agent that is not connected. */
   volumes(agent: string): AgentVolume[];
-  /** Asks a connected agent what a path of its node is. Undefined: no answer, or an agent that cannot tell. */
-  look(agent: string, path: string): Promise<AgentVolume | undefined>;
+  /**
+   * Asks a connected agent what a path of its node is; with `write` whether a recovery may write that volume now. Undefined: no
+   * answer, or an agent that cannot tell.
+   */
+  look(agent: string, path: string, write?: boolean): Promise<AgentVolume | undefined>;
+  /** The newest lines of a connected agent's log, one JSON object each. Undefined: no answer, or an agent that does not tell. */
+  log(agent: string): Promise<string | undefined>;
+  /** Whether a node answers, as a connected agent sees it. Undefined: no answer, or an agent that cannot tell. */
+  probe(agent: string, address: string, port: number): Promise<ProbeOutcome | undefined>;
   connected(agent: string): boolean;
+  /** When the agent was heard last, on the monotonic clock; undefined: not since this master started. */
+  heardMs(agent: string): number | undefined;
+  /** Root folder of its node's kubelet, as a connected agent has told it. */
+  kubelet(agent: string): string | undefined;
   /** Settles the states left over from the last run; ends after returnMs or when the signal aborts. */
   settle(signal: AbortSignal): Promise<void>;
 }
@@ -77,13 +104,26 @@ interface Session {
   ring(): void;
   end(error: ReplicationError): void;
   renew: boolean;
-  /** Paths that were asked for, and whether the agent was told of it. */
-  looks: Map<string, { sent: boolean; answered: PromiseWithResolvers<AgentVolume | undefined> }>;
+  /** Paths that were asked for (see lookKey), and whether the agent was told of it. */
+  looks: Map<
+    string,
+    { path: string; write: boolean; sent: boolean; answered: PromiseWithResolvers<AgentVolume | undefined> }
+  >;
+  /** Whoever asks while an answer is awaited gets that one too. */
+  log: { sent: boolean; answered: PromiseWithResolvers<string | undefined> } | undefined;
+  probes: Map<
+    number,
+    { address: string; port: number; sent: boolean; answered: PromiseWithResolvers<ProbeOutcome | undefined> }
+  >;
+  tellsLog: boolean;
+  kubelet: string;
 }
 
 export function control(options: ControlOptions): Control {
   const { store, clock, events } = options;
   const sessions = new Map<string, Session>();
+  const heard = new Map<string, number>();
+  let probeNumber = 0;
   const eventRate = rate(1000, 5);
   const droppedEvents = new Map<string, number>();
 
@@ -144,6 +184,16 @@ export function control(options: ControlOptions): Control {
     events.emit({ code, level: event.level as EventInput['level'], message, object });
   }
 
+  /** Undefined when there is no answer by then. */
+  async function within<T>(ms: number, answer: Promise<T | undefined>): Promise<T | undefined> {
+    const done = new AbortController();
+    const late = clock.sleep(ms, done.signal).then(
+      () => undefined,
+      () => undefined,
+    );
+    return Promise.race([answer, late]).finally(() => done.abort());
+  }
+
   /** The loop of one agent after its hello. Throws what ended it. */
   async function converse(
     agent: string,
@@ -153,7 +203,7 @@ export function control(options: ControlOptions): Control {
     over: AbortSignal,
   ): Promise<void> {
     /** Names by uid of what the agent was told last and before: a report may be under way while the list changes. */
-    let told: { items: Assignment[]; known: string[] } | undefined;
+    let told: { items: Assignment[]; known: string[]; restores: Restore[] } | undefined;
     let names = new Map<string, string>();
     let statusAtMs = clock.monotonicMs();
 
@@ -162,18 +212,29 @@ export function control(options: ControlOptions): Control {
         const waiting = rung();
         const items = options.assignmentsFor(agent);
         const known = options.knownFor(agent);
-        if (!isDeepStrictEqual({ items, known }, told)) {
+        const restores = options.restoresFor?.(agent) ?? [];
+        if (!isDeepStrictEqual({ items, known, restores }, told)) {
           names = new Map([...(told?.items ?? []), ...items].map(({ replicationUid, name }) => [replicationUid, name]));
-          told = structuredClone({ items, known });
-          await stream.send({ assignments: { items, known, knownComplete: true } });
+          told = structuredClone({ items, known, restores });
+          await stream.send({ assignments: { items, known, knownComplete: true, restores } });
         }
         if (session.renew) {
           session.renew = false;
           await stream.send({ renew: {} });
         }
-        for (const [path, one] of session.looks) {
-          if (!one.sent) await stream.send({ look: { path } });
+        for (const one of session.looks.values()) {
+          const { path, write } = one;
+          if (!one.sent) await stream.send({ look: { path, write } });
           one.sent = true;
+        }
+        for (const [number, one] of session.probes) {
+          const { address, port } = one;
+          if (!one.sent) await stream.send({ probe: { number, address, port } });
+          one.sent = true;
+        }
+        if (session.log?.sent === false) {
+          session.log.sent = true;
+          await stream.send({ logRequest: {} });
         }
         await waiting;
       }
@@ -190,10 +251,13 @@ export function control(options: ControlOptions): Control {
     }
 
     async function receiving(): Promise<void> {
-      for await (const { ping, inventory, report, event, hello, looked } of stream.receive) {
+      for await (const { ping, inventory, report, event, hello, looked, log, probed } of stream.receive) {
+        heard.set(agent, clock.monotonicMs());
         if (ping !== undefined) await pong(ping);
         if (inventory !== undefined) keepInventory(agent, inventory.volumes);
         if (looked !== undefined) answer(session, looked);
+        if (log !== undefined) session.log?.answered.resolve(log.text);
+        if (probed !== undefined) session.probes.get(probed.number)?.answered.resolve(probed.outcome);
         if (report !== undefined && names.has(report.replicationUid)) options.onReport(agent, report);
         if (event !== undefined) passOn(agent, event, names.get(event.replicationUid));
         if (hello !== undefined) throw new ReplicationError('BadMessage', 'AgentMessage.hello came twice');
@@ -210,7 +274,16 @@ export function control(options: ControlOptions): Control {
       const protocol = negotiate(hello);
       const { rung, ring } = bell();
       const ending = new AbortController();
-      const session: Session = { ring, renew: false, looks: new Map(), end: (error) => ending.abort(error) };
+      const session: Session = {
+        ring,
+        renew: false,
+        looks: new Map(),
+        probes: new Map(),
+        log: undefined,
+        tellsLog: hello.tellsLog,
+        kubelet: hello.kubelet,
+        end: (error) => ending.abort(error),
+      };
       const before = sessions.get(agent);
       sessions.set(agent, session);
       if (before !== undefined) {
@@ -225,6 +298,7 @@ export function control(options: ControlOptions): Control {
       const over = AbortSignal.any([signal, ending.signal]);
       try {
         connectedNow(agent, hello);
+        heard.set(agent, clock.monotonicMs());
         await stream.send({ welcome: { protocol, masterVersion: options.masterVersion } });
         await converse(agent, stream, session, rung, over);
       } catch (thrown) {
@@ -238,9 +312,12 @@ export function control(options: ControlOptions): Control {
         ending.abort();
         ring();
         for (const { answered } of session.looks.values()) answered.resolve(undefined);
+        for (const { answered } of session.probes.values()) answered.resolve(undefined);
+        session.log?.answered.resolve(undefined);
       }
     },
-    notify() {
+    notify(agent) {
+      if (agent !== undefined) return sessions.get(agent)?.ring();
       for (const session of sessions.values()) session.ring();
     },
     renew(agent) {
@@ -253,25 +330,36 @@ export function control(options: ControlOptions): Control {
       const text = store.get('Agent', agent) === undefined ? undefined : store.getRecord(inventoryTable, agent);
       return text === undefined ? [] : (JSON.parse(text) as AgentVolume[]);
     },
-    async look(agent, path) {
+    async look(agent, path, write = false) {
       const session = sessions.get(agent);
       if (session === undefined || session.looks.size >= maxLooks) return undefined;
-      const one = session.looks.get(path) ?? { sent: false, answered: Promise.withResolvers() };
-      session.looks.set(path, one);
+      const key = lookKey({ path, write });
+      const one = session.looks.get(key) ?? { path, write, sent: false, answered: Promise.withResolvers() };
+      session.looks.set(key, one);
       session.ring();
-      const done = new AbortController();
-      const late = clock.sleep(lookMs, done.signal).then(
-        () => undefined,
-        () => undefined,
-      );
-      try {
-        return await Promise.race([one.answered.promise, late]);
-      } finally {
-        done.abort();
-        session.looks.delete(path);
-      }
+      return within(lookMs, one.answered.promise).finally(() => session.looks.delete(key));
+    },
+    async log(agent) {
+      const session = sessions.get(agent);
+      if (session?.tellsLog !== true) return undefined;
+      const one = (session.log ??= { sent: false, answered: Promise.withResolvers() });
+      session.ring();
+      return within(logMs, one.answered.promise).finally(() => {
+        if (session.log === one) session.log = undefined;
+      });
+    },
+    async probe(agent, address, port) {
+      const session = sessions.get(agent);
+      if (session === undefined || session.probes.size >= maxProbes) return undefined;
+      const number = ++probeNumber;
+      const one = { address, port, sent: false, answered: Promise.withResolvers<ProbeOutcome | undefined>() };
+      session.probes.set(number, one);
+      session.ring();
+      return within(probeMs, one.answered.promise).finally(() => session.probes.delete(number));
     },
     connected: (agent) => sessions.has(agent),
+    heardMs: (agent) => heard.get(agent),
+    kubelet: (agent) => sessions.get(agent)?.kubelet || undefined,
     async settle(signal) {
       const absent = (): string[] =>
         store
@@ -299,7 +387,11 @@ export function control(options: ControlOptions): Control {
 function answer({ looks }: Session, looked: Volume): void {
   const { eligible, volumeMode } = looked;
   const known = eligible || volumeMode !== '' ? looked : { ...looked, volumeMode: 'Filesystem' };
-  looks.get(looked.path)?.answered.resolve(viewOf(known));
+  looks.get(lookKey(looked))?.answered.resolve(viewOf(known));
+}
+
+function lookKey({ path, write }: { path: string; write: boolean }): string {
+  return `${write ? 'write' : 'read'} ${path}`;
 }
 
 async function firstHello(

@@ -6,7 +6,7 @@
 import { closeSync, openSync } from 'node:fs';
 import { DatabaseSync } from 'node:sqlite';
 
-const schemaVersion = 1;
+const schemaVersion = 2;
 
 /** @param path of the file (created with mode 0600 when absent; its directory must exist) or ':memory:' */
 export function openDatabase(path: string): DatabaseSync {
@@ -21,8 +21,13 @@ export function openDatabase(path: string): DatabaseSync {
   }
   database.exec(`
     CREATE TABLE IF NOT EXISTS objects (kind TEXT, key TEXT, body TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS replications_by_agent ON objects (json_extract(body, '$.spec.source.agent'), key)
+      WHERE kind = 'Replication';
+    CREATE INDEX IF NOT EXISTS replications_by_group ON objects (json_extract(body, '$.spec.group'), key)
+      WHERE kind = 'Replication';
     CREATE TABLE IF NOT EXISTS changes (
-      version INTEGER PRIMARY KEY, type TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, body TEXT NOT NULL, labels TEXT
+      version INTEGER PRIMARY KEY, type TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, body TEXT NOT NULL, labels TEXT,
+      group_before TEXT
     );
     CREATE TABLE IF NOT EXISTS records (name TEXT, key TEXT, value TEXT NOT NULL, PRIMARY KEY (name, key)) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS events (
@@ -30,8 +35,9 @@ export function openDatabase(path: string): DatabaseSync {
       count INTEGER NOT NULL, code TEXT NOT NULL, level TEXT NOT NULL, message TEXT NOT NULL, object TEXT
     );
     CREATE TABLE IF NOT EXISTS events_dropped (version INTEGER NOT NULL);
-    PRAGMA user_version = ${schemaVersion};
   `);
+  if (found === 1) database.exec('ALTER TABLE changes ADD COLUMN group_before TEXT');
+  database.exec(`PRAGMA user_version = ${schemaVersion}`);
   return database;
 }
 

@@ -6,7 +6,15 @@
 import type { VolumeMode } from '../proto/wire.ts';
 import type { Cleanup, CleanupMode, Garbage } from './garbage.ts';
 import type { AgeSample } from './history.ts';
-import type { Agent, AgentVolume, GroupPointView, PointView, Replication, StorageClass } from './resources.ts';
+import type {
+  Agent,
+  AgentVolume,
+  ClaimRef,
+  GroupPointView,
+  PointView,
+  Replication,
+  StorageClass,
+} from './resources.ts';
 
 export interface BootstrapRequest {
   host: string;
@@ -16,6 +24,7 @@ export interface BootstrapRequest {
   privateKey?: string;
   passphrase?: string;
   sshAgent?: true;
+  jump?: { host: string; port: number; user: string; hostKey: string; privateKey?: string; passphrase?: string };
   master?: string;
   role: 'source' | 'target';
   allow: string[];
@@ -34,7 +43,13 @@ export interface Engine {
   /** Newest inventory of a connected or once connected agent. */
   volumes(agent: string): AgentVolume[];
   /** Asks a connected agent what a path is that its inventory does not have; undefined: it does not say. Absent: nobody to ask. */
-  look?(agent: string, path: string): Promise<AgentVolume | undefined>;
+  look?(agent: string, path: string, write?: boolean): Promise<AgentVolume | undefined>;
+  /** The newest lines of a connected agent's log; undefined: it does not say. Absent: nobody to ask. */
+  agentLog?(agent: string): Promise<string | undefined>;
+  /** The newest lines of this master's own log. Absent: none are kept. */
+  log?(): string;
+  /** What a claim is, or a text: why it cannot be mirrored. Absent: no cluster is known. */
+  claim?(pvc: ClaimRef): { volumeMode: VolumeMode } | string;
   /**
    * Checks what only the running system knows before a replication is accepted: may this agent read this path?
    * Answers problems by field path, empty when none. An agent that is not connected is no problem (it may come).

@@ -57,15 +57,42 @@ export const eventCodes = {
     service: 'replication',
     text: 'A replication was deleted; the message says what became of its data.',
   },
+  ClusterState: {
+    service: 'master',
+    text: 'The line to a cluster whose claims may be mirrored: ACTIVE, WARNING (a right is missing), CONN FAILED, NO CONN INFO.',
+  },
+  SourceMoved: { service: 'replication', text: 'The claim of a replication is at another place, and is read there.' },
+  ProtectionRefused: {
+    service: 'replication',
+    text: 'A claim that asks for protection cannot have it; the message says why.',
+  },
   ReplicationState: { service: 'replication', text: 'The state changed (PREPARING, NORMAL, FAILED, ERROR).' },
   PhaseChanged: { service: 'replication', text: 'The phase changed, such as InitialSync to Mirroring.' },
   CaptureChosen: { service: 'replication', text: 'How changes of the source are found, and why this way.' },
   FullScan: { service: 'replication', text: 'The whole source is read; the message says why.' },
+  CaptureStarted: { service: 'replication', text: 'What changed before cannot be told; the message says why.' },
+  CaptureResumed: { service: 'replication', text: 'What changed while the agent was away is known; see the message.' },
+  CaptureLost: { service: 'replication', text: 'Changes were missed; the whole source is compared. See the message.' },
+  CutWay: { service: 'replication', text: 'How consistent the points of a volume are, and why not more.' },
+  FlagsLeftOut: { service: 'replication', text: 'Files are immutable or append-only, and their copies are not.' },
+  HookFailed: { service: 'replication', text: 'A hook around a freeze failed; the message says how.' },
   CutRefused: { service: 'replication', text: 'No consistent cut could be taken; the message says what would help.' },
   SourceTrouble: { service: 'replication', text: 'The source cannot be mirrored as it is; nothing was lost.' },
   TargetTrouble: { service: 'replication', text: 'The target does not take what is sent; it goes on when cured.' },
+  ReplicaLost: {
+    service: 'replication',
+    text: 'The line to the receiver that keeps the replica broke, or it did not open again after a rest; it is opened anew.',
+  },
   TroubleEnded: { service: 'replication', text: 'What was wrong with a replication is cured.' },
   VerifyCompleted: { service: 'replication', text: 'Source and replica were compared; they are equal now.' },
+  SplitBrain: {
+    service: 'replication',
+    text: 'Both sides of a promotion were written; a person decides which is right.',
+  },
+  ForkTrouble: {
+    service: 'replication',
+    text: 'An old source could not be compared with what was promoted; it is tried again.',
+  },
   VerifyMismatch: { service: 'replication', text: 'Source and replica differed; it was repaired.' },
   ReplicaOpened: { service: 'replication', text: 'A replica was opened; the message has what was found.' },
   ReplicaDamaged: { service: 'replication', text: 'Stored bytes do not have their hash; they are fetched again.' },
@@ -78,6 +105,16 @@ export const eventCodes = {
   RecoveryCancelled: { service: 'recovery', text: 'A recovery was cancelled and what it had made is removed.' },
   RecoveryFailed: { service: 'recovery', text: 'A recovery failed; the message says why.' },
   RecoveryRolledBack: { service: 'recovery', text: 'What a recovery had made is removed.' },
+  FailoverWaiting: {
+    service: 'recovery',
+    text: 'The source is not heard of; an automatic failover begins when the hold-off has passed and a witness agrees.',
+  },
+  FailoverWithheld: {
+    service: 'recovery',
+    text: 'The source is gone as far as is known, and is not failed over by itself; the message says why.',
+  },
+  FailoverStarted: { service: 'recovery', text: 'A failover began by policy; confirm it or roll it back.' },
+  SourceHeard: { service: 'recovery', text: 'A source that had not been heard of is there again.' },
   ScheduleMissed: { service: 'recovery', text: 'A planned recovery was not made; the message says why.' },
   SourceDemoted: { service: 'replication', text: 'The source of a replication was demoted after a last cut.' },
   RecoveryConfirmed: { service: 'recovery', text: 'A failover was confirmed: what it recovered is the source now.' },
@@ -105,6 +142,8 @@ export interface EventFilter {
   sinceMs?: number;
   /** Such as Replication/orders. */
   object?: string;
+  /** Whether who asks may see it; asked last. */
+  sees?: (object: string | null, firstMs: number) => boolean;
 }
 
 export interface EventLog extends Events {
@@ -279,7 +318,10 @@ function known(event: EventInput): EventInput {
 function matches(row: Record<string, unknown>, filter: EventFilter): boolean {
   if (filter.sinceMs !== undefined && number(row['last_ms']) < filter.sinceMs) return false;
   if (filter.object !== undefined && row['object'] !== filter.object) return false;
-  return filter.level === undefined || levels.indexOf(row['level'] as EventLevel) <= levels.indexOf(filter.level);
+  const isBad =
+    filter.level === undefined || levels.indexOf(row['level'] as EventLevel) <= levels.indexOf(filter.level);
+  const object = row['object'] === null ? null : text(row['object']);
+  return isBad && (filter.sees === undefined || filter.sees(object, number(row['first_ms'])));
 }
 
 function view(row: Record<string, unknown>): EventView {

@@ -10,6 +10,8 @@ export interface Seen {
   key: string;
   uid: string;
   deleted: boolean;
+  /** Of the change; absent: it was there when the watch began. */
+  version?: number;
 }
 
 export async function* follow(store: Store, kind: Kind, signal: AbortSignal): AsyncGenerator<Seen> {
@@ -17,8 +19,8 @@ export async function* follow(store: Store, kind: Kind, signal: AbortSignal): As
     const since = store.version();
     for (const { key, uid } of keysOf(store, kind)) yield { key, uid, deleted: false };
     try {
-      for await (const { key, object, type } of store.watch({ kinds: [kind], since, signal })) {
-        yield { key, uid: object.metadata.uid, deleted: type === 'DELETED' };
+      for await (const { key, object, type, version } of store.watch({ kinds: [kind], since, signal })) {
+        yield { key, uid: object.metadata.uid, deleted: type === 'DELETED', version };
       }
       return;
     } catch (error) {

@@ -9,7 +9,9 @@
 import { promises as fs } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { messageOf } from '../proto/errors.ts';
-import { keptTable, madeTable, replicaUid, type Mirrors } from './mirrors.ts';
+import type { Mirrors } from './mirrors.ts';
+import { keptTable, madeTable } from './mirrorstorage.ts';
+import { replicaUid } from './mirrorstate.ts';
 import { removeTreeBase } from './replica/treebase.ts';
 import type { Store } from './store.ts';
 

@@ -23,16 +23,16 @@ export function membersOf(name: string, group: Group | undefined, replications: 
 
 /** Of a recovery: its one replication, or the members of its group. */
 export function startOrder(
-  store: Pick<Store, 'get' | 'list'>,
+  store: Pick<Store, 'get' | 'replicationsIn'>,
   { replication, group }: Pick<RecoverySpec, 'replication' | 'group'>,
 ): Member[] {
   if (replication !== undefined) return [{ replication, order: 1 }];
-  return group === undefined ? [] : membersOf(group, store.get('Group', group), store.list('Replication'));
+  return group === undefined ? [] : membersOf(group, store.get('Group', group), store.replicationsIn(group));
 }
 
 /** Names of what a recovery is of: as it was when it began, or as it would be now. */
 export function volumesOf(
-  store: Pick<Store, 'get' | 'list'>,
+  store: Pick<Store, 'get' | 'replicationsIn'>,
   { spec, status }: Pick<Recovery, 'spec' | 'status'>,
 ): string[] {
   if (status.tasks.length > 0) return status.tasks.map(({ volume }) => volume);

@@ -7,10 +7,16 @@
  */
 import * as grpc from '@grpc/grpc-js';
 import assert from 'node:assert/strict';
-import { connect as connectHttp2, type Http2Server, type Settings } from 'node:http2';
+import {
+  connect as connectHttp2,
+  type Http2Server,
+  type IncomingHttpHeaders,
+  type ServerHttp2Stream,
+  type Settings,
+} from 'node:http2';
 import { ReplicationError } from '../proto/errors.ts';
 import { masterServerName, windowBytes } from '../proto/rpc.ts';
-import { formatHostPort, parseHostPort } from '../proto/value.ts';
+import { formatHostPort, nearHost, parseHostPort } from '../proto/value.ts';
 import type { Authority } from './authority.ts';
 
 /** Calls of one connection. */
@@ -62,11 +68,26 @@ export function http2Servers(server: grpc.Server): Http2Server[] {
   return [...servers.keys()] as Http2Server[];
 }
 
+/** Streams of this path go to `handler`, all others to grpc-js as before. */
+export function takeOver(
+  server: Http2Server,
+  path: string,
+  handler: (stream: ServerHttp2Stream, headers: IncomingHttpHeaders) => void,
+): void {
+  const others = server.listeners('stream');
+  assert(others.length > 0, 'this grpc-js does not listen for streams');
+  server.removeAllListeners('stream');
+  server.on('stream', (stream, headers, ...rest) => {
+    const isBulk = headers[':path'] === path && (headers['content-type'] ?? '').startsWith('application/grpc');
+    if (isBulk) handler(stream as ServerHttp2Stream, headers);
+    else for (const other of others) other.call(server, stream, headers, ...rest);
+  });
+}
+
 /** Asks our own port as a stranger would. */
 export async function measureWindows(listen: string, port: number): Promise<Windows> {
   const { host } = parseHostPort(listen);
-  const near = host === '0.0.0.0' ? '127.0.0.1' : host === '::' ? '::1' : host;
-  const session = connectHttp2(`https://${formatHostPort({ host: near, port })}`, {
+  const session = connectHttp2(`https://${formatHostPort({ host: nearHost(host), port })}`, {
     servername: masterServerName,
     // Nothing is said on this connection; only numbers are read.
     rejectUnauthorized: false,

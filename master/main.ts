@@ -9,7 +9,7 @@ import { randomUUID } from 'node:crypto';
 import { mkdir, readFile, realpath } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
-import { type Allow, allowList, refusedBySystem } from '../proto/allow.ts';
+import { type Allow, allowList } from '../proto/allow.ts';
 import {
   optional,
   parseArguments,
@@ -23,10 +23,17 @@ import {
 import { writeDurably } from '../proto/durable.ts';
 import { asReplicationError, messageOf, ReplicationError } from '../proto/errors.ts';
 import { holdData } from '../proto/hold.ts';
-import { logLevels, openLog } from '../proto/log.ts';
+import { keepLines, logLevels, openLog } from '../proto/log.ts';
 import { systemClock, systemEffects, systemRandom } from '../proto/system.ts';
-import type { VolumeMode } from '../proto/wire.ts';
-import { formatHostPort, isLoopback, parseChoice, parseFolder, parseHostPort, parseText } from '../proto/value.ts';
+import {
+  formatHostPort,
+  isLoopback,
+  nearHost,
+  parseChoice,
+  parseFolder,
+  parseHostPort,
+  parseText,
+} from '../proto/value.ts';
 import { startApi } from './api/server.ts';
 import { openAuthority } from './authority.ts';
 import { bootstraps } from './bootstrap/bootstraps.ts';
@@ -36,18 +43,22 @@ import { control } from './control.ts';
 import { openDatabase } from './database.ts';
 import type { Engine } from './engine.ts';
 import { eventLog } from './events.ts';
+import { runForks } from './forks.ts';
 import { cleanUp, listGarbage } from './garbage.ts';
 import { serveHealth, type Health } from './health.ts';
 import { StoreUnavailable } from './store.ts';
 import type { MembershipOptions } from './kubernetes/membership.ts';
 import { startMetrics, type Metrics } from './metrics.ts';
 import { mirrors } from './mirrors.ts';
-import { mustBeFree } from './recovery/copy.ts';
+import { restores } from './restores.ts';
+import { classProblems, problemsOf, targetProblems } from './problems.ts';
+import { runAutomatic } from './recovery/automatic.ts';
 import { runRecoveries } from './recovery/loop.ts';
 import { runRecoverySchedules } from './recovery/schedules.ts';
 import { volumeEffects } from './recovery/volume.ts';
+import { openWitnesses } from './recovery/witness.ts';
 import { ageHistory } from './history.ts';
-import { apiVersion, type ReplicationSpec } from './resources.ts';
+import { apiVersion, type ReplicationSpec, type StorageClass } from './resources.ts';
 import { runSchedules } from './schedules.ts';
 import { startServer } from './server.ts';
 import { runSnapshots } from './snapshots.ts';
@@ -92,8 +103,11 @@ const { options: typed } = parseArguments(
   process.argv.slice(2),
 );
 
+type Source = ReplicationSpec['source'];
 const levelOf = ({ logLevel }: Configured) => typed['log-level'] ?? logLevel ?? 'info';
-const log = openLog('replicator-master', levelOf({}));
+/** For support bundles. */
+const keptLog = keepLines(4 << 20);
+const log = openLog('replicator-master', levelOf({}), undefined, undefined, keptLog);
 const logLevelOf = { FATAL: 'fatal', ERROR: 'error', WARNING: 'warn', INFO: 'info', TRACE: 'debug' } as const;
 /** SIGHUP never ends us, whenever it comes. */
 let hungUp = (): void => undefined;
@@ -161,7 +175,16 @@ async function run(signal: AbortSignal): Promise<void> {
     cluster?.onEvent({ code, level, message, object });
   });
   const version = programVersion();
-  const metrics = startMetrics({ store, clock: systemClock, version });
+  const metrics = startMetrics({
+    store,
+    clock: systemClock,
+    version,
+    certificates: () => ({
+      ca: authority.caPem,
+      grpc: authority.server().certificatePem,
+      ...(tls && { http: tls.cert }),
+    }),
+  });
   const authority = await openAuthority({
     dir,
     store,
@@ -198,27 +221,41 @@ async function run(signal: AbortSignal): Promise<void> {
       'journals and locks follow after a day of it. Set the clock right if it is wrong';
     events.emit({ code: 'ClockJumped', level: 'WARNING', message, object: null });
   });
+  const sourceBytes = async ({ agent, path }: Source): Promise<number | undefined> => {
+    const known = agents.volumes(agent).find((volume) => volume.path === path);
+    return (known ?? (await agents.look(agent, path)))?.sizeBytes;
+  };
   const running = mirrors({
     store,
     effects: systemEffects,
     trusted,
     events,
     metrics,
-    notify: () => agents.notify(),
+    notify: (agent) => agents.notify(agent),
     connected: (agent) => agents.connected(agent),
+    claimTrouble: (uid) => claims?.trouble(uid),
+    ...(configured.openReplicas === undefined ? {} : { openReplicas: configured.openReplicas }),
+    sourceBytes,
+    ...(cluster && {
+      clusterStorage: (found: StorageClass) => cluster.storage({ authority, trusted, ...configured.receivers }, found),
+    }),
   });
+  const writing = restores(() => agents.notify());
+  const connected = (agent: string): boolean => agents.connected(agent);
+  const forks = join(dir, 'forks');
   const agents = control({
     store,
     clock: systemClock,
     events,
     masterVersion: version,
     assignmentsFor: (agent) => running.assignmentsFor(agent),
-    knownFor: (agent) =>
-      store
-        .list('Replication')
-        .filter(({ spec }) => spec.source.agent === agent)
-        .map(({ metadata }) => metadata.uid),
+    knownFor: (agent) => store.replicationsOf(agent).map(({ metadata }) => metadata.uid),
+    restoresFor: (agent) => writing.restoresFor(agent),
     onReport: (agent, report) => running.onReport(agent, report),
+  });
+  const claims = cluster?.claims({
+    kubelet: (agent) => agents.kubelet(agent),
+    report: (event) => events.emit(event),
   });
   const server = await startServer({
     store,
@@ -231,6 +268,7 @@ async function run(signal: AbortSignal): Promise<void> {
       return (code) => log.info({ agent, call: id, method, code }, 'the call has ended');
     },
     mirror: counted(metrics, 'Mirror', (agent, stream, call) => running.serve(agent, stream, call)),
+    restore: counted(metrics, 'Restore', (agent, stream, call) => writing.serve(agent, stream, call)),
     control: counted(metrics, 'Control', (agent, stream, call) => agents.serve(agent, stream, call)),
   });
   const advertised = [...(configured.advertise ?? []), ...typed.advertise][0];
@@ -254,9 +292,12 @@ async function run(signal: AbortSignal): Promise<void> {
     points: (uid, from, to) => running.points(uid, from, to),
     groupPoints: (group) => running.groupPoints(group),
     volumes: (agent) => agents.volumes(agent),
-    look: (agent, path) => agents.look(agent, path),
+    look: (agent, path, write) => agents.look(agent, path, write),
+    agentLog: (agent) => agents.log(agent),
+    log: () => keptLog.text(),
+    ...(claims ? { claim: (pvc) => claims.claim(pvc) } : {}),
     validateReplication: (spec) => problemsOf(spec, agents.volumes(spec.source.agent)),
-    validateStorageClass: ({ parameters }) => classProblems(parameters.path, dir),
+    validateStorageClass: (spec) => classProblems(spec, dir, cluster !== undefined),
     validateRecovery: (path, mode) => targetProblems(allow, path, mode),
     async lockSnapshot(uid, snapshot, untilMs) {
       const replica = running.replica(uid);
@@ -277,7 +318,8 @@ async function run(signal: AbortSignal): Promise<void> {
     const { certificatePem, keyPem } = authority.server();
     return now.tls ?? (isLoopback(listen.http.host) ? undefined : { cert: certificatePem, key: keyPem });
   };
-  const tls = tlsOf(configured);
+  /** Of API and page; undefined: plain HTTP. */
+  let tls = tlsOf(configured);
   const context = {
     store,
     engine,
@@ -287,7 +329,7 @@ async function run(signal: AbortSignal): Promise<void> {
     sinks,
     clock: systemClock,
     trusted,
-    newJoinToken: () => authority.createToken(),
+    newJoinToken: (lifeMs?: number, nodes?: number) => authority.createToken(lifeMs, nodes),
     caPem: authority.caPem,
   };
   const api = await startApi({
@@ -301,15 +343,18 @@ async function run(signal: AbortSignal): Promise<void> {
   });
 
   const inCluster =
-    cluster?.run(
-      {
-        context,
-        api,
-        adminToken: (await readFile(join(dir, 'admin.token'), 'utf8')).trim(),
-        report: (event) => events.emit(event),
-      },
-      signal,
-    ) ?? Promise.resolve();
+    cluster && claims
+      ? cluster.run(
+          {
+            context,
+            claims,
+            api,
+            adminToken: (await readFile(join(dir, 'admin.token'), 'utf8')).trim(),
+            report: (event) => events.emit(event),
+          },
+          signal,
+        )
+      : Promise.resolve();
   const reload = reloads({
     clock: systemClock,
     events,
@@ -319,8 +364,8 @@ async function run(signal: AbortSignal): Promise<void> {
       rules = allowed(next);
       log.level = levelOf(next);
       api.setRequestsPerSecond(next.requestsPerSecond);
-      const pair = tlsOf(next);
-      if (pair !== undefined) api.setTls(pair);
+      tls = tlsOf(next) ?? tls;
+      if (tls) api.setTls(tls);
     },
   });
   hungUp = () => void reload.now(true);
@@ -344,20 +389,44 @@ async function run(signal: AbortSignal): Promise<void> {
           events,
           allow,
           folder: recoveries,
-          look: (agent, path) => agents.look(agent, path),
+          forks,
+          restores: writing,
+          look: (agent, path, write) => agents.look(agent, path, write),
         }),
       },
       signal,
     ),
     steadily(() => runRecoverySchedules({ store, clock: systemClock, engine, events }, signal), signal),
+    steadily(
+      () =>
+        runAutomatic(
+          {
+            ...{ store, clock: systemClock, engine, events, mirrors: running, connected },
+            heardMs: (agent) => agents.heardMs(agent),
+            closedByPeer: (agent) => server.lineOf(agent)?.closedByPeer,
+            witnesses: openWitnesses({
+              ...{ store, clock: systemClock, connected },
+              addressOf: (agent) => server.lineOf(agent)?.address,
+              probe: (by, address, port) => agents.probe(by, address, port),
+              ...(claims ? { nodeReady: (pvc, node) => claims.nodeReady(pvc, node) } : {}),
+            }),
+          },
+          signal,
+        ),
+      signal,
+    ),
     steadily(() => runSchedules({ store, clock: systemClock, trusted, mirrors: running, events }, signal), signal),
-    steadily(() => runSpace({ store, clock: systemClock, mirrors: running, events }, signal), signal),
+    steadily(() => runSpace({ store, clock: systemClock, mirrors: running, events, sourceBytes }, signal), signal),
+    steadily(
+      () => runForks({ store, clock: systemClock, events, restores: writing, connected, folder: forks }, signal),
+      signal,
+    ),
     agents.settle(signal),
     inCluster,
   ];
   await writeDurably(
     join(dir, 'endpoints.json'),
-    `${JSON.stringify({ http: api.url, grpc: formatHostPort({ host: listen.grpc.host, port: server.port }) })}\n`,
+    `${JSON.stringify({ http: api.url, grpc: formatHostPort({ host: nearHost(listen.grpc.host), port: server.port }) })}\n`,
     0o600,
   );
   events.emit({ code: 'MasterStarted', level: 'INFO', message: `version ${version}`, object: null });
@@ -433,34 +502,6 @@ function counted<S>(
   };
 }
 
-/** A class may lie anywhere but in what the system or this program keeps; `volumes` below our own folder is meant for it. */
-function classProblems(path: string, dir: string): { path: string; message: string }[] {
-  const refusal =
-    refusedBySystem(path, false) ??
-    (ownRefusal(path, dir) ? `is this master's own data; use ${dir}/volumes or another folder` : undefined);
-  return refusal === undefined ? [] : [{ path: 'spec.parameters.path', message: refusal }];
-}
-
-async function targetProblems(
-  { mayWriteRecovery }: Pick<Allow, 'mayWriteRecovery'>,
-  path: string,
-  mode: VolumeMode,
-): Promise<{ path: string; message: string }[]> {
-  try {
-    await mustBeFree(await mayWriteRecovery(path), mode);
-    return [];
-  } catch (error) {
-    return [{ path: 'target.path', message: messageOf(error) }];
-  }
-}
-
-function ownRefusal(path: string, dir: string): boolean {
-  const volumes = `${dir}/volumes`;
-  if (path === volumes || path.startsWith(`${volumes}/`)) return false;
-  return path === dir || path.startsWith(`${dir}/`) || dir.startsWith(`${path}/`);
-}
-
-/** An address that means "all of them" names nobody. */
 function named(host: string): string[] {
   return host === '0.0.0.0' || host === '::' ? [] : [host];
 }
@@ -477,25 +518,4 @@ function provideLocalClass(store: Store, path: string): void {
     status: { capacityBytes: null, usedBytes: null, reflink: null, conditions: [] },
   });
   store.putRecord('installed', 'storageclass/local', path);
-}
-
-function problemsOf(
-  spec: ReplicationSpec,
-  volumes: ReturnType<Engine['volumes']>,
-): { path: string; message: string }[] {
-  const problems: { path: string; message: string }[] = [];
-  const { consistency, source } = spec;
-  if (consistency === 'file' && source.volumeMode === 'Block') {
-    problems.push({
-      path: 'spec.consistency',
-      message: '"file" is for volumeMode Filesystem; use filesystem or crash',
-    });
-  }
-  if (consistency === 'crash' && source.volumeMode === 'Filesystem') {
-    problems.push({ path: 'spec.consistency', message: '"crash" is for volumeMode Block; use filesystem or file' });
-  }
-  const volume = volumes.find(({ path }) => path === source.path);
-  if (volume && !volume.eligible)
-    problems.push({ path: 'spec.source.path', message: volume.reason ?? 'is not eligible' });
-  return problems;
 }

@@ -4,11 +4,15 @@
  *
  * Guarantees: counters only grow while the master runs, whatever an agent reports; an agent's restart is a reset of its
  * counters, not of ours. A replication that was there before this master started begins with what its agent reports
- * first as the base, as the earlier master had counted that. Series of deleted replications go at the next scrape. What
- * agents send makes at most `maxReasons` different label values.
+ * first as the base, as the earlier master had counted that. Every series whose labels are known beforehand is there with 0
+ * before anything happens: `increase` knows nothing of what a series begins with. Series of deleted replications go at the
+ * next scrape. What agents send makes at most `maxReasons` different label values, and one version for each agent.
  */
+import { setImmediate } from 'node:timers/promises';
 import { Counter, Gauge, Histogram, Registry, collectDefaultMetrics } from 'prom-client';
+import { validityOf } from '../proto/certificate.ts';
 import type { Clock } from '../proto/effects.ts';
+import { refusalReason, refusalReasons } from '../proto/refusal.ts';
 import type { Report } from '../proto/wire.ts';
 import type { Agent, Phase, RecoveryType, Replication, ReplicationState, Snapshot } from './resources.ts';
 import type { Store } from './store.ts';
@@ -44,7 +48,7 @@ export interface Metrics {
   text(): Promise<string>;
   /** Each report of an agent about a replication, as it comes. */
   onReport(agent: string, replication: string, report: Report): void;
-  /** A sync ended: with a recovery point, or without one. */
+  /** A sync ended with a recovery point, or a session broke off, for whatever reason. */
   onSync(replication: string, result: 'success' | 'failure', durationSeconds: number): void;
   /** Bytes that the replica wrote to its journal and image. */
   onWritten(replication: string, bytes: number): void;
@@ -61,6 +65,8 @@ export interface MetricsOptions {
   store: Pick<Store, 'list'>;
   clock: Pick<Clock, 'nowMs'>;
   version: string;
+  /** The master's own certificates (PEM) by what they are for, asked at each scrape: some are renewed, or reloaded. */
+  certificates?: () => Record<string, string>;
 }
 
 /** What of a report only grows since the agent's start. */
@@ -77,7 +83,10 @@ const reported = [
 ] as const;
 type Counts = Record<(typeof reported)[number], number>;
 
-export function startMetrics({ store, clock, version }: MetricsOptions): Metrics {
+/** Those that agents have for most of their scans. */
+const fullScanReasons = { Block: ['first', 'offer', 'scan'], Filesystem: ['start', 'pace'] };
+
+export function startMetrics({ store, clock, version, certificates }: MetricsOptions): Metrics {
   const registry = new Registry();
   collectDefaultMetrics({ register: registry });
   const common = { registers: [registry] };
@@ -104,10 +113,17 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
     snapshots: gauge('snapshots', 'Snapshots by state', of, 'state'),
     degraded: gauge('degraded', 'Why the replication is degraded; absent when it is not', of, 'reason'),
     agents: gauge('agents', 'Agents by state', 'state'),
+    agentUp: gauge('agent_up', 'Whether the agent is connected, 1 or 0; absent before it has joined', 'agent'),
+    agentInfo: gauge('agent_info', 'Version of the agent; always 1', 'agent', 'version'),
     certificate: gauge(
       'agent_certificate_expiry_timestamp_seconds',
       "When the agent's certificate ends, unless it is renewed",
       'agent',
+    ),
+    masterCertificate: gauge(
+      'master_certificate_expiry_timestamp_seconds',
+      "When a certificate of the master's own ends: its authority's (ca), the one for agents (grpc), the one of API and page (http)",
+      'certificate',
     ),
     capacity: gauge('storage_capacity_bytes', 'Size of the storage class', 'storage_class'),
     used: gauge('storage_used_bytes', 'Used part of the storage class', 'storage_class'),
@@ -127,13 +143,14 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
     ),
     fullScans: counter('full_scans_total', 'Sources read whole', of, 'reason'),
     cuts: counter('cuts_total', 'Consistent cuts that were asked for', of, 'result'),
+    refused: counter('cuts_refused_total', 'Consistent cuts that were refused, by the reason', of, 'reason'),
     lost: counter('capture_lost_events_total', 'Events that capture could not get; each led to a scan', of),
     syncs: counter('syncs_total', 'Syncs that ended', of, 'result'),
     mismatched: counter('verify_mismatched_bytes_total', 'Bytes that verification found different', of),
     freeze: histogram(
       'freeze_duration_seconds',
       'How long the source was frozen for a cut',
-      [0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1, 3, 10],
+      [0.001, 0.003, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1, 3, 10],
       of,
     ),
     sync: histogram('sync_duration_seconds', 'From the start of a sync to its durable commit', seconds, of),
@@ -144,10 +161,32 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
   const started = counter('grpc_server_started_total', 'gRPC calls that began', 'method');
   const handled = counter('grpc_server_handled_total', 'gRPC calls that ended', 'method', 'code');
 
+  for (const type of ['drill', 'failover'] as const) {
+    for (const result of ['success', 'failed', 'cancelled']) recoveries.inc({ type, result }, 0);
+    recovery.zero({ type });
+  }
+  for (const method of ['Control', 'Mirror']) {
+    started.inc({ method }, 0);
+    handled.inc({ method, code: 'OK' }, 0);
+  }
+
   const before = new Set(store.list('Replication').map(({ metadata }) => metadata.uid));
   const last = new Map<string, { uid: string; counts: Counts }>();
+  /** Replications whose series are there. */
+  const begun = new Set<string>();
   const reasons = { fullScan: new Set<string>(), degraded: new Set<string>() };
 
+  function begin(replication: string): void {
+    if (begun.has(replication)) return;
+    begun.add(replication);
+    const labels = { replication };
+    for (const metric of [fed.read, fed.sent, fed.written, fed.lost, fed.mismatched]) metric.inc(labels, 0);
+    for (const reason of ['zero', 'same']) fed.skipped.inc({ replication, reason }, 0);
+    for (const result of ['success', 'refused']) fed.cuts.inc({ replication, result }, 0);
+    for (const reason of refusalReasons) fed.refused.inc({ replication, reason }, 0);
+    for (const result of ['success', 'failure']) fed.syncs.inc({ replication, result }, 0);
+    for (const metric of [fed.freeze, fed.sync, fed.snapshot]) metric.zero(labels);
+  }
   /** What was added since the last report of this agent about this replication. */
   function added(agent: string, report: Report): Counts {
     const key = `${agent} ${report.replicationUid}`;
@@ -170,6 +209,8 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
   function readReplication({ metadata, spec, status }: Replication): void {
     const replication = metadata.name;
     const labels = { replication };
+    begin(replication);
+    for (const reason of fullScanReasons[spec.source.volumeMode]) fed.fullScans.inc({ replication, reason }, 0);
     for (const state of states) read.state.set({ replication, state }, Number(state === status.state));
     for (const phase of phases) read.phase.set({ replication, phase }, Number(phase === status.phase));
     for (const state of snapshotStates) read.snapshots.set({ replication, state }, 0);
@@ -196,6 +237,10 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
     for (const state of agentStates) read.agents.set({ state }, 0);
     for (const { metadata, status } of store.list('Agent')) {
       read.agents.inc({ state: status.state });
+      if (status.state !== 'NOT INSTALLED') {
+        read.agentUp.set({ agent: metadata.name }, Number(status.state === 'ACTIVE' || status.state === 'WARNING'));
+        read.agentInfo.set({ agent: metadata.name, version: status.version ?? 'unknown' }, 1);
+      }
       if (status.certificateExpiryTime !== null)
         read.certificate.set({ agent: metadata.name }, secondsOf(status.certificateExpiryTime));
     }
@@ -204,11 +249,16 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
       if (status.capacityBytes !== null) read.capacity.set(labels, status.capacityBytes);
       if (status.usedBytes !== null) read.used.set(labels, status.usedBytes);
     }
+    for (const [name, pem] of Object.entries(certificates?.() ?? {}))
+      read.masterCertificate.set({ certificate: name }, validityOf(pem).notAfterMs / 1000);
     const uids = new Set(replications.map(({ metadata }) => metadata.uid));
     for (const [key, { uid }] of last) if (!uids.has(uid)) last.delete(key);
     return names;
   }
   async function forget(names: Set<string>): Promise<void> {
+    const left = [...begun].filter((name) => !names.has(name));
+    if (left.length === 0) return;
+    for (const name of left) begun.delete(name);
     for (const metric of Object.values(fed)) {
       const gone = new Map<string, Record<string, string>>();
       for (const { labels } of (await metric.get()).values) {
@@ -220,13 +270,27 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
     }
   }
 
+  /** One metric after the other, and what else waits in between: with thousands of replications the whole takes seconds. */
+  async function write(): Promise<string> {
+    await forget(readStore());
+    const parts: string[] = [];
+    for (const { name } of registry.getMetricsAsArray() as unknown as { name: string }[]) {
+      parts.push(await registry.getSingleMetricAsString(name));
+      await setImmediate();
+    }
+    return `${parts.join('\n\n')}\n`;
+  }
+  let writing: Promise<string> | undefined;
+
   return {
     contentType: registry.contentType,
-    async text() {
-      await forget(readStore());
-      return registry.metrics();
+    text() {
+      // Who asks meanwhile gets the same: reading the store begins all gauges anew.
+      writing ??= write().finally(() => (writing = undefined));
+      return writing;
     },
     onReport(agent, replication, report) {
+      begin(replication);
       const more = added(agent, report);
       const labels = { replication };
       fed.read.inc(labels, more.readBytes);
@@ -235,6 +299,8 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
       fed.skipped.inc({ replication, reason: 'same' }, more.skippedSameBytes);
       fed.cuts.inc({ replication, result: 'success' }, more.cutsMade);
       fed.cuts.inc({ replication, result: 'refused' }, more.cutsRefused);
+      if (more.cutsRefused > 0)
+        fed.refused.inc({ replication, reason: refusalReason(report.cutRefusedReason) }, more.cutsRefused);
       fed.lost.inc(labels, more.lostEvents);
       if (more.fullScans > 0)
         fed.fullScans.inc({ replication, reason: bounded('fullScan', report.fullScanReason) }, more.fullScans);
@@ -242,12 +308,22 @@ export function startMetrics({ store, clock, version }: MetricsOptions): Metrics
       if (more.freezes > 0) fed.freeze.observe(labels, report.lastFreezeUs / 1e6);
     },
     onSync(replication, result, durationSeconds) {
+      begin(replication);
       fed.syncs.inc({ replication, result });
       if (result === 'success') fed.sync.observe({ replication }, Math.max(0, durationSeconds));
     },
-    onWritten: (replication, bytes) => fed.written.inc({ replication }, bytes),
-    onSnapshot: (replication, durationSeconds) => fed.snapshot.observe({ replication }, Math.max(0, durationSeconds)),
-    onVerify: (replication, mismatchedBytes) => fed.mismatched.inc({ replication }, mismatchedBytes),
+    onWritten(replication, bytes) {
+      begin(replication);
+      fed.written.inc({ replication }, bytes);
+    },
+    onSnapshot(replication, durationSeconds) {
+      begin(replication);
+      fed.snapshot.observe({ replication }, Math.max(0, durationSeconds));
+    },
+    onVerify(replication, mismatchedBytes) {
+      begin(replication);
+      fed.mismatched.inc({ replication }, mismatchedBytes);
+    },
     onRecovery(type, result, durationSeconds) {
       recoveries.inc({ type, result });
       recovery.observe({ type }, Math.max(0, durationSeconds));

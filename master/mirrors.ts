@@ -3,94 +3,57 @@
  *
  * One keyed loop: whatever happens to a replication (its object changes, the agent reports, a commit, a second passes)
  * leads to the same `settle`, which opens what must be open and writes the status that follows from the facts.
- * Guarantees: the store's status is derived, never a source of truth; a replica is open once at most and is closed before
- * its data is removed; data is removed only for a replication that was deleted without keepReplica.
- * Failure: a replica that cannot be opened is tried again with growing pauses, and its status says why.
+ * Guarantees: the store's status is derived, never a source of truth. Replicas are opened and removed by mirrorstorage.ts, sessions
+ * served by mirrorserve.ts.
  */
+import { isDeepStrictEqual } from 'node:util';
 import type { Clock, Effects } from '../proto/effects.ts';
 import { asReplicationError, ReplicationError } from '../proto/errors.ts';
-import { granuleBytes } from '../proto/granule.ts';
-import { Lock } from '../proto/lock.ts';
 import type { Assignment, Report, Trouble } from '../proto/wire.ts';
+import { assignmentOf, type Done } from './assignment.ts';
 import type { EventInput, Events } from './engine.ts';
 import { groupCuts, groupPoints } from './groupcuts.ts';
 import { follow, type Seen } from './follow.ts';
+import type { HeldReplica } from './held.ts';
 import type { Metrics } from './metrics.ts';
-import { latestReady } from './references.ts';
-import type { CommitRecord } from './replica/frame.ts';
+import { runSchedule } from './mirrorschedule.ts';
+import { advanceEveryMs, isDue } from './mirrordue.ts';
+import { mirrorServer } from './mirrorserve.ts';
+import { newMirror, reasonOf, type Mirror } from './mirrorstate.ts';
+import { graceMs, statusEveryMs, statusWriter } from './mirrorstatus.ts';
+import { mirrorStorage } from './mirrorstorage.ts';
+import { pinnedPoints } from './references.ts';
 import type { Point } from './replica/horizon.ts';
-import { Replica, type ReplicaLimits } from './replica/replica.ts';
+import type { ReplicaLimits } from './replica/limits.ts';
 import { demoted } from './resources.ts';
-import type { GroupPointView, PointView, Replication, ReplicationStatus } from './resources.ts';
-import { nextTime, parseCron } from './cron.ts';
+import type { GroupPointView, PointView, Replication, StorageClass } from './resources.ts';
 import { nextGeneration } from './recovery/generation.ts';
-import { readHello, serveSession, type MirrorStream } from './session.ts';
-import { nextTime as nextDue } from './schedule.ts';
-import { pointView, statusOf } from './status.ts';
-import { openStorage, type StorageDriver } from './storage.ts';
+import type { MirrorStream } from './session.ts';
+import { pointView } from './status.ts';
+import type { StorageDriver } from './storage.ts';
 import type { Store } from './store.ts';
 
-/** Status without a change of state is written at most this often. */
-const statusEveryMs = 1000;
-/** An agent whose line broke this recently is not called gone: it dials again at once. */
-const graceMs = 10_000;
-const advanceEveryMs = 5000;
-const reopenMs = { first: 1000, most: 30_000 };
 const doneTable = 'requests-done';
-/** Written by the API when a replication is deleted with keepReplica. */
-export const keptTable = 'kept-replicas';
-/** Replicas that this master has made, by uid: the only ones that it ever removes. */
-export const madeTable = 'made-replicas';
-
 export interface MirrorsOptions {
   store: Store;
   effects: Effects;
   events: Events;
   metrics: Pick<Metrics, 'onReport' | 'onSync' | 'onVerify' | 'onWritten'>;
   limits?: ReplicaLimits;
+  /** How many replicas keep their files open while nobody needs them; default `defaultOpenReplicas`. */
+  openReplicas?: number;
+  /** Of classes of driver kubernetes. Absent: there is no cluster. */
+  clusterStorage?: (storageClass: StorageClass) => StorageDriver;
+  /** How large the source is, as far as its agent has told. */
+  sourceBytes?: (source: Replication['spec']['source']) => Promise<number | undefined>;
   /** By which journals and locks end; default the effects' clock. */
   trusted?: Clock;
-  /** Assignments of an agent may have changed. */
-  notify: () => void;
+  /** Assignments of this agent may have changed. */
+  notify: (agent: string) => void;
+  /** Why the claim of a replication (uid) is nowhere to be read. */
+  claimTrouble?: (uid: string) => Trouble | undefined;
   /** Whether the agent's control line is up. */
   connected: (agent: string) => boolean;
-}
-
-/** Of its replica on storage. */
-export function replicaUid({ metadata, requests }: Pick<Replication, 'metadata' | 'requests'>): string {
-  return requests.replica ?? metadata.uid;
-}
-
-interface Mirror {
-  readonly name: string;
-  readonly uid: string;
-  readonly replicaUid: string;
-  replica: Replica | undefined;
-  report: Report | undefined;
-  readonly lock: Lock;
-  /** A settle that has not begun yet: it will see whatever changes until then. */
-  settling: Promise<void> | undefined;
-  /** Ends its sessions and work. */
-  readonly closing: AbortController;
-  openFailure: { trouble: Trouble; againMs: number; pauseMs: number } | undefined;
-  applyTrouble: Trouble | undefined;
-  journalShort: boolean;
-  withheld: number;
-  lastSync: { durationSeconds: number; bytes: number } | undefined;
-  lastAttemptMs: number | undefined;
-  lastVerified: { ms: number; mismatchedGranules: number } | undefined;
-  lastDrilledMs: number | undefined;
-  lastConnectedMs: number;
-  writtenMs: number;
-  /** Of the replica's count, already told to the metrics. */
-  toldBytes: number;
-  advancedMs: number;
-  advancing: boolean;
-  nextCronMs: number | undefined;
-  /** Of the newest look at the schedules of this generation. */
-  nextSnapshot: { generation: number; ms: number } | undefined;
-  usedBytes: number | undefined;
-  spaceTrouble: Trouble | undefined;
 }
 
 export interface Mirrors {
@@ -100,14 +63,16 @@ export interface Mirrors {
   serve(agent: string, stream: MirrorStream, signal: AbortSignal): Promise<void>;
   assignmentsFor(agent: string): Assignment[];
   onReport(agent: string, report: Report): void;
-  /** Open, or undefined; the status says why not. */
-  replica(uid: string): Replica | undefined;
+  /** Undefined while it cannot be opened; the status says why not. */
+  replica(uid: string): HeldReplica | undefined;
   points(uid: string, fromMs?: number, toMs?: number): PointView[];
   view(uid: string, point: Point): PointView;
   /** Of a group, oldest first: the moments of which every member has its point. */
   groupPoints(group: string): GroupPointView[];
   driver(storageClass: string): StorageDriver | undefined;
   drilled(uid: string, ms: number): void;
+  /** What is known of its source's absence, and how far an automatic failover is. */
+  absent(uid: string, absence: Mirror['absence'], failover: Mirror['failover']): void;
   /** What it holds on storage, and whether that is going to be too much. */
   space(uid: string, usedBytes: number | undefined, trouble: Trouble | undefined): void;
 }
@@ -117,251 +82,88 @@ export function mirrors(options: MirrorsOptions): Mirrors {
   const { clock } = effects;
   const trusted = options.trusted ?? clock;
   const all = new Map<string, Mirror>();
-  /** Replicas (uid on storage) that their last replication has not given back yet. */
-  const closing = new Set<string>();
   const cuts = groupCuts({
     clock,
     random: effects.random,
     members: (group) =>
-      store
-        .list('Replication')
-        .filter(({ spec }) => spec.group === group)
-        .map(({ metadata, spec }) => ({
-          uid: metadata.uid,
-          name: metadata.name,
-          initialized: all.get(metadata.uid)?.replica?.newestPoint !== undefined,
-          paused: spec.paused,
-          maxFreezeMs: spec.maxFreezeMs,
-          hookSeconds: spec.hooks?.timeoutSeconds ?? 0,
-        })),
+      store.replicationsIn(group).map(({ metadata, spec }) => ({
+        uid: metadata.uid,
+        name: metadata.name,
+        initialized: all.get(metadata.uid)?.replica?.newestPoint !== undefined,
+        paused: spec.paused,
+        maxFreezeMs: spec.maxFreezeMs,
+        hookSeconds: spec.hooks?.timeoutSeconds ?? 0,
+      })),
   });
-  const drivers = new Map<string, { path: string; driver: StorageDriver }>();
-
-  function driver(name: string): StorageDriver | undefined {
-    const spec = store.get('StorageClass', name)?.spec;
-    if (!spec) return undefined;
-    const known = drivers.get(name);
-    if (known?.path === spec.parameters.path) return known.driver;
-    const opened = openStorage(spec, effects.disk, effects.random, trusted);
-    drivers.set(name, { path: spec.parameters.path, driver: opened });
-    return opened;
-  }
 
   function tell(mirror: Mirror, code: string, level: EventInput['level'], message: string): void {
     events.emit({ code, level, message, object: `Replication/${mirror.name}` });
   }
 
+  const claimTrouble = options.claimTrouble ?? (() => undefined);
+  const status = statusWriter({ store, clock, connected: options.connected, claimTrouble, view, tell });
+
+  const storage = mirrorStorage({ ...options, trusted, all, tell });
+  const serve = mirrorServer({ store, clock, metrics: options.metrics, all, cuts, tell, settle: settleLocked });
+
   function add(replication: Replication): Mirror {
-    const { name, uid } = replication.metadata;
-    const mirror: Mirror = {
-      name,
-      uid,
-      replicaUid: replicaUid(replication),
-      replica: undefined,
-      report: undefined,
-      lock: new Lock(),
-      settling: undefined,
-      closing: new AbortController(),
-      openFailure: undefined,
-      applyTrouble: undefined,
-      journalShort: false,
-      withheld: 0,
-      lastSync: undefined,
-      lastAttemptMs: undefined,
-      lastVerified: undefined,
-      lastDrilledMs: undefined,
-      lastConnectedMs: clock.monotonicMs(),
-      writtenMs: -Infinity,
-      toldBytes: 0,
-      advancedMs: -Infinity,
-      advancing: false,
-      nextCronMs: undefined,
-      nextSnapshot: undefined,
-      usedBytes: undefined,
-      spaceTrouble: undefined,
-    };
+    const { uid } = replication.metadata;
+    const mirror = newMirror(replication, clock.monotonicMs());
     all.set(uid, mirror);
     return mirror;
   }
 
   /** Everything there is to do for one replication now. Cheap when nothing is. */
   async function settle(mirror: Mirror): Promise<void> {
+    Object.assign(mirror, {
+      stale: false,
+      settledMs: clock.monotonicMs(),
+      wasConnected: options.connected(mirror.agent),
+      claimReason: claimTrouble(mirror.uid)?.reason,
+    });
     const replication = store.get('Replication', mirror.name);
     if (replication?.metadata.uid !== mirror.uid) return drop(mirror);
-    if (mirror.replica?.damaged === true) {
-      // Opened anew it ends where it still is whole, and what is lacking comes from the source again.
-      tell(mirror, 'ReplicaDamaged', 'ERROR', 'the journal is damaged; the replica is opened again');
-      const { replica } = mirror;
-      mirror.replica = undefined;
-      await replica.close();
-    }
-    if (!mirror.replica) await open(mirror, replication);
-    const written = mirror.replica?.writtenBytes ?? 0;
-    if (written > mirror.toldBytes) options.metrics.onWritten(mirror.name, written - mirror.toldBytes);
-    mirror.toldBytes = written;
-    await demoteWhenDone(mirror);
     // As it is by now: who may write it can have changed while it was opened.
-    const present = store.get('Replication', mirror.name);
+    let present = (await storage.open(mirror, replication)) ? store.get('Replication', mirror.name) : replication;
+    tellWritten(mirror);
+    if (present && (await demoteWhenDone(mirror, present))) present = store.get('Replication', mirror.name);
     if (present?.metadata.uid !== mirror.uid) return drop(mirror);
-    runSchedule(mirror, present);
-    writeStatus(mirror, present);
+    if (present.spec.source.agent !== mirror.agent) await move(mirror, present);
+    if (runSchedule(store, mirror, present, clock.nowMs())) options.notify(mirror.agent);
+    status.write(mirror, present);
+    // Until the recovery that fences it has ended, that is what its phase goes by.
+    const { fencedBy } = present.requests;
+    if (fencedBy !== undefined && fencedBy !== demoted) mirror.stale = true;
     advanceSoon(mirror, present);
-  }
-
-  async function open(mirror: Mirror, replication: Replication): Promise<void> {
-    if (mirror.openFailure && clock.monotonicMs() < mirror.openFailure.againMs) return;
-    const uid = replicaUid(replication);
-    // The one before it is still there, or being closed.
-    for (const other of all.values()) if (other !== mirror && other.replicaUid === uid) return;
-    if (closing.has(uid)) return;
-    try {
-      const storage = driver(replication.spec.target.storageClass);
-      if (!storage) {
-        throw new ReplicationError(
-          'TargetFailed',
-          `there is no storage class ${replication.spec.target.storageClass}; create it`,
-        );
-      }
-      if (store.getRecord(madeTable, uid) === undefined) store.putRecord(madeTable, uid, mirror.name);
-      mirror.replica = await Replica.open({
-        effects,
-        place: await storage.provision(mirror.name, uid),
-        mode: replication.spec.source.volumeMode,
-        ...(options.limits ? { limits: options.limits } : {}),
-        trusted,
-        onDoubt: (why) => tell(mirror, 'ReplicaOpened', 'WARNING', why),
-      });
-      mirror.openFailure = undefined;
-      options.notify();
-    } catch (thrown) {
-      const error = asReplicationError(thrown, 'TargetFailed');
-      const pauseMs = Math.min(reopenMs.most, (mirror.openFailure?.pauseMs ?? reopenMs.first / 2) * 2);
-      const trouble = { reason: reasonOf(error), message: error.message, stops: true };
-      if (mirror.openFailure?.trouble.message !== trouble.message)
-        tell(mirror, 'TargetTrouble', 'ERROR', error.message);
-      mirror.openFailure = { trouble, againMs: clock.monotonicMs() + pauseMs, pauseMs };
-    }
   }
 
   async function drop(mirror: Mirror): Promise<void> {
     all.delete(mirror.uid);
-    closing.add(mirror.replicaUid);
-    try {
-      mirror.closing.abort(new ReplicationError('NotAssigned', `replication ${mirror.name} was deleted`));
-      await mirror.replica?.close();
-      mirror.replica = undefined;
-    } finally {
-      closing.delete(mirror.replicaUid);
-    }
+    await storage.giveBack(mirror);
     store.putRecord(doneTable, mirror.uid, undefined);
-    await removeOrphans();
+    await storage.removeOrphans();
   }
 
-  /**
-   * Replicas that belong to no replication and are not to be kept. Of those that this store knows: the folder may also
-   * hold another master's, those of a store that was lost, or what only looks like one (volumes of other provisioners).
-   */
-  async function removeOrphans(): Promise<void> {
-    const made = new Set(store.listRecords(madeTable).map(({ key }) => key));
-    const wanted = new Set([
-      ...store.list('Replication').map(replicaUid),
-      ...store.listRecords(keptTable).map(({ key }) => key),
-    ]);
-    for (const { metadata } of store.list('StorageClass')) {
-      try {
-        const storage = driver(metadata.name);
-        for (const uid of (await storage?.list()) ?? []) {
-          if (!made.has(uid) || wanted.has(uid) || all.has(uid)) continue;
-          await storage?.remove(uid);
-          store.putRecord(madeTable, uid, undefined);
-        }
-      } catch (error) {
-        const message = `replicas of deleted replications cannot be removed: ${asReplicationError(error).message}`;
-        events.emit({ code: 'StorageTrouble', level: 'WARNING', message, object: `StorageClass/${metadata.name}` });
-      }
-    }
+  function tellWritten(mirror: Mirror): void {
+    const written = mirror.replica?.writtenBytes ?? 0;
+    if (written > mirror.toldBytes) options.metrics.onWritten(mirror.name, written - mirror.toldBytes);
+    mirror.toldBytes = written;
   }
 
-  function runSchedule(mirror: Mirror, { spec }: Replication): void {
-    const { schedule } = spec.trigger;
-    if (schedule === undefined) {
-      mirror.nextCronMs = undefined;
-      return;
-    }
-    const nowMs = clock.nowMs();
-    if (mirror.nextCronMs !== undefined && nowMs >= mirror.nextCronMs && !spec.paused) {
-      store.update('Replication', mirror.name, (object) => void object.requests.sync++);
-      options.notify();
-      mirror.nextCronMs = undefined;
-    }
-    mirror.nextCronMs ??= nextTime(parseCron(schedule), nowMs);
-  }
-
-  /** Looked up again only when it has passed: calendars cost more than a comparison. */
-  function nextSnapshot(mirror: Mirror, { spec, metadata }: Replication): number | undefined {
-    const { generation } = metadata;
-    const nowMs = clock.nowMs();
-    if (mirror.nextSnapshot?.generation !== generation || mirror.nextSnapshot.ms <= nowMs) {
-      const ms = Math.min(...spec.snapshotSchedules.map((schedule) => nextDue(schedule, nowMs)));
-      mirror.nextSnapshot = { generation, ms };
-    }
-    return Number.isFinite(mirror.nextSnapshot.ms) ? mirror.nextSnapshot.ms : undefined;
-  }
-
-  function connectedNow(mirror: Mirror, agent: string): boolean {
-    const nowMs = clock.monotonicMs();
-    if (options.connected(agent)) mirror.lastConnectedMs = nowMs;
-    return nowMs - mirror.lastConnectedMs < graceMs;
-  }
-
-  function writeStatus(mirror: Mirror, replication: Replication): void {
-    const { spec, metadata, status } = replication;
-    const newestPoint = mirror.replica?.newestPoint;
-    const troubles = [mirror.openFailure?.trouble, mirror.applyTrouble, mirror.spaceTrouble].filter(
-      (trouble) => trouble !== undefined,
-    );
-    const next = statusOf(
-      {
-        spec,
-        generation: metadata.generation,
-        fencingGeneration: status.fencingGeneration,
-        nowMs: clock.nowMs(),
-        agentConnected: connectedNow(mirror, spec.source.agent),
-        report: mirror.report,
-        newestPoint,
-        newestPointView: newestPoint && view(mirror.uid, newestPoint),
-        masterTroubles: troubles,
-        lastSync: mirror.lastSync,
-        lastAttemptMs: mirror.lastAttemptMs,
-        lastVerified: mirror.lastVerified,
-        lastDrilledMs: mirror.lastDrilledMs,
-        nextSyncMs: mirror.nextCronMs,
-        latestImage: latestReady(store.list('Snapshot'), mirror.name)?.metadata.name ?? null,
-        nextSnapshotMs: nextSnapshot(mirror, replication),
-        usedBytes: mirror.usedBytes,
-        journalShort: mirror.journalShort,
-        withheld: mirror.withheld,
-        promotion: promotionOf(replication),
-      },
-      status,
-    );
-    const urgent =
-      next.state !== status.state || next.phase !== status.phase || conditionText(next) !== conditionText(status);
-    const nowMs = clock.monotonicMs();
-    if (!urgent && nowMs - mirror.writtenMs < statusEveryMs) return;
-    if (JSON.stringify({ ...next, lagSeconds: null }) === JSON.stringify({ ...status, lagSeconds: null })) return;
-    mirror.writtenMs = nowMs;
-    store.update('Replication', mirror.name, (object) => {
-      object.status = next;
-    });
-    tellChanges(mirror, status, next);
+  /** Its claim is on another node: what the old agent has under way is over. */
+  async function move(mirror: Mirror, { spec, status }: Replication): Promise<void> {
+    const before = mirror.agent;
+    mirror.agent = spec.source.agent;
+    mirror.report = undefined;
+    await mirror.replica?.fence(status.fencingGeneration);
+    if (before !== '') options.notify(before);
+    options.notify(mirror.agent);
   }
 
   /** The last cut is durable: the source writes nothing more. Written down first, so that a crash does not forget it. */
-  async function demoteWhenDone(mirror: Mirror): Promise<void> {
+  async function demoteWhenDone(mirror: Mirror, { requests: { demoteSync } }: Replication): Promise<boolean> {
     const { replica } = mirror;
-    const { demoteSync } = store.get('Replication', mirror.name)?.requests ?? {};
-    if (!replica || demoteSync === undefined || doneOf(mirror.uid).sync < demoteSync) return;
+    if (!replica || demoteSync === undefined || doneOf(mirror.uid).sync < demoteSync) return false;
     const { status } = store.update('Replication', mirror.name, (object) => {
       delete object.requests.demoteSync;
       if (object.requests.fencedBy !== undefined) return;
@@ -371,27 +173,8 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     });
     await replica.fence(status.fencingGeneration);
     tell(mirror, 'SourceDemoted', 'INFO', 'the last cut is durable; the source writes nothing more');
-    options.notify();
-  }
-
-  function promotionOf({ requests: { fencedBy } }: Replication): 'Promoting' | 'Promoted' | 'Demoted' | undefined {
-    if (fencedBy === undefined) return undefined;
-    if (fencedBy === demoted) return 'Demoted';
-    const recovery = store.list('Recovery').find(({ metadata }) => metadata.uid === fencedBy);
-    const isOnItsWay = recovery && ['Waiting', 'Running', 'Pausing', 'Paused'].includes(recovery.status.state);
-    return isOnItsWay ? 'Promoting' : 'Promoted';
-  }
-
-  function tellChanges(mirror: Mirror, before: ReplicationStatus, now: ReplicationStatus): void {
-    if (now.state !== before.state) {
-      const level = now.state === 'ERROR' || now.state === 'FAILED' ? 'ERROR' : 'INFO';
-      const why = now.conditions.find(({ type, status }) => type === 'Degraded' && status === 'True');
-      tell(mirror, 'ReplicationState', level, `${before.state} to ${now.state}${why ? `: ${why.message}` : ''}`);
-    }
-    if (now.phase !== before.phase) tell(mirror, 'PhaseChanged', 'INFO', `${before.phase} to ${now.phase}`);
-    if (now.captureMethod !== before.captureMethod) {
-      tell(mirror, 'CaptureChosen', 'INFO', `${now.captureMethod ?? 'none'}: ${mirror.report?.captureReason ?? ''}`);
-    }
+    options.notify(mirror.agent);
+    return true;
   }
 
   function advanceSoon(mirror: Mirror, { spec }: Replication): void {
@@ -399,18 +182,20 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     if (!replica || mirror.advancing || clock.monotonicMs() - mirror.advancedMs < advanceEveryMs) return;
     mirror.advancing = true;
     void replica
-      .advance(spec.journalSeconds, mirror.closing.signal, spec.maxJournalBytes)
+      .advance(spec.journalSeconds, mirror.closing.signal, spec.maxJournalBytes, pinnedPoints(store, mirror.name))
       .then(
         ({ short, withheld }) => {
-          mirror.journalShort = short;
-          mirror.withheld = withheld;
-          mirror.applyTrouble = undefined;
+          const isNew =
+            mirror.journalShort !== short || mirror.withheld !== withheld || mirror.applyTrouble !== undefined;
+          Object.assign(mirror, { journalShort: short, withheld, applyTrouble: undefined });
+          if (isNew) mirror.stale = true;
         },
         (thrown: unknown) => {
           if (mirror.closing.signal.aborted) return;
           const error = asReplicationError(thrown, 'TargetFailed');
           if (mirror.applyTrouble?.message !== error.message) tell(mirror, 'TargetTrouble', 'ERROR', error.message);
           mirror.applyTrouble = { reason: reasonOf(error), message: error.message, stops: false };
+          mirror.stale = true;
         },
       )
       .finally(() => {
@@ -421,39 +206,9 @@ export function mirrors(options: MirrorsOptions): Mirrors {
 
   function view(uid: string, point: Point): PointView {
     const mirror = all.get(uid);
-    const snapshot = store
-      .list('Snapshot')
-      .find(({ spec, status }) => spec.replication === mirror?.name && status.point?.sequence === point.sequence);
+    const snapshots = mirror ? store.snapshotsOf(mirror.name) : [];
+    const snapshot = snapshots.find(({ status }) => status.point?.sequence === point.sequence);
     return pointView(point, snapshot?.metadata.name ?? null, mirror?.replica?.drilledUs(point.sequence));
-  }
-
-  function onCommit(mirror: Mirror, commit: CommitRecord): void {
-    // Before the first point the journal is only a buffer: it is applied as it comes.
-    if (!mirror.replica?.newestPoint || commit.point)
-      mirror.advancedMs = Math.min(mirror.advancedMs, clock.monotonicMs() - advanceEveryMs);
-    if (commit.point) {
-      const durationSeconds = Math.max(0, commit.committedUs - commit.startedUs) / 1e6;
-      mirror.lastSync = { durationSeconds, bytes: commit.sentBytes };
-      mirror.lastAttemptMs = commit.startedUs / 1000;
-      options.metrics.onSync(mirror.name, 'success', durationSeconds);
-      if (commit.verified) verified(mirror, commit);
-    }
-    void settleLocked(mirror);
-  }
-
-  function verified(mirror: Mirror, commit: CommitRecord): void {
-    mirror.lastVerified = { ms: commit.committedUs / 1000, mismatchedGranules: commit.mismatchedGranules };
-    options.metrics.onVerify(mirror.name, commit.mismatchedGranules * granuleBytes);
-    if (commit.mismatchedGranules > 0) {
-      tell(
-        mirror,
-        'VerifyMismatch',
-        'ERROR',
-        `${commit.mismatchedGranules} pieces differed from the source and were sent again`,
-      );
-    } else {
-      tell(mirror, 'VerifyCompleted', 'INFO', `source and replica are equal at point ${commit.sequence}`);
-    }
   }
 
   /** Soon; never throws. However often it is asked for while storage hangs, one at most waits. */
@@ -468,18 +223,33 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     return (mirror.settling = settling);
   }
 
-  function doneOf(uid: string): { sync: number; resync: number; verify: number } {
+  function isDueNow(mirror: Mirror): boolean {
+    const monotonicMs = clock.monotonicMs();
+    const connected = options.connected(mirror.agent);
+    if (connected) mirror.lastConnectedMs = monotonicMs;
+    if (claimTrouble(mirror.uid)?.reason !== mirror.claimReason) return true;
+    return isDue(mirror, { nowMs: clock.nowMs(), monotonicMs, connected, graceMs });
+  }
+
+  const troubled = (error: unknown): void =>
+    events.emit({ code: 'MasterTrouble', level: 'ERROR', message: asReplicationError(error).message, object: null });
+
+  function doneOf(uid: string): Done {
     const text = store.getRecord(doneTable, uid);
-    return text === undefined ? { sync: 0, resync: 0, verify: 0 } : (JSON.parse(text) as ReturnType<typeof doneOf>);
+    return text === undefined ? { sync: 0, resync: 0, verify: 0 } : (JSON.parse(text) as Done);
   }
 
   return {
     async run(signal) {
-      const watching = watch(follow(store, 'Replication', signal));
-      await removeOrphans();
+      const watching = Promise.all([
+        watch(follow(store, 'Replication', signal)),
+        watchSnapshots(follow(store, 'Snapshot', signal)),
+        storage.removeOrphans(),
+      ]);
       while (!signal.aborted) {
         // Not waited for: one whose storage hangs must not keep the others' status from moving on.
-        for (const mirror of all.values()) void settleLocked(mirror);
+        for (const mirror of all.values()) if (isDueNow(mirror)) void settleLocked(mirror);
+        await status.flush(all.values(), signal).catch(troubled);
         await clock.sleep(statusEveryMs, signal).catch(() => undefined);
       }
       await watching;
@@ -489,66 +259,18 @@ export function mirrors(options: MirrorsOptions): Mirrors {
       }
     },
 
-    async serve(agent, stream, signal) {
-      const hello = await readHello(stream);
-      const mirror = all.get(hello.replicationUid);
-      const replication = mirror && store.get('Replication', mirror.name);
-      if (!replication || replication.spec.source.agent !== agent) {
-        throw new ReplicationError('NotAssigned', `replication ${hello.replicationUid} is not assigned to ${agent}`);
-      }
-      const { replica } = mirror;
-      if (!replica) {
-        throw new ReplicationError(
-          'TargetFailed',
-          mirror.openFailure?.trouble.message ?? 'the replica is being opened',
-        );
-      }
-      if (replication.requests.fencedBy !== undefined)
-        throw new ReplicationError('Fenced', 'the replica was promoted; its source may not write it any more');
-      if (hello.fencingGeneration !== replication.status.fencingGeneration) {
-        throw new ReplicationError(
-          'Fenced',
-          `generation ${hello.fencingGeneration} may not write this replica any more`,
-        );
-      }
-      mirror.lastAttemptMs = clock.nowMs();
-      const onVerified = ({ badGranules }: { badGranules: number }): void => {
-        const message = `${badGranules} stored pieces were damaged; they are fetched again`;
-        if (badGranules > 0) tell(mirror, 'ReplicaDamaged', 'ERROR', message);
-      };
-      const { group } = replication.spec;
-      // A line that breaks here ends the call, and that is seen by its reader.
-      const seat =
-        group === undefined
-          ? undefined
-          : cuts.join(group, mirror.uid, (ask) => void stream.send({ group: ask }).catch(() => undefined));
-      const sessionEvents = {
-        onCommit: (commit: CommitRecord) => onCommit(mirror, commit),
-        onVerified,
-        ...(seat && { group: seat }),
-      };
-      const closing = mirror.closing.signal;
-      const cancel = (): void => stream.cancel();
-      closing.addEventListener('abort', cancel, { once: true });
-      try {
-        const ending = AbortSignal.any([signal, closing]);
-        await serveSession(replica, agent, hello, stream, clock, sessionEvents, ending);
-      } finally {
-        seat?.leave();
-        closing.removeEventListener('abort', cancel);
-      }
-    },
+    serve,
 
     assignmentsFor(agent) {
       return store
-        .list('Replication')
-        .filter(({ spec, metadata }) => spec.source.agent === agent && all.get(metadata.uid)?.replica !== undefined)
+        .replicationsOf(agent)
+        .filter(({ metadata }) => all.get(metadata.uid)?.replica !== undefined)
         .map((replication) => assignmentOf(replication, doneOf(replication.metadata.uid)));
     },
 
     onReport(agent, report) {
       const mirror = all.get(report.replicationUid);
-      if (!mirror || store.get('Replication', mirror.name)?.spec.source.agent !== agent) return;
+      if (mirror?.agent !== agent) return;
       mirror.report = report;
       options.metrics.onReport(agent, mirror.name, report);
       const before = doneOf(mirror.uid);
@@ -562,7 +284,7 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     },
 
     replica: (uid) => all.get(uid)?.replica,
-    driver,
+    driver: (name) => storage.driver(name),
     view,
 
     points(uid, fromMs = -Infinity, toMs = Infinity) {
@@ -575,7 +297,7 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     },
 
     groupPoints(group) {
-      const members = store.list('Replication').filter(({ spec }) => spec.group === group);
+      const members = store.replicationsIn(group);
       const common = groupPoints(
         members.map(({ metadata: { uid } }) => ({ uid, points: all.get(uid)?.replica?.points ?? [] })),
       );
@@ -593,7 +315,14 @@ export function mirrors(options: MirrorsOptions): Mirrors {
       const mirror = all.get(uid);
       if (!mirror) return;
       if (trouble && !mirror.spaceTrouble) tell(mirror, 'SpaceLow', 'WARNING', trouble.message);
-      Object.assign(mirror, { usedBytes, spaceTrouble: trouble });
+      if (mirror.usedBytes === usedBytes && mirror.spaceTrouble?.message === trouble?.message) return;
+      Object.assign(mirror, { usedBytes, spaceTrouble: trouble, stale: true });
+    },
+
+    absent(uid, absence, failover) {
+      const mirror = all.get(uid);
+      if (!mirror || isDeepStrictEqual([mirror.absence, mirror.failover], [absence, failover])) return;
+      Object.assign(mirror, { absence, failover, stale: true });
     },
 
     drilled(uid, ms) {
@@ -605,53 +334,21 @@ export function mirrors(options: MirrorsOptions): Mirrors {
   };
 
   async function watch(seen: AsyncIterable<Seen>): Promise<void> {
-    for await (const { key, uid } of seen) {
+    for await (const { key, uid, version } of seen) {
+      // Our own write of the status: settled it is, and agents are told nothing of it.
+      if (version !== undefined && version === all.get(uid)?.writtenVersion) continue;
       const replication = store.get('Replication', key);
       const mirror = all.get(uid) ?? (replication?.metadata.uid === uid ? add(replication) : undefined);
-      // Our own writes of status come by here too; settling again is cheap, and the agent is told only what is new.
-      options.notify();
+      if (mirror) options.notify(mirror.agent);
       if (mirror) void settleLocked(mirror);
     }
   }
-}
 
-function assignmentOf(
-  { metadata, spec, status, requests }: Replication,
-  done: { sync: number; resync: number; verify: number },
-): Assignment {
-  return {
-    replicationUid: metadata.uid,
-    name: metadata.name,
-    // A source that was fenced off keeps noting what changes there, and is not told who may write now.
-    fencingGeneration: requests.fencedBy === undefined ? status.fencingGeneration : '0',
-    path: spec.source.path,
-    volumeMode: spec.source.volumeMode,
-    include: spec.source.include,
-    exclude: spec.source.exclude,
-    continuous: spec.trigger.continuous === true,
-    cutIntervalSeconds: Math.min(60, Math.max(1, spec.rpoSeconds / 2)),
-    consistency: spec.consistency ?? '',
-    maxFreezeMs: spec.maxFreezeMs,
-    compression: spec.compression,
-    bandwidthBytesPerSecond: spec.bandwidthBytesPerSecond,
-    readBytesPerSecond: spec.readBytesPerSecond,
-    paused: spec.paused || requests.fencedBy !== undefined,
-    syncRequest: requests.sync > done.sync ? requests.sync : 0,
-    resyncRequest: requests.resync > done.resync ? requests.resync : 0,
-    verifyRequest: requests.verify > done.verify ? requests.verify : 0,
-    // Meant for that resync: later ones, and a source that is emptied later, are asked about again.
-    force: requests.force && requests.resync > done.resync,
-    beforeFreeze: spec.hooks?.beforeFreeze ?? [],
-    afterThaw: spec.hooks?.afterThaw ?? [],
-    hookTimeoutSeconds: spec.hooks?.timeoutSeconds ?? 30,
-    group: spec.group ?? '',
-  };
-}
-
-function conditionText({ conditions }: ReplicationStatus): string {
-  return conditions.map(({ type, status, reason }) => `${type}=${status}/${reason}`).join();
-}
-
-function reasonOf(error: ReplicationError): string {
-  return error.code === 'TargetFull' ? 'SpaceLow' : error.code;
+  /** The newest snapshot, and what a point is in, are in a replication's status. */
+  async function watchSnapshots(seen: AsyncIterable<Seen>): Promise<void> {
+    for await (const { key } of seen) {
+      const mirror = all.get(store.get('Replication', key.slice(0, key.indexOf('/')))?.metadata.uid ?? '');
+      if (mirror) mirror.stale = true;
+    }
+  }
 }

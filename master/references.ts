@@ -40,18 +40,45 @@ export function snapshotReferences(store: Store): Map<string, string[]> {
   return found;
 }
 
+/** Sequences of points of a replication that recoveries have chosen and not copied yet, paused and failed ones among them. */
+export function pinnedPoints(store: Store, replication: string): number[] {
+  return pinsOf(store).get(replication) ?? [];
+}
+
+/** Of all replications: each of them asks every few seconds, and recoveries change seldom. */
+const pins = new WeakMap<Store, { revision: number; found: Map<string, number[]> }>();
+function pinsOf(store: Store): Map<string, number[]> {
+  const known = pins.get(store);
+  const revision = store.revision('Recovery');
+  if (known?.revision === revision) return known.found;
+  const found = new Map<string, number[]>();
+  for (const recovery of store.list('Recovery')) {
+    if (hasEnded(recovery)) continue;
+    recovery.status.tasks.forEach(({ volume, point }, index) => {
+      if (point === null || recovery.job.volumes[index]?.stage !== 'chosen') return;
+      found.set(volume, [...(found.get(volume) ?? []), point.sequence]);
+    });
+  }
+  pins.set(store, { revision, found });
+  return found;
+}
+
 /** The snapshot that a choice leads to now; of a time it may be that the journal has a newer point. */
 function needed(choice: PointChoice, snapshots: readonly Snapshot[]): Snapshot | undefined {
   const ready = snapshots.filter(({ status }) => status.state === 'Ready');
   if (choice === 'latest-data') return undefined;
   if (choice === 'latest-snapshot') return newest(ready);
   if ('snapshot' in choice) return snapshots.find(({ metadata }) => metadata.name === choice.snapshot);
-  return newest(ready.filter(({ status }) => Date.parse(status.point?.sourceTime ?? '') <= Date.parse(choice.time)));
+  // As recovery/point.ts chooses: the latest time, of equals the newest.
+  const timeOf = ({ status }: Snapshot): number => Date.parse(status.point?.sourceTime ?? '');
+  const fitting = ready.filter((one) => timeOf(one) <= Date.parse(choice.time));
+  const latestMs = fitting.reduce((most, one) => Math.max(most, timeOf(one)), 0);
+  return newest(fitting.filter((one) => timeOf(one) === latestMs));
 }
 
 /** The newest that can be chosen. */
-export function latestReady(snapshots: readonly Snapshot[], replication: string): Snapshot | undefined {
-  return newest(snapshots.filter(({ spec, status }) => spec.replication === replication && status.state === 'Ready'));
+export function latestReady(snapshots: readonly Snapshot[]): Snapshot | undefined {
+  return newest(snapshots.filter(({ status }) => status.state === 'Ready'));
 }
 
 function newest(snapshots: readonly Snapshot[]): Snapshot | undefined {

@@ -15,7 +15,11 @@ import { describe, get } from './cli/get.ts';
 import { cancel, confirmRecovery, recover, remove, retry, rollback } from './cli/recovery.ts';
 import { demote, pause, promote, replicate, resume, resync, snapshot, verify, watch } from './cli/replication.ts';
 import { supportBundle } from './cli/supportbundle.ts';
+import { explain as explaining } from './cli/explain.ts';
+import { login, logout } from './cli/login.ts';
 import { token } from './cli/token.ts';
+import { exporting, importing } from './cli/transfer.ts';
+import { sink, user } from './cli/user.ts';
 import { commonFlags, verb, type Verb } from './cli/verb.ts';
 
 const version = verb(
@@ -34,7 +38,8 @@ const version = verb(
 const verbs: Record<string, Verb> = {
   get, describe, apply, replicate, snapshot, pause, resume, resync, verify, promote, demote, recover, rollback,
   confirm: confirmRecovery, cancel, retry, delete: remove,
-  watch, bootstrap, cleanup, token, 'support-bundle': supportBundle, completion: completion(() => verbs), version,
+  watch, login, logout, user, token, sink, bootstrap, cleanup, export: exporting, import: importing, explain: explaining,
+  'support-bundle': supportBundle, completion: completion(() => verbs), version,
 }; // prettier-ignore
 
 const overview: Program = {
@@ -47,7 +52,7 @@ ${Object.entries(verbs)
   .map(([name, { program }]) => `  ${name.padEnd(15)}${program.summary.split('. ')[0]}`)
   .join('\n')}
 
-The master is found by --url, --data, REPLICATOR_URL, ./cdm-data/master (the quickstart's) or
+The master is found by --url, --data, REPLICATOR_URL, login, ./cdm-data/master (the quickstart's) or
 /var/lib/replicator-master, in this order; else http://127.0.0.1:8080.
 Exit status: 0 done, 1 refused or failed, 2 wrong usage.`,
 };
@@ -91,7 +96,8 @@ async function run(argv: string[], signal: AbortSignal): Promise<number> {
 
 function explain(error: unknown): string {
   if (error instanceof ApiProblem) {
-    const hint = 'Give --token-file FILE, such as admin.token of the master, or --data DIR.';
+    const hint =
+      'Log in (`replctl login`), or give --token-file FILE, such as admin.token of the master, or --data DIR.';
     return explainProblem(error.problem) + (error.problem.status === 401 ? `\n${hint}` : '');
   }
   if (error instanceof Unreachable)

@@ -66,8 +66,24 @@ export interface SnapshotSchedule {
   timeZone: string;
 }
 
+/** A PersistentVolumeClaim of a cluster that this master knows. */
+export interface ClaimRef {
+  /** Absent: the cluster that the master runs in. */
+  cluster?: string;
+  namespace: string;
+  name: string;
+}
+
 export interface ReplicationSpec {
-  source: { agent: string; path: string; volumeMode: VolumeMode; include: string[]; exclude: string[] };
+  /** With `pvc` the master finds agent and path, and follows the claim; both are '' until it has. */
+  source: {
+    agent: string;
+    path: string;
+    pvc?: ClaimRef;
+    volumeMode: VolumeMode;
+    include: string[];
+    exclude: string[];
+  };
   target: { storageClass: string };
   /** The source's role: secondary once its replica was promoted. */
   replicationState: 'primary' | 'secondary';
@@ -83,6 +99,8 @@ export interface ReplicationSpec {
   /** A program of the master's machine, run on each recovered copy; absent: none. */
   check?: { argv: string[]; timeoutSeconds: number };
   snapshotSchedules: SnapshotSchedule[];
+  /** Absent: a person decides. Of a member of a group the group's counts. */
+  failover?: FailoverPolicy;
   /** Its points are made together with those of the group's other replications; absent: by itself. */
   group?: string;
   journalSeconds: number;
@@ -94,6 +112,12 @@ export interface ReplicationSpec {
   /** 0 = no limit. */
   readBytesPerSecond: number;
   paused: boolean;
+}
+
+/** For people. */
+export function sourceText({ agent, path, pvc }: ReplicationSpec['source']): string {
+  if (pvc === undefined) return `${agent}:${path}`;
+  return `${pvc.cluster === undefined ? '' : `${pvc.cluster}:`}${pvc.namespace}/${pvc.name}`;
 }
 
 export interface PointView {
@@ -139,6 +163,8 @@ export interface ReplicationStatus {
   nextSnapshotTime: string | null;
   /** What replica, journal and snapshots hold on storage; blocks that copies share count for each of them. */
   usedBytes: number | null;
+  /** After a promotion: its old source, compared with the point that was promoted; null: there is none. */
+  fork: Omit<Fork, 'recovery'> | null;
   observedGeneration: number;
   conditions: Condition[];
 }
@@ -159,8 +185,27 @@ export interface ReplicationRequests {
   fencedBy?: string;
   /** The source is demoted once this sync is done. */
   demoteSync?: number;
+  /** Where the last promotion departed from its source, and what that was found to have since; absent: nothing to compare. */
+  fork?: Fork;
   /** Newest spec.trigger.manual that a sync was asked for with. */
   manual?: string;
+}
+
+export interface Fork {
+  /** The old source. */
+  agent: string;
+  path: string;
+  /** The point that was promoted. */
+  sequence: number;
+  /** Name of the failover. */
+  recovery: string;
+  /** null: not compared yet. Ranges are the first ones, in bytes. */
+  found: {
+    granules: number;
+    bytes: number;
+    ranges: { offset: number; length: number }[];
+    comparedTime: string;
+  } | null;
 }
 
 /** In requests.fencedBy: by a person, for whoever promotes the replica next. No uid. */
@@ -213,8 +258,14 @@ export type Agent = Resource<'Agent', { role: 'source' | 'target' }, AgentStatus
 };
 
 export interface StorageClassSpec {
-  driver: 'directory';
-  parameters: { path: string };
+  driver: 'directory' | 'kubernetes';
+  parameters: {
+    /** directory: the folder. */
+    path?: string;
+    /** kubernetes: the StorageClass of the cluster, and how its claims are mounted (ReadWriteOnce). */
+    storageClassName?: string;
+    accessMode?: 'ReadWriteOnce' | 'ReadWriteOncePod';
+  };
 }
 export interface StorageClassStatus {
   capacityBytes: number | null;
@@ -264,8 +315,11 @@ export interface RecoverySpec {
   group?: string;
   type: RecoveryType;
   point: PointChoice;
-  /** null: new paths under the recoveries folder. Of a group: the folder in which each volume has its name. */
-  target: { path: string } | null;
+  /**
+   * null: new paths under the recoveries folder. Of a group: the folder in which each volume has its name. With `agent`: a volume of
+   * that node, which is written over.
+   */
+  target: { path: string; agent?: string } | null;
 }
 export interface RecoveryTask {
   volume: string;
@@ -317,8 +371,19 @@ export interface RecoveryJob {
   commonMs: number | null;
   /** In the order of the tasks. */
   volumes: VolumeJob[];
+  /** The group, or that of the replication when this was made: whose recovery it is, for callers that are bound to groups. */
+  group?: string;
 }
 export type Recovery = Resource<'Recovery', RecoverySpec, RecoveryStatus> & { job: RecoveryJob };
+
+/** What happens when a source is gone. See recovery/policy.ts. */
+export interface FailoverPolicy {
+  policy: 'manual' | 'automatic';
+  /** Nobody may have heard of the source's node for so long. */
+  holdOffSeconds: number;
+  /** Agents that are asked whether the node answers at this TCP port. */
+  witness: { agents: string[]; port: number };
+}
 
 /** What is said of a group as a whole. Its members are the replications whose spec.group names it. */
 export interface GroupSpec {
@@ -327,6 +392,8 @@ export interface GroupSpec {
   /** Targets; null: none. A group that misses one is WARNING. */
   rpoSeconds: number | null;
   rtoSeconds: number | null;
+  /** Of all members together; absent: a person decides. */
+  failover?: FailoverPolicy;
 }
 export interface GroupStatus {
   state: 'PREPARING' | 'NORMAL' | 'WARNING';

@@ -12,10 +12,11 @@ import { messageOf } from '../proto/errors.ts';
 import type { Events } from './engine.ts';
 import type { Mirrors } from './mirrors.ts';
 import { snapshotReferences } from './references.ts';
-import type { Replica } from './replica/replica.ts';
+import type { HeldReplica } from './held.ts';
 import { apiVersion, type Replication, type Snapshot, type SnapshotSchedule } from './resources.ts';
 import { expired, type Candidate } from './retention.ts';
 import { dueTime, nameOf } from './schedule.ts';
+import { pauseAfter } from './pacing.ts';
 import { snapshotKey, type Store } from './store.ts';
 
 export interface SchedulesOptions {
@@ -28,13 +29,17 @@ export interface SchedulesOptions {
 }
 
 const everyMs = 1000;
+/** At the latest, also when nothing has changed: locks end by the clock. */
+const retireEveryMs = 10_000;
 /** Newest due time that is done with, by `<uid>/<period>`. */
 const table = 'snapshot-schedules';
 
 export async function runSchedules(options: SchedulesOptions, signal: AbortSignal): Promise<void> {
-  const known = new WeakSet<Replica>();
+  const known = new WeakSet<HeldReplica>();
   forgetGone(options.store);
+  let retired = { seen: '', atMs: -Infinity };
   while (!signal.aborted) {
+    const lookMs = options.clock.monotonicMs();
     const replications = options.store.list('Replication');
     for (const replication of replications) {
       const replica = options.mirrors.replica(replication.metadata.uid);
@@ -44,8 +49,17 @@ export async function runSchedules(options: SchedulesOptions, signal: AbortSigna
       }
       for (const schedule of replication.spec.snapshotSchedules) takeDue(options, replication, schedule);
     }
-    if (replications.some(({ spec }) => spec.snapshotSchedules.length > 0)) retire(options, replications);
-    await options.clock.sleep(everyMs, signal).catch(() => undefined);
+    // What has had its time depends on these, and on a lock that ends.
+    const revisions = (['Snapshot', 'Recovery', 'RecoverySchedule'] as const).map((kind) =>
+      options.store.revision(kind),
+    );
+    const asked = replications.map(({ metadata, spec }) => [metadata.uid, spec.snapshotSchedules]);
+    const seen = JSON.stringify([revisions, asked]);
+    if (seen !== retired.seen || lookMs - retired.atMs >= retireEveryMs) {
+      if (replications.some(({ spec }) => spec.snapshotSchedules.length > 0)) retire(options, replications);
+      retired = { seen, atMs: lookMs };
+    }
+    await options.clock.sleep(pauseAfter(everyMs, options.clock.monotonicMs() - lookMs), signal).catch(() => undefined);
   }
 }
 
@@ -116,7 +130,7 @@ export function candidate({ metadata, spec, status }: Snapshot, referenced: bool
   };
 }
 
-async function takeOver(options: SchedulesOptions, { metadata }: Replication, replica: Replica): Promise<void> {
+async function takeOver(options: SchedulesOptions, { metadata }: Replication, replica: HeldReplica): Promise<void> {
   const { store, events, mirrors } = options;
   for (const name of replica.snapshotNames) {
     const key = snapshotKey(metadata.name, name);

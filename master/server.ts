@@ -13,15 +13,17 @@ import type { ServerHttp2Session } from 'node:http2';
 import type { TLSSocket } from 'node:tls';
 import { fingerprintOf } from '../proto/certificate.ts';
 import type { Clock } from '../proto/effects.ts';
-import { ReplicationError, asReplicationError, messageOf } from '../proto/errors.ts';
-import { callIdOf, serve, serverOptions, service, toStatus, windowBytes } from '../proto/rpc.ts';
+import { ReplicationError, asReplicationError, messageOf, systemErrorCode } from '../proto/errors.ts';
+import type { ServerDuplex } from '../proto/rpc.ts';
+import { callIdOf, maxFrameBytes, refuse, serve, serverOptions, service, toStatus, windowBytes } from '../proto/rpc.ts';
+import { ServerCall } from '../proto/bulkcall.ts';
 import type { Stream } from '../proto/stream.ts';
 import type { AgentMessage, JoinReply, MasterMessage, Messages, MirrorReply, MirrorRequest } from '../proto/wire.ts';
 import { decode, encode } from '../proto/wire.ts';
 import type { Authority } from './authority.ts';
 import type { Events } from './engine.ts';
 import { admit, registrationOf, replyOf } from './join.ts';
-import { OptionalClientCertificate, type Windows, bind, http2Servers, measureWindows } from './listener.ts';
+import { OptionalClientCertificate, type Windows, bind, http2Servers, measureWindows, takeOver } from './listener.ts';
 import { rate } from './rate.ts';
 import type { Store } from './store.ts';
 
@@ -43,6 +45,7 @@ export interface ServerOptions {
   listen: string;
   /** Each gets its agent's name, already proven. The signal aborts when the line is down or the call must end. */
   mirror: (agent: string, stream: Stream<MirrorReply, MirrorRequest>, signal: AbortSignal) => Promise<void>;
+  restore: (agent: string, stream: Stream<MirrorRequest, MirrorReply>, signal: AbortSignal) => Promise<void>;
   control: (agent: string, stream: Stream<MasterMessage, AgentMessage>, signal: AbortSignal) => Promise<void>;
   /** A call of an agent begins; what is answered is told how it ended, e.g. OK, Disconnected. */
   onCall?: (call: { method: string; agent: string; id: string; address: string }) => (code: string) => void;
@@ -54,11 +57,21 @@ export interface Server {
   readonly windows: Windows;
   /** Ends all calls of the agent and its connections. */
   disconnect(agent: string, why?: string): void;
+  /** How the agent was seen last; undefined: never, by this process. */
+  lineOf(agent: string): Line | undefined;
   /** Ends all calls, waits for their handlers, closes the port. */
   close(): Promise<void>;
 }
 
+export interface Line {
+  /** The IP address that it dialled from. */
+  address: string;
+  /** The other end closed its newest connection; false: it is open, or fell silent. */
+  closedByPeer: boolean;
+}
+
 interface Peer {
+  line: Line;
   session: ServerHttp2Session;
   certificateDer: Buffer | undefined;
 }
@@ -69,6 +82,7 @@ export async function startServer(options: ServerOptions): Promise<Server> {
   const credentials = new OptionalClientCertificate(authority);
   /** By remote address:port, as grpc-js names the peer of a call. */
   const peers = new Map<string, Peer>();
+  const lines = new Map<string, Line>();
   /** Open streams by agent. */
   const calls = new Map<string, Set<AbortController>>();
   const running = new Set<Promise<void>>();
@@ -93,7 +107,7 @@ export async function startServer(options: ServerOptions): Promise<Server> {
 
   async function stream<O extends keyof Messages, I extends keyof Messages>(
     method: string,
-    call: grpc.ServerDuplexStream<Buffer, Buffer>,
+    call: ServerDuplex,
     kinds: readonly [O, I],
     handler: (agent: string, stream: Stream<Messages[O], Messages[I]>, signal: AbortSignal) => Promise<void>,
   ): Promise<void> {
@@ -102,9 +116,11 @@ export async function startServer(options: ServerOptions): Promise<Server> {
       closing.signal.throwIfAborted();
       ({ agent } = authenticate(call.getPeer()));
     } catch (error) {
-      call.emit('error', toStatus(error));
+      refuse(call, error);
       return;
     }
+    const line = peers.get(call.getPeer())?.line;
+    if (line) lines.set(agent, line);
     const ending = new AbortController();
     const open = calls.get(agent) ?? new Set();
     calls.set(agent, open.add(ending));
@@ -202,7 +218,10 @@ export async function startServer(options: ServerOptions): Promise<Server> {
     const socket = session.socket as TLSSocket;
     const key = `${socket.remoteAddress}:${socket.remotePort}`;
     const shown: { raw?: Buffer } = socket.getPeerCertificate();
-    const peer = { session, certificateDer: shown.raw };
+    const line = { address: (socket.remoteAddress ?? '').replace(/^::ffff:(?=\d+\.)/, ''), closedByPeer: false };
+    socket.once('end', () => (line.closedByPeer = true));
+    socket.once('error', (error) => (line.closedByPeer ||= systemErrorCode(error) === 'ECONNRESET'));
+    const peer = { session, certificateDer: shown.raw, line };
     peers.set(key, peer);
     session.setLocalWindowSize(windowBytes);
     let patience: NodeJS.Timeout | undefined;
@@ -216,16 +235,24 @@ export async function startServer(options: ServerOptions): Promise<Server> {
     });
   }
 
+  function mirror(call: ServerDuplex): void {
+    track(stream('Mirror', call, ['MirrorReply', 'MirrorRequest'], options.mirror));
+  }
+
   server.addService(service, {
     Join: unary(join),
     Renew: unary(renew),
     Control: (call: grpc.ServerDuplexStream<Buffer, Buffer>) =>
       track(stream('Control', call, ['MasterMessage', 'AgentMessage'], options.control)),
-    Mirror: (call: grpc.ServerDuplexStream<Buffer, Buffer>) =>
-      track(stream('Mirror', call, ['MirrorReply', 'MirrorRequest'], options.mirror)),
+    Mirror: mirror,
+    Restore: (call: grpc.ServerDuplexStream<Buffer, Buffer>) =>
+      track(stream('Restore', call, ['MirrorRequest', 'MirrorReply'], options.restore)),
   });
   const port = await bind(server, options.listen, credentials);
-  for (const http2 of http2Servers(server)) http2.on('session', greet);
+  for (const http2 of http2Servers(server)) {
+    http2.on('session', greet);
+    takeOver(http2, service.Mirror.path, (stream, headers) => mirror(new ServerCall(stream, headers, maxFrameBytes)));
+  }
 
   /** Deleted objects revoke, whoever deleted them. */
   async function watchAgents(since: number): Promise<void> {
@@ -267,6 +294,7 @@ export async function startServer(options: ServerOptions): Promise<Server> {
     port,
     windows,
     disconnect,
+    lineOf: (agent) => lines.get(agent),
     async close() {
       const reason = new ReplicationError('Stopped', 'the master is being stopped');
       closing.abort(reason);

@@ -17,9 +17,17 @@ import {
 } from '../proto/wire.ts';
 import type { GroupSeat } from './groupcuts.ts';
 import type { CommitRecord } from './replica/frame.ts';
-import type { Replica, ReplicaSession } from './replica/replica.ts';
+import type { Replica } from './replica/replica.ts';
+import type { ReplicaHead, ReplicaSession } from './replica/writer.ts';
 
 export type MirrorStream = Stream<MirrorReply, MirrorRequest>;
+
+/** What a session writes into: a replica that is open, or one that is opened on demand. */
+export interface WritableReplica extends Pick<Replica, 'attach' | 'detach' | 'data' | 'nodes' | 'commit' | 'scrub'> {
+  readonly head: ReplicaHead;
+  want(session: ReplicaSession, object: number, first: number, hashes: Buffer): Buffer | Promise<Buffer>;
+  manifest(session: ReplicaSession): Iterable<Node> | AsyncIterable<Node>;
+}
 
 /** What the session tells the master about. */
 export interface SessionEvents {
@@ -29,7 +37,10 @@ export interface SessionEvents {
   group?: GroupSeat;
 }
 
-/** Received is sent at least this often, in messages and bytes, so that the sender's window moves on. */
+/**
+ * Received is sent at least this often, in messages and bytes, so that the sender's window moves on; at once for a message of
+ * the largest size, as the sender lends its buffer until then.
+ */
 const receivedEvery = { messages: 8, bytes: 1 << 20 };
 const manifestBatchNodes = 500;
 const verifyProgressEveryMs = 500;
@@ -50,7 +61,7 @@ export async function readHello(stream: MirrorStream): Promise<MirrorHello> {
 
 /** Serves the call to its end. */
 export async function serveSession(
-  replica: Replica,
+  replica: WritableReplica,
   agent: string,
   hello: MirrorHello,
   stream: MirrorStream,
@@ -79,18 +90,19 @@ export async function serveSession(
         incomplete: unknown > 0,
       },
     });
-    let owed = { messages: 0, bytes: 0, number: 1 };
+    const owed = { messages: 0, bytes: 0, workedMs: 0 };
     for await (const message of stream.receive) {
       signal.throwIfAborted();
+      const sinceMs = clock.monotonicMs();
       const answered = await take(replica, session, message, stream, clock, events, signal);
-      owed = {
-        messages: owed.messages + 1,
-        bytes: owed.bytes + (message.data?.payload.length ?? 0),
-        number: message.number,
-      };
+      // What is kept of it was copied.
+      if (message.data) stream.recycle?.(message);
+      owed.messages++;
+      owed.bytes += message.data?.payload.length ?? 0;
+      owed.workedMs += clock.monotonicMs() - sinceMs;
       if (answered || owed.messages >= receivedEvery.messages || owed.bytes >= receivedEvery.bytes) {
-        await stream.send({ received: { number: owed.number } });
-        owed = { messages: 0, bytes: 0, number: owed.number };
+        await stream.send({ received: { number: message.number, workedUs: Math.round(owed.workedMs * 1000) } });
+        Object.assign(owed, { messages: 0, bytes: 0, workedMs: 0 });
       }
     }
   } finally {
@@ -100,7 +112,7 @@ export async function serveSession(
 
 /** Answers whether something was sent back. */
 async function take(
-  replica: Replica,
+  replica: WritableReplica,
   session: ReplicaSession,
   message: MirrorRequest,
   stream: MirrorStream,
@@ -118,7 +130,7 @@ async function take(
   }
   if (message.offer) {
     const { object, first, hashes } = message.offer;
-    await stream.send({ want: { number: message.number, bitmap: replica.want(session, object, first, hashes) } });
+    await stream.send({ want: { number: message.number, bitmap: await replica.want(session, object, first, hashes) } });
   } else if (message.commit) {
     const { groupCut, sourceUs } = message.commit;
     if (groupCut !== '' && events.group?.mayCommit(groupCut, sourceUs) !== true)
@@ -131,7 +143,7 @@ async function take(
     events.onCommit(commit);
     await stream.send({ committed: { sequence: commit.sequence, digest: commit.digest } });
   } else if (message.manifest) {
-    await sendManifest(replica.manifest(), stream);
+    await sendManifest(replica.manifest(session), stream);
   } else if (message.group) {
     if (!events.group) throw new ReplicationError('BadMessage', 'MirrorRequest.group: this replication is in no group');
     events.group.hear(message.group);
@@ -143,9 +155,9 @@ async function take(
   return true;
 }
 
-async function sendManifest(manifest: Iterable<Node>, stream: MirrorStream): Promise<void> {
+async function sendManifest(manifest: Iterable<Node> | AsyncIterable<Node>, stream: MirrorStream): Promise<void> {
   let nodes: Node[] = [];
-  for (const node of manifest) {
+  for await (const node of manifest) {
     nodes.push(node);
     if (nodes.length < manifestBatchNodes) continue;
     await stream.send({ nodes: { nodes } });
@@ -156,7 +168,7 @@ async function sendManifest(manifest: Iterable<Node>, stream: MirrorStream): Pro
 }
 
 async function scrub(
-  replica: Replica,
+  replica: WritableReplica,
   session: ReplicaSession,
   stream: MirrorStream,
   clock: Clock,

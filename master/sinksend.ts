@@ -21,6 +21,8 @@ export function wrongUrl(text: string): string | undefined {
   const url = URL.parse(text);
   if (url === null || !protocols.includes(url.protocol) || url.hostname === '')
     return 'must be http(s)://HOST.. or syslog+udp://HOST:PORT, syslog+tcp://.., syslog+tls://..';
+  // Where clouds answer with the machine's own secrets; no server of events is there.
+  if (/^(169\.254\.|\[fe[89ab])/i.test(url.hostname)) return 'must not be a link-local address';
   if (url.protocol.startsWith('syslog') && url.port === '')
     return 'must name the port, such as syslog+tls://logs.example.com:6514';
   return undefined;

@@ -13,7 +13,7 @@ import type { Events } from './engine.ts';
 import { follow } from './follow.ts';
 import type { Metrics } from './metrics.ts';
 import type { Mirrors } from './mirrors.ts';
-import type { Replica } from './replica/replica.ts';
+import type { HeldReplica } from './held.ts';
 import type { Snapshot } from './resources.ts';
 import { snapshotKey, type Store } from './store.ts';
 
@@ -73,7 +73,7 @@ async function carryOut(options: SnapshotsOptions, key: string, signal: AbortSig
 async function make(
   options: SnapshotsOptions,
   snapshot: Snapshot,
-  replica: Replica,
+  replica: HeldReplica,
   uid: string,
   signal: AbortSignal,
 ): Promise<void> {
@@ -116,7 +116,7 @@ async function make(
   if (!store.get('Snapshot', keyOf(snapshot))) await replica.deleteSnapshot(name);
 }
 
-async function remove(options: SnapshotsOptions, snapshot: Snapshot, replica: Replica): Promise<void> {
+async function remove(options: SnapshotsOptions, snapshot: Snapshot, replica: HeldReplica): Promise<void> {
   const { store, events } = options;
   await replica.deleteSnapshot(snapshot.metadata.name);
   store.delete('Snapshot', keyOf(snapshot));

@@ -5,10 +5,11 @@
 import type { Clock } from '../proto/effects.ts';
 import { messageOf } from '../proto/errors.ts';
 import type { Events } from './engine.ts';
-import { replicaUid, type Mirrors } from './mirrors.ts';
-import type { StorageClassStatus } from './resources.ts';
+import type { Mirrors } from './mirrors.ts';
+import { replicaUid } from './mirrorstate.ts';
+import type { Replication, StorageClassStatus } from './resources.ts';
 import { needOf, shortage } from './spacerule.ts';
-import type { Usage } from './storage.ts';
+import type { StorageDriver, Usage } from './storage.ts';
 import type { Store } from './store.ts';
 
 const everyMs = 10_000;
@@ -18,10 +19,16 @@ const usageEveryMs = 60_000;
 /** Figures that move by less are not worth a write. */
 const worthBytes = 1 << 20;
 
-export async function runSpace(
-  options: { store: Store; clock: Clock; mirrors: Mirrors; events: Events },
-  signal: AbortSignal,
-): Promise<void> {
+export interface SpaceOptions {
+  store: Store;
+  clock: Clock;
+  mirrors: Mirrors;
+  events: Events;
+  /** How large a source is, as far as its agent has told. */
+  sourceBytes?: (source: Replication['spec']['source']) => Promise<number | undefined>;
+}
+
+export async function runSpace(options: SpaceOptions, signal: AbortSignal): Promise<void> {
   const { store, clock } = options;
   const known = new Map<string, Known>();
   while (!signal.aborted) {
@@ -40,11 +47,8 @@ interface Known {
   written: { atMs: number; bytes: number };
 }
 
-async function lookAtReplicas(
-  { store, clock, mirrors }: Parameters<typeof runSpace>[0],
-  known: Map<string, Known>,
-  signal: AbortSignal,
-): Promise<void> {
+async function lookAtReplicas(options: SpaceOptions, known: Map<string, Known>, signal: AbortSignal): Promise<void> {
+  const { store, clock, mirrors } = options;
   const replications = store.list('Replication');
   const uids = new Set(replications.map(({ metadata }) => metadata.uid));
   for (const uid of known.keys()) if (!uids.has(uid)) known.delete(uid);
@@ -55,11 +59,10 @@ async function lookAtReplicas(
     const startMs = clock.monotonicMs();
     const before = known.get(metadata.uid);
     if (!replica || (before && startMs < before.againMs)) continue;
+    const driver = mirrors.driver(spec.target.storageClass);
     // Storage that cannot be read says so where it is used.
-    const usage = await mirrors
-      .driver(spec.target.storageClass)
-      ?.usage(replicaUid(replication))
-      .catch(() => undefined);
+    const usage = await driver?.usage(replicaUid(replication)).catch(() => undefined);
+    await tend(options, replication, driver);
     const endMs = clock.monotonicMs();
     if (!usage) continue;
     const againMs = endMs + Math.max(usageEveryMs, (endMs - startMs) / usagePart);
@@ -103,7 +106,22 @@ async function lookAtReplicas(
   }
 }
 
-async function look({ store, clock, mirrors, events }: Parameters<typeof runSpace>[0], name: string): Promise<void> {
+async function tend(
+  { sourceBytes, events }: SpaceOptions,
+  replication: Replication,
+  driver: StorageDriver | undefined,
+): Promise<void> {
+  const { spec, metadata } = replication;
+  if (!driver?.tend) return;
+  try {
+    await driver.tend(replicaUid(replication), await sourceBytes?.(spec.source));
+  } catch (error) {
+    const message = `its place cannot follow the source: ${messageOf(error)}`;
+    events.emit({ code: 'StorageTrouble', level: 'WARNING', message, object: `Replication/${metadata.name}` });
+  }
+}
+
+async function look({ store, clock, mirrors, events }: SpaceOptions, name: string): Promise<void> {
   const before = store.get('StorageClass', name)?.status;
   const driver = mirrors.driver(name);
   if (!before || !driver) return;
@@ -113,25 +131,33 @@ async function look({ store, clock, mirrors, events }: Parameters<typeof runSpac
     reflink: null,
   };
   let trouble: string | undefined;
+  let remark: string | undefined;
   try {
-    const { capacityBytes, freeBytes } = await driver.space();
-    next = { capacityBytes, usedBytes: capacityBytes - freeBytes, reflink: await driver.reflink() };
+    const { capacityBytes, freeBytes, remark: found } = await driver.space();
+    const isTold = capacityBytes !== undefined && freeBytes !== undefined;
+    const told = isTold ? { capacityBytes, usedBytes: capacityBytes - freeBytes } : {};
+    next = { ...next, ...told, reflink: (await driver.reflink()) ?? null };
+    remark = found;
   } catch (error) {
-    trouble = `the folder cannot be used: ${messageOf(error)}; mount it or correct the class`;
+    trouble = `the storage cannot be used: ${messageOf(error)}; mount it or correct the class`;
   }
   const status = trouble === undefined ? 'True' : 'False';
   const old = before.conditions[0];
-  const moved = Math.abs((next.usedBytes ?? 0) - (before.usedBytes ?? -worthBytes)) >= worthBytes;
-  if (old?.status === status && !moved && next.capacityBytes === before.capacityBytes) return;
+  const moved = next.usedBytes !== null && Math.abs(next.usedBytes - (before.usedBytes ?? -worthBytes)) >= worthBytes;
+  const message = trouble ?? remark ?? 'it can be written';
+  const isSame = old?.status === status && old.message === message;
+  if (isSame && !moved && next.capacityBytes === before.capacityBytes) return;
   if (old?.status !== status && trouble !== undefined) {
     events.emit({ code: 'StorageTrouble', level: 'ERROR', message: trouble, object: `StorageClass/${name}` });
   }
+  if (remark !== undefined && old?.message !== remark)
+    events.emit({ code: 'StorageTrouble', level: 'WARNING', message: remark, object: `StorageClass/${name}` });
   const lastTransitionTime = old?.status === status ? old.lastTransitionTime : new Date(clock.nowMs()).toISOString();
   const condition = {
     type: 'Available',
     status,
     reason: trouble === undefined ? 'Usable' : 'NotUsable',
-    message: trouble ?? 'the folder can be written',
+    message,
     lastTransitionTime,
   } as const;
   if (store.get('StorageClass', name)) {

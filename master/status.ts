@@ -1,7 +1,16 @@
 /** A replication's status from the facts, as the contract words it. Pure: the same facts give the same status. */
 import type { Report, Trouble } from '../proto/wire.ts';
 import type { Point } from './replica/horizon.ts';
-import type { Condition, Phase, PointView, ReplicationSpec, ReplicationState, ReplicationStatus } from './resources.ts';
+import { forkText } from './forktext.ts';
+import type {
+  Condition,
+  Fork,
+  Phase,
+  PointView,
+  ReplicationSpec,
+  ReplicationState,
+  ReplicationStatus,
+} from './resources.ts';
 import type { Consistency } from '../proto/wire.ts';
 
 export interface StatusFacts {
@@ -15,6 +24,8 @@ export interface StatusFacts {
   report: Report | undefined;
   newestPoint: Point | undefined;
   newestPointView: PointView | undefined;
+  /** Why the source's claim is nowhere to be read. */
+  claimTrouble: Trouble | undefined;
   /** What is wrong on the master's side: storage, replica. */
   masterTroubles: Trouble[];
   lastSync: { durationSeconds: number; bytes: number } | undefined;
@@ -30,8 +41,16 @@ export interface StatusFacts {
   /** Files and the like that are not in copies as they are at the source. */
   withheld: number;
   /** The source may not write any more: its replica is being made, or is, the primary one. */
+  fork: Fork | undefined;
   promotion: 'Promoting' | 'Promoted' | 'Demoted' | undefined;
+  /** What is known of an agent that is not connected; undefined: only that. */
+  absence?: Omit<Trouble, 'stops'> | undefined;
+  /** How far an automatic failover is; undefined: a person decides. */
+  failover?: FailoverView | undefined;
 }
+
+/** The condition FailoverPending. */
+export type FailoverView = Pick<Condition, 'status' | 'reason' | 'message'>;
 
 const phases: ReadonlySet<string> = new Set<Phase>([
   'Pending',
@@ -72,6 +91,7 @@ export function statusOf(facts: StatusFacts, previous: ReplicationStatus): Repli
     latestImage: facts.latestImage,
     nextSnapshotTime: timeText(facts.nextSnapshotMs),
     usedBytes: facts.usedBytes ?? previous.usedBytes,
+    fork: forkView(facts.fork),
     observedGeneration: facts.generation,
     conditions: conditionsOf(facts, troubles, phase, previous),
   };
@@ -124,14 +144,19 @@ function troublesOf(
 ): Trouble[] {
   const { spec, agentConnected, report, masterTroubles, journalShort, withheld, promotion } = facts;
   const troubles = [...masterTroubles];
+  if (facts.fork && (facts.fork.found?.granules ?? 0) > 0)
+    troubles.push({ reason: 'SplitBrain', message: forkText(facts.fork), stops: false });
   // How the source is matters to nobody while it may not write.
   if (promotion) return troubles;
-  if (!agentConnected) {
-    troubles.push({
+  if (facts.claimTrouble) {
+    // What the agent says of the place where it was is of no interest.
+    troubles.push(facts.claimTrouble);
+  } else if (!agentConnected && spec.source.agent !== '') {
+    const { reason, message } = facts.absence ?? {
       reason: 'AgentGone',
-      message: `agent ${spec.source.agent} is not connected; start it and check its line to the master. The copy stays as it is`,
-      stops: true,
-    });
+      message: `agent ${spec.source.agent} is not connected; start it and check its line to the master`,
+    };
+    troubles.push({ reason, message: `${message}. The copy stays as it is`, stops: true });
   } else if (report) {
     troubles.push(...report.troubles);
   }
@@ -207,6 +232,7 @@ function conditionsOf(facts: StatusFacts, troubles: Trouble[], phase: Phase, pre
       phase === 'Resyncing' || phase === 'Verifying' ? 'source and replica are compared' : 'no comparison runs',
     ),
   ];
+  if (facts.failover) list.push({ type: 'FailoverPending', ...facts.failover });
   const now = new Date(facts.nowMs).toISOString();
   return list.map((one) => {
     const before = previous.conditions.find(({ type }) => type === one.type);
@@ -231,6 +257,12 @@ function syncMessage(phase: Phase, first: Trouble | undefined): string {
   if (phase === 'Promoting' || phase === 'Promoted')
     return 'the replica was promoted: its source writes nothing more; roll the failover back to mirror it again';
   return phase === 'Paused' ? 'paused; resume it to go on' : `phase ${phase}`;
+}
+
+function forkView(fork: Fork | undefined): ReplicationStatus['fork'] {
+  if (!fork) return null;
+  const { agent, path, sequence, found } = fork;
+  return { agent, path, sequence, found };
 }
 
 /** RFC 3339 UTC with milliseconds; null when unknown. */

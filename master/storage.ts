@@ -6,15 +6,21 @@
  * Guarantees: a place is `<folder>/<name>-<uid>`, so no two replications ever share one, and one that was deleted never
  * comes back under the same name; a replica with a locked snapshot is not removed by anybody. Failure: a folder that cannot be made or written is TargetFailed, naming it.
  */
-import type { Clock, Disk, Random } from '../proto/effects.ts';
+import type { Clock, Disk, Effects, Random } from '../proto/effects.ts';
 import { asReplicationError, messageOf, ReplicationError } from '../proto/errors.ts';
+import type { VolumeMode } from '../proto/wire.ts';
+import { Permits } from '../proto/lock.ts';
+import type { HeldReplica } from './held.ts';
+import { OnDemandReplica } from './replica/ondemand.ts';
+import { OpenSet } from './replica/openset.ts';
 import type { Place } from './replica/place.ts';
+import type { ReplicaLimits } from './replica/limits.ts';
 import { mustBeOver, readLock, removeFolder } from './replica/snapshotlock.ts';
 import type { StorageClass } from './resources.ts';
 
 export interface StorageDriver {
-  /** Where a replica lies; makes the folder. */
-  provision(name: string, uid: string): Promise<Place>;
+  /** Opens a replica, or makes a blank one. */
+  open(options: OpenOptions): Promise<HeldReplica>;
   /** Removes a replica and all its snapshots; no error when absent. @throws SnapshotLocked, and then nothing is gone */
   remove(uid: string): Promise<void>;
   /** Uids of the replicas that lie here. */
@@ -23,9 +29,42 @@ export interface StorageDriver {
   locks(uid: string): Promise<Map<string, number>>;
   /** What a replica holds; blocks that copies share count for each of them. undefined: absent, or this storage cannot tell. */
   usage(uid: string): Promise<Usage | undefined>;
-  space(): Promise<{ capacityBytes: number; freeBytes: number }>;
-  /** Whether copies share blocks; tried once with a small file. */
-  reflink(): Promise<boolean>;
+  /** @throws when the storage cannot be used */
+  space(): Promise<Space>;
+  /** Whether copies share blocks; tried once with a small file. undefined: it differs, or cannot be told. */
+  reflink(): Promise<boolean | undefined>;
+  /** Brings what lies around a replica in step with its source. Absent: nothing does. */
+  tend?(uid: string, sourceBytes: number | undefined): Promise<void>;
+}
+
+/** Of the whole class; absent figures cannot be told. */
+export interface Space {
+  capacityBytes?: number;
+  freeBytes?: number;
+  /** What is not as it should be, and no obstacle. */
+  remark?: string | undefined;
+}
+
+export interface OpenOptions {
+  /** Of its replication: what its place is called when it is made. */
+  name: string;
+  uid: string;
+  mode: VolumeMode;
+  /** As far as it is known: how large the place has to be. */
+  sourceBytes?: () => Promise<number | undefined>;
+  limits?: ReplicaLimits;
+  /** Hears why something was built anew. */
+  onDoubt: (why: string) => void;
+  /** What the replica tells of itself has changed though nothing was asked of it. */
+  onChange: () => void;
+}
+
+/** A driver whose replicas lie in folders of this machine. */
+export interface FolderDriver extends StorageDriver {
+  /** Where a replica lies; makes the folder. */
+  provision(name: string, uid: string): Promise<Place>;
+  /** @throws SnapshotLocked when a snapshot of it is */
+  mustBeUnlocked(uid: string): Promise<void>;
 }
 
 export interface Usage {
@@ -36,15 +75,36 @@ export interface Usage {
 
 const uidPattern = /-([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})$/;
 
-/** `clock` is the one by which locks end. */
-export function openStorage(spec: StorageClass['spec'], disk: Disk, random: Random, clock: Clock): StorageDriver {
-  const folder = spec.parameters.path;
+export function isReplicaFolder(name: string): boolean {
+  return uidPattern.test(name);
+}
+
+/** Storage that hangs keeps no other class waiting. */
+const openingAtOnce = 16;
+
+/**
+ * `clock` is the one by which locks and journals end.
+ * @param openSet of the replicas of all classes; default: all stay open
+ */
+export function openStorage(
+  spec: StorageClass['spec'],
+  effects: Effects,
+  clock: Clock,
+  openSet = new OpenSet<OnDemandReplica>(Infinity),
+): FolderDriver {
+  const folder = spec.parameters.path ?? '';
+  const opening = new Permits(openingAtOnce);
+  const { disk, random } = effects;
   let reflink: boolean | undefined;
 
   const find = async (uid: string): Promise<string | undefined> =>
     (await disk.list(folder)).find((name) => name.endsWith(`-${uid}`));
 
-  return {
+  const driver: FolderDriver = {
+    async open({ name, uid, onChange: _, sourceBytes: __, ...options }) {
+      const place = await driver.provision(name, uid);
+      return OnDemandReplica.open({ ...options, effects, place, trusted: clock, openSet, opening });
+    },
     async provision(name, uid) {
       try {
         const path = `${folder}/${(await find(uid)) ?? `${name}-${uid}`}`;
@@ -57,13 +117,17 @@ export function openStorage(spec: StorageClass['spec'], disk: Disk, random: Rand
     async remove(uid) {
       const name = await find(uid);
       if (name === undefined) return;
+      await driver.mustBeUnlocked(uid);
       const snapshots = `${folder}/${name}/snapshots`;
-      const nowMs = clock.nowMs();
-      for (const [snapshot, untilMs] of await locksBelow(disk, snapshots))
-        mustBeOver(untilMs, snapshot, nowMs, `${snapshots}/${snapshot}`);
       for (const snapshot of await disk.list(snapshots)) await removeFolder(disk, `${snapshots}/${snapshot}`);
       await disk.remove(`${folder}/${name}`);
       await disk.syncDirectory(folder);
+    },
+    async mustBeUnlocked(uid) {
+      const snapshots = `${folder}/${await find(uid)}/snapshots`;
+      const nowMs = clock.nowMs();
+      for (const [snapshot, untilMs] of await locksBelow(disk, snapshots))
+        mustBeOver(untilMs, snapshot, nowMs, `${snapshots}/${snapshot}`);
     },
     async list() {
       return (await disk.list(folder)).map((name) => uidPattern.exec(name)?.[1]).filter((uid) => uid !== undefined);
@@ -90,6 +154,7 @@ export function openStorage(spec: StorageClass['spec'], disk: Disk, random: Rand
       return reflink;
     },
   };
+  return driver;
 }
 
 async function locksBelow(disk: Disk, folder: string): Promise<Map<string, number>> {

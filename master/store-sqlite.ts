@@ -13,8 +13,8 @@ import { transaction } from '../proto/sqlite.ts';
 import { changed } from './changed.ts';
 import { number, text } from './database.ts';
 import { apiVersion } from './resources.ts';
-import type { Kind, Metadata, Resources } from './resources.ts';
-import { StoreConflict } from './store.ts';
+import type { Kind, Resources } from './resources.ts';
+import { groupMoved, StoreConflict } from './store.ts';
 import type { Change, Draft, Store } from './store.ts';
 
 export interface StoreOptions {
@@ -33,11 +33,26 @@ export function sqliteStore(database: DatabaseSync, options: StoreOptions): Stor
   const sql = {
     get: database.prepare('SELECT body FROM objects WHERE kind = ? AND key = ?'),
     list: database.prepare('SELECT body FROM objects WHERE kind = ? ORDER BY key'),
+    each: database.prepare('SELECT body FROM objects WHERE kind = ? AND key > ? ORDER BY key'),
+    ofAgent: database.prepare(
+      "SELECT body FROM objects WHERE kind = 'Replication' AND json_extract(body, '$.spec.source.agent') = ? ORDER BY key",
+    ),
+    inGroup: database.prepare(
+      "SELECT body FROM objects WHERE kind = 'Replication' AND json_extract(body, '$.spec.group') = ? ORDER BY key",
+    ),
+    // '0' comes after '/': all keys that begin with the replication's name and a '/'.
+    snapshotsOf: database.prepare(
+      "SELECT body FROM objects WHERE kind = 'Snapshot' AND key > ? || '/' AND key < ? || '0' ORDER BY key",
+    ),
     put: database.prepare('INSERT OR REPLACE INTO objects (kind, key, body) VALUES (?, ?, ?)'),
     delete: database.prepare('DELETE FROM objects WHERE kind = ? AND key = ?'),
-    log: database.prepare('INSERT INTO changes (version, type, kind, key, body, labels) VALUES (?, ?, ?, ?, ?, ?)'),
+    log: database.prepare(
+      'INSERT INTO changes (version, type, kind, key, body, labels, group_before) VALUES (?, ?, ?, ?, ?, ?, ?)',
+    ),
     forget: database.prepare('DELETE FROM changes WHERE version <= ?'),
-    ends: database.prepare('SELECT min(version) AS oldest, max(version) AS newest FROM changes'),
+    // One by one: of both in one query SQLite reads the whole log.
+    oldest: database.prepare('SELECT min(version) AS version FROM changes'),
+    newest: database.prepare('SELECT max(version) AS version FROM changes'),
     at: database.prepare('SELECT body FROM changes WHERE version = ? AND kind = ? AND key = ?'),
     after: database.prepare('SELECT * FROM changes WHERE version > ? ORDER BY version LIMIT ?'),
     getRecord: database.prepare('SELECT value FROM records WHERE name = ? AND key = ?'),
@@ -45,7 +60,9 @@ export function sqliteStore(database: DatabaseSync, options: StoreOptions): Stor
     deleteRecord: database.prepare('DELETE FROM records WHERE name = ? AND key = ?'),
     listRecords: database.prepare('SELECT key, value FROM records WHERE name = ? ORDER BY key'),
   };
-  let version = number(sql.ends.get()?.['newest']);
+  let version = number(sql.newest.get()?.['version']);
+  let batching = false;
+  const revisions = new Map<Kind, number>();
 
   function read<K extends Kind>(kind: K, key: string): Resources[K] | undefined {
     const row = sql.get.get(kind, key);
@@ -70,22 +87,34 @@ export function sqliteStore(database: DatabaseSync, options: StoreOptions): Stor
     return object;
   }
   /** Writes object and log entry, then wakes the watchers. */
-  function write(type: Change['type'], kind: Kind, key: string, object: Resources[Kind], before?: Metadata): void {
+  function write(type: Change['type'], kind: Kind, key: string, object: Resources[Kind], old?: Resources[Kind]): void {
     const next = version + 1;
     object.metadata.resourceVersion = String(next);
     const body = JSON.stringify(object);
+    const before = old?.metadata;
     const moved = before !== undefined && !isDeepStrictEqual(before.labels ?? {}, object.metadata.labels ?? {});
-    transaction(database, () => {
+    const group = groupMoved(old, object);
+    const inStep = batching ? (work: () => void) => work() : (work: () => void) => transaction(database, work);
+    inStep(() => {
       if (type === 'DELETED') sql.delete.run(kind, key);
       else sql.put.run(kind, key, body);
-      sql.log.run(next, type, kind, key, body, moved ? JSON.stringify(before.labels ?? {}) : null);
+      sql.log.run(
+        next,
+        type,
+        kind,
+        key,
+        body,
+        moved ? JSON.stringify(before.labels ?? {}) : null,
+        group === undefined ? null : JSON.stringify(group),
+      );
       sql.forget.run(next - maxChanges);
     });
     version = next;
+    revisions.set(kind, next);
     news.tell();
   }
   function checkHistory(since: number): void {
-    const oldest = number(sql.ends.get()?.['oldest']);
+    const oldest = number(sql.oldest.get()?.['version']);
     // A position ahead of ours comes from another life of this store (a restored backup): nothing follows from it.
     if (since < oldest - 1 || since > version)
       throw new StoreConflict('expired', `changes after ${since} are not known here; list again`);
@@ -109,6 +138,25 @@ export function sqliteStore(database: DatabaseSync, options: StoreOptions): Stor
     list<K extends Kind>(kind: K) {
       return sql.list.all(kind).map((row) => parse<Resources[K]>(row['body']));
     },
+    *each<K extends Kind>(kind: K, after = '') {
+      for (const row of sql.each.iterate(kind, after)) yield parse<Resources[K]>(row['body']);
+    },
+    replicationsOf: (agent) => sql.ofAgent.all(agent).map((row) => parse<Resources['Replication']>(row['body'])),
+    replicationsIn: (group) => sql.inGroup.all(group).map((row) => parse<Resources['Replication']>(row['body'])),
+    snapshotsOf: (replication) =>
+      sql.snapshotsOf.all(replication, replication).map((row) => parse<Resources['Snapshot']>(row['body'])),
+    batch(work) {
+      const before = version;
+      batching = true;
+      try {
+        transaction(database, work);
+      } catch (error) {
+        version = before;
+        throw error;
+      } finally {
+        batching = false;
+      }
+    },
     create<K extends Kind>(kind: K, key: string, draft: Draft<K>) {
       if (read(kind, key) !== undefined) throw new StoreConflict('exists', `there is a ${kind} ${key} already`);
       const metadata = {
@@ -130,7 +178,7 @@ export function sqliteStore(database: DatabaseSync, options: StoreOptions): Stor
       Object.assign(object.metadata, { name, uid, generation, resourceVersion, creationTimestamp });
       if (isDeepStrictEqual(object, before)) return object;
       if (!isDeepStrictEqual(object.spec, before.spec)) object.metadata.generation += 1;
-      write('MODIFIED', kind, key, object, before.metadata);
+      write('MODIFIED', kind, key, object, before);
       return object;
     },
     delete<K extends Kind>(kind: K, key: string, ifVersion?: string) {
@@ -139,6 +187,7 @@ export function sqliteStore(database: DatabaseSync, options: StoreOptions): Stor
       write('DELETED', kind, key, object);
       return object;
     },
+    revision: (kind) => revisions.get(kind) ?? 0,
     version: () => version,
     watch({ kinds, since = version, signal }) {
       // Now, not at the first read: what is written between this call and the first `next` belongs to the watch.
@@ -171,6 +220,7 @@ function changeOf(row: Record<string, unknown>): Change {
     object: parse<unknown>(row['body']),
     version: number(row['version']),
     ...(row['labels'] === null ? {} : { labelsBefore: parse<unknown>(row['labels']) }),
+    ...(row['group_before'] === null ? {} : { groupBefore: parse<unknown>(row['group_before']) }),
   };
   return change as unknown as Change;
 }

@@ -15,6 +15,8 @@ export type Change<K extends Kind = Kind> = {
   version: number;
   /** Given when the change moved them: a watch by label must see an object leave. */
   labelsBefore?: Record<string, string>;
+  /** Given when the change moved spec.group of a replication; null: it had none. */
+  groupBefore?: string | null;
 };
 
 /** What the caller gives of a new object; uid, generation, resourceVersion and creationTimestamp come from the store. */
@@ -27,6 +29,14 @@ export interface Store {
   get<K extends Kind>(kind: K, key: string): Resources[K] | undefined;
   /** Ordered by key. */
   list<K extends Kind>(kind: K): Resources[K][];
+  /** The same one by one, from behind a key on; nothing may be written before it has ended. */
+  each<K extends Kind>(kind: K, after?: string): Iterable<Resources[K]>;
+  /** Replications whose source is a volume of the agent; ordered by key. Costs what there are of these. */
+  replicationsOf(agent: string): Resources['Replication'][];
+  /** Replications of a consistency group; ordered by key. Costs what there are of these. */
+  replicationsIn(group: string): Resources['Replication'][];
+  /** Of a replication, ordered by key. */
+  snapshotsOf(replication: string): Resources['Snapshot'][];
   /** @throws StoreConflict when the key is taken */
   create<K extends Kind>(kind: K, key: string, draft: Draft<K>): Resources[K];
   /**
@@ -43,6 +53,10 @@ export interface Store {
   ): Resources[K];
   /** Answers what was deleted, or undefined when it was absent. */
   delete<K extends Kind>(kind: K, key: string, ifVersion?: string): Resources[K] | undefined;
+  /** All writes that `work` makes become durable together, at its end, and none when it throws. It must be synchronous. */
+  batch(work: () => void): void;
+  /** Another number whenever anything of the kind has changed: for what is derived from all of them. */
+  revision(kind: Kind): number;
   /** Newest version written. */
   version(): number;
   /**
@@ -65,6 +79,17 @@ export class StoreUnavailable extends Error {
   }
 }
 
+/** The store does not take this object as it is, though the master would: nothing was written. */
+export class StoreRefused extends Error {
+  /** What is wrong where, such as spec.trigger.schedule; none when it is not a matter of fields. */
+  readonly fields: { path: string; message: string }[];
+  constructor(message: string, fields: StoreRefused['fields'], cause?: unknown) {
+    super(message, { cause });
+    this.name = 'StoreRefused';
+    this.fields = fields;
+  }
+}
+
 export class StoreConflict extends Error {
   readonly reason: 'exists' | 'absent' | 'version' | 'expired';
   constructor(reason: StoreConflict['reason'], message: string) {
@@ -77,4 +102,11 @@ export class StoreConflict extends Error {
 /** Store key of an object that belongs to a replication. */
 export function snapshotKey(replication: string, snapshot: string): string {
   return `${replication}/${snapshot}`;
+}
+
+/** What groupBefore of a change is: undefined when the group stays. */
+export function groupMoved(before: Resources[Kind] | undefined, after: Resources[Kind]): string | null | undefined {
+  if (before?.kind !== 'Replication' || after.kind !== 'Replication' || before.spec.group === after.spec.group)
+    return undefined;
+  return before.spec.group ?? null;
 }

@@ -20,12 +20,14 @@ import type { Store } from './store.ts';
 export interface Caller {
   name: string;
   role: Role;
+  /** Protection groups that it is bound to: see api/scope.ts. Absent: none, it sees all. */
+  groups?: readonly string[] | undefined;
 }
 export interface Tokens {
   /** Whose secret it is, or undefined. */
   caller(secret: string): Caller | undefined;
   /** Answers the secret, or undefined when the name is taken. @throws TooManyTokens */
-  create(name: string, role: Role): { view: TokenView; secret: string } | undefined;
+  create(name: string, role: Role, groups?: readonly string[]): { view: TokenView; secret: string } | undefined;
   get(name: string): TokenView | undefined;
   /** By name. */
   list(): TokenView[];
@@ -41,6 +43,7 @@ const leastSecretLength = 32;
 interface Entry {
   hash: Buffer;
   role: Role;
+  groups?: readonly string[] | undefined;
   creationTimestamp: string;
 }
 
@@ -57,18 +60,19 @@ export async function openTokens(options: TokensOptions): Promise<Tokens> {
   const { store, clock, random } = options;
   const entries = new Map<string, Entry>();
   for (const { key, value } of store.listRecords(table)) {
-    const entry = JSON.parse(value) as { hash: string; role: Role; creationTimestamp: string };
+    const entry = JSON.parse(value) as Omit<Entry, 'hash'> & { hash: string };
     entries.set(key, { ...entry, hash: Buffer.from(entry.hash, 'hex') });
   }
 
-  function put(name: string, role: Role, secret: string): Entry {
-    const entry = { hash: sha256(secret), role, creationTimestamp: new Date(clock.nowMs()).toISOString() };
+  function put(name: string, role: Role, secret: string, groups?: readonly string[]): Entry {
+    const entry = { hash: sha256(secret), role, groups, creationTimestamp: new Date(clock.nowMs()).toISOString() };
     store.putRecord(table, name, JSON.stringify({ ...entry, hash: entry.hash.toString('hex') }));
     entries.set(name, entry);
     return entry;
   }
-  const view = (name: string, { role, creationTimestamp }: Entry): TokenView => {
-    return { apiVersion, kind: 'Token', metadata: { name, creationTimestamp }, spec: { role } };
+  const view = (name: string, { role, groups, creationTimestamp }: Entry): TokenView => {
+    const spec = { role, groups: groups === undefined ? null : [...groups] };
+    return { apiVersion, kind: 'Token', metadata: { name, creationTimestamp }, spec };
   };
   const newSecret = (): string => `rpl_${random.bytes(32).toString('base64url')}`;
 
@@ -85,14 +89,15 @@ export async function openTokens(options: TokensOptions): Promise<Tokens> {
       let found: Caller | undefined;
       // All of them, always: the time tells nothing about which one it is.
       for (const [name, entry] of entries)
-        if (timingSafeEqual(entry.hash, hash)) found = { name, role: roles.includes(entry.role) ? entry.role : 'user' };
+        if (timingSafeEqual(entry.hash, hash))
+          found = { name, role: roles.includes(entry.role) ? entry.role : 'user', groups: entry.groups };
       return found;
     },
-    create(name, role) {
+    create(name, role, groups) {
       if (entries.has(name)) return undefined;
       if (entries.size >= maxTokens) throw new TooManyTokens();
       const secret = newSecret();
-      return { view: view(name, put(name, role, secret)), secret };
+      return { view: view(name, put(name, role, secret, groups)), secret };
     },
     get(name) {
       const entry = entries.get(name);

@@ -3,13 +3,13 @@
  *
  * A password is kept as scrypt's hash with its own salt, never itself. Five wrong passwords in a row lock the name for 30 s;
  * names that nobody has are treated alike and take as long, so nothing tells which names exist. A session is 256 random bits,
- * kept as their SHA-256, in memory: it ends when idle for 30 minutes, after 12 hours, when the role or the password changes,
+ * kept as their SHA-256, in memory: it ends when idle for 30 minutes, after 12 hours, when role, groups or password change,
  * and with the master. `admin` exists once, is made at the first start without a password (its token is in admin.token) and
  * can neither be deleted nor have another role.
  * Not here: API tokens (tokens.ts), and directories of people outside.
  */
 import { createHash, randomBytes, scrypt, timingSafeEqual } from 'node:crypto';
-import { promisify } from 'node:util';
+import { isDeepStrictEqual, promisify } from 'node:util';
 import type { Clock, Random } from '../proto/effects.ts';
 import type { Role } from './api/schema/token.ts';
 import type { UserView } from './api/schema/user.ts';
@@ -34,6 +34,7 @@ const derive = promisify<string, Buffer, number, typeof cost, Buffer>(scrypt);
 
 interface Entry {
   role: Role;
+  groups?: readonly string[] | undefined;
   displayName?: string;
   creationTimestamp: string;
   /** Hex; null: nobody can log in by password. */
@@ -56,13 +57,19 @@ export interface SessionCaller extends Caller {
   /** What a page must send with each write, in X-CSRF-Token. */
   csrf: string;
 }
+interface Settings {
+  role?: Role;
+  displayName?: string;
+  /** undefined: bound to none. */
+  groups?: readonly string[] | undefined;
+}
 export interface Users {
   list(): UserView[];
   get(name: string): UserView | undefined;
   /** False when the name is taken. @throws PasswordRefused, UsersRefused */
-  create(name: string, role: Role, password: string, displayName?: string): Promise<boolean>;
-  /** Ends the user's sessions when the role or the password changes. False when there is none. @throws PasswordRefused */
-  change(name: string, changes: { role?: Role; password?: string; displayName?: string }): Promise<boolean>;
+  create(name: string, password: string, of: Settings & { role: Role }): Promise<boolean>;
+  /** Ends the user's sessions when role, groups or password change. False when there is none. @throws PasswordRefused */
+  change(name: string, changes: Settings & { password?: string }): Promise<boolean>;
   delete(name: string): boolean;
   /** The password is right. @throws UsersRefused when locked or busy */
   verify(name: string, password: string): Promise<boolean>;
@@ -161,7 +168,7 @@ export function openUsers(options: {
         ...(entry.displayName === undefined ? {} : { displayName: entry.displayName }),
         creationTimestamp: entry.creationTimestamp,
       },
-      spec: { role: entry.role },
+      spec: { role: entry.role, groups: entry.groups === undefined ? null : [...entry.groups] },
       status: {
         hasPassword: entry.hash !== null,
         sessions: idsOf(name).length,
@@ -222,13 +229,13 @@ export function openUsers(options: {
       const entry = entries.get(name);
       return entry === undefined ? undefined : view(name, entry);
     },
-    async create(name, role, password, displayName) {
+    async create(name, password, of) {
       if (entries.has(name)) return false;
       if (entries.size >= maxUsers) throw new UsersRefused(`there are ${maxUsers} users already; delete some`);
       const secret = await secretOf(password);
       if (entries.has(name)) return false; // made by another meanwhile
       const creationTimestamp = new Date(clock.nowMs()).toISOString();
-      put(name, { role, creationTimestamp, ...secret, ...(displayName === undefined ? {} : { displayName }) });
+      put(name, { ...of, creationTimestamp, ...secret });
       return true;
     },
     async change(name, { password, ...changes }) {
@@ -236,8 +243,10 @@ export function openUsers(options: {
       // Looked up after the hash: what another did meanwhile stays.
       const entry = entries.get(name);
       if (entry === undefined) return false;
-      put(name, { ...entry, ...changes, ...secret });
-      if (password !== undefined || (changes.role !== undefined && changes.role !== entry.role)) endAll(name);
+      const next = { ...entry, ...changes, ...secret };
+      put(name, next);
+      const isOther = next.role !== entry.role || !isDeepStrictEqual(next.groups, entry.groups);
+      if (password !== undefined || isOther) endAll(name);
       if (password !== undefined) suspects.delete(name);
       return true;
     },
@@ -252,7 +261,7 @@ export function openUsers(options: {
       const isRight = await verify(name, password);
       // Deleted while the hash was made: not let in.
       const entry = entries.get(name);
-      return isRight && entry !== undefined ? start({ name, role: entry.role }) : undefined;
+      return isRight && entry !== undefined ? start({ name, role: entry.role, groups: entry.groups }) : undefined;
     },
     start,
     session(secret, isUse = true) {
@@ -260,7 +269,7 @@ export function openUsers(options: {
       const entry = session === undefined ? undefined : entries.get(session.user);
       if (session === undefined || entry === undefined) return undefined;
       if (isUse) session.usedMs = clock.nowMs();
-      return { name: session.user, role: entry.role, csrf: session.csrf };
+      return { name: session.user, role: entry.role, groups: entry.groups, csrf: session.csrf };
     },
     end: (secret) => void sessions.delete(digest(secret)),
     endAll,

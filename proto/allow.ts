@@ -16,6 +16,8 @@ import { messageOf, ReplicationError, systemErrorCode } from './errors.ts';
 export interface AllowRules {
   /** Paths of directories, images and block devices; with what lies below. */
   allow: readonly string[];
+  /** Block devices and images, with what lies below directories, that a recovery may write; on agents. Default none. */
+  allowWrite?: readonly string[];
   /** Where this program keeps its data. */
   own: readonly string[];
   /** Folders of recoveries: what is in them may be read and written though it is below `own`. */
@@ -31,6 +33,11 @@ export interface Allow {
   mayRead: (path: string) => Promise<string>;
   /** The path may be absent; answers it with everything resolved that exists. @throws ReplicationError TargetRefused */
   mayWriteRecovery: (path: string) => Promise<string>;
+  /**
+   * A volume that is there and that a recovery may write over. Answers the resolved path.
+   * @throws ReplicationError TargetRefused; whether it is in use is for those who open it to say
+   */
+  mayWriteVolume: (path: string) => Promise<string>;
   /**
    * A program that hooks may run: an executable that is listed itself (not one below a listed folder, whose contents others
    * may write), and that none but its owner can change. Answers the resolved path. @throws ReplicationError SourceRefused
@@ -71,9 +78,27 @@ const ephemeral = new Map([
 
 /** @throws ReplicationError SourceRefused for an entry that can never be allowed */
 export function allowList(rules: AllowRules): Allow {
-  for (const entry of rules.allow) {
-    const wrong = !isAbsolute(entry) ? 'is not an absolute path' : refusedBySystem(trimmed(entry), true);
-    if (wrong) throw new ReplicationError('SourceRefused', `--allow ${entry}: ${wrong}`);
+  const writable = rules.allowWrite ?? [];
+  for (const [flag, entries] of [['--allow', rules.allow] as const, ['--allow-write', writable] as const])
+    for (const entry of entries) {
+      const wrong = !isAbsolute(entry) ? 'is not an absolute path' : refusedBySystem(trimmed(entry), true);
+      if (wrong) throw new ReplicationError('SourceRefused', `${flag} ${entry}: ${wrong}`);
+    }
+
+  async function decideWrite(path: string): Promise<string> {
+    const { real, exists } = await resolve(path);
+    const block = await isBlockDevice(real);
+    const wrong = refusedBySystem(real, block) ?? (await refusedAsOwn(real)) ?? refusedByKubelet(real);
+    if (wrong) throw new Error(`${shown(path, real)} ${wrong}`);
+    const listed = await Promise.all(writable.map(realOf));
+    if (!listed.some((entry) => isWithin(real, entry)))
+      throw new Error(
+        `${shown(path, real)} may not be written: start the agent of its node with --allow-write ${real} if that is meant`,
+      );
+    if (!exists) throw new Error(`${path} does not exist; make the device or image first, of the volume's size`);
+    if (!block && !(await fs.stat(real)).isFile())
+      throw new Error(`${path} is neither a block device nor an image file`);
+    return real;
   }
 
   async function decide(path: string, writing: boolean): Promise<{ real: string; exists: boolean }> {
@@ -143,6 +168,9 @@ export function allowList(rules: AllowRules): Allow {
       const { real, exists } = await decide(path, false).catch(refuse('SourceRefused'));
       if (!exists) throw new ReplicationError('SourceGone', `${path} does not exist`);
       return real;
+    },
+    async mayWriteVolume(path) {
+      return decideWrite(path).catch(refuse('TargetRefused'));
     },
     async mayRun(path) {
       return decideRun(path).catch(refuse('SourceRefused'));

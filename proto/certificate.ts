@@ -3,9 +3,7 @@
  *
  * Pure but for randomness. Who may have which certificate is decided in master/authority.ts.
  */
-import './reflect.ts';
-import * as x509 from '@peculiar/x509';
-import { createHash, webcrypto, X509Certificate } from 'node:crypto';
+import { createHash, createPrivateKey, webcrypto, X509Certificate } from 'node:crypto';
 
 export const keyAlgorithm = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' } as const;
 
@@ -21,9 +19,9 @@ export async function generateKeyPair(): Promise<KeyPair> {
   return { keys, keyPem: pemOf('PRIVATE KEY', Buffer.from(pkcs8)) };
 }
 
-/** @throws when the text is no PKCS #8 P-256 key */
+/** @throws when the text is no P-256 key */
 export async function importKeyPair(keyPem: string): Promise<KeyPair> {
-  const der = x509.PemConverter.decodeFirst(keyPem);
+  const der = createPrivateKey(keyPem).export({ type: 'pkcs8', format: 'der' });
   const privateKey = await webcrypto.subtle.importKey('pkcs8', der, keyAlgorithm, true, ['sign']);
   const { kty, crv, x, y } = await webcrypto.subtle.exportKey('jwk', privateKey);
   if (kty === undefined || crv === undefined || x === undefined || y === undefined) throw new Error('not an EC key');
@@ -33,7 +31,10 @@ export async function importKeyPair(keyPem: string): Promise<KeyPair> {
 
 /** PKCS #10. The subject is of no weight: who signs sets the name. */
 export async function signingRequest({ keys }: KeyPair, name: string): Promise<Buffer> {
-  const request = await x509.Pkcs10CertificateRequestGenerator.create({
+  // Loaded for a request alone: 200 modules, a third of what an agent's start would load, and needed once in months.
+  await import('./reflect.ts');
+  const { Pkcs10CertificateRequestGenerator } = await import('@peculiar/x509');
+  const request = await Pkcs10CertificateRequestGenerator.create({
     name: [{ CN: [name] }],
     keys,
     signingAlgorithm: keyAlgorithm,

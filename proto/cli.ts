@@ -19,7 +19,7 @@ export class UsageError extends Error {
 }
 
 /** Reads one value; throws an Error whose message completes "--flag VALUE: ...". */
-export type Parse<T> = (text: string) => T;
+export type Parse<T> = ((text: string) => T) & { choices?: string[] };
 
 export interface Flag<T> {
   /** What the value stands for in the help, e.g. HOST:PORT; null for a switch. */
@@ -27,6 +27,8 @@ export interface Flag<T> {
   readonly help: string;
   /** One letter, e.g. `o` for -o. */
   readonly short?: string;
+  /** The words that it may be, where they are few. */
+  readonly choices?: readonly string[];
   readonly read: (texts: string[], flag: string) => T;
 }
 export type Flags = Record<string, Flag<unknown>>;
@@ -62,17 +64,18 @@ function parsed<T>(value: string, text: string, flag: string, parse: Parse<T>): 
 }
 
 export function optional<T>(value: string, help: string, parse: Parse<T>): Flag<T | undefined> {
-  return { value, help, read: (texts, flag) => one(value, texts, flag, parse) };
+  return { value, help, ...wordsOf(parse), read: (texts, flag) => one(value, texts, flag, parse) };
 }
 /** `fallback` is written as a person would type it, goes through `parse`, and is shown in the help. */
 export function withDefault<T>(value: string, fallback: string, help: string, parse: Parse<T>): Flag<T> {
   const read = (texts: string[], flag: string) => one(value, texts, flag, parse) ?? parse(fallback);
-  return { value, help: `${help} (default ${fallback})`, read };
+  return { value, help: `${help} (default ${fallback})`, ...wordsOf(parse), read };
 }
 export function required<T>(value: string, help: string, parse: Parse<T>): Flag<T> {
   return {
     value,
     help: `${help} (needed)`,
+    ...wordsOf(parse),
     read: (texts, flag) => {
       const found = one(value, texts, flag, parse);
       if (found === undefined) throw new UsageError(`--${flag} is missing.`, `Add --${flag} ${value}: ${help}.`);
@@ -85,8 +88,12 @@ export function repeated<T>(value: string, help: string, parse: Parse<T>): Flag<
   return {
     value,
     help: `${help} (may be repeated)`,
+    ...wordsOf(parse),
     read: (texts, flag) => texts.map((text) => parsed(value, text, flag, parse)),
   };
+}
+function wordsOf({ choices }: { choices?: string[] }): { choices?: string[] } {
+  return choices === undefined ? {} : { choices };
 }
 export function toggle(help: string): Flag<boolean> {
   return { value: null, help, read: (texts) => texts.length > 0 };

@@ -61,6 +61,11 @@ export interface DiskFile {
   nextData(position: number): Promise<number | undefined>;
   /** Start of the next hole at or after the position (the file's end counts as one). */
   nextHole(position: number): Promise<number>;
+  /**
+   * What was written there begins to go to storage, so that a `sync` later has less to wait for. Nobody is told when it is there, or
+   * that it is not. Absent: never.
+   */
+  startSync?(position: number, length: number): void;
   truncate(size: number): Promise<void>;
   size(): Promise<number>;
   /** Data and size durable. */

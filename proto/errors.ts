@@ -34,6 +34,10 @@ export const errorCodes = {
   SourceEmptied: { retry: 'never', text: 'The source was suddenly empty. Resync with force if that is meant.' },
   SourceGone: { retry: 'backoff', text: 'The source path does not exist or cannot be read.' },
   SourceInUse: { retry: 'never', text: 'The path is mounted or used in a way that forbids the operation.' },
+  SourceHalfWritten: {
+    retry: 'never',
+    text: 'A recovery has begun to write the volume and has not ended: it holds neither the old content nor the new.',
+  },
   SourceRefused: {
     retry: 'never',
     text: 'The path may not be read on this node: allow-list, hostPath, emptyDir, system directory.',
@@ -47,6 +51,10 @@ export const errorCodes = {
     text: 'The storage class has no space left. Free or add space; mirroring goes on by itself.',
   },
   TargetFailed: { retry: 'backoff', text: 'The target storage answered with an error.' },
+  ReceiverPending: {
+    retry: 'backoff',
+    text: 'The pod that keeps the replica is not running yet; the message says what it waits for.',
+  },
   ReplicaDamaged: { retry: 'resync', text: 'Stored bytes of the replica do not have their hash.' },
   NoConsistentCut: { retry: 'backoff', text: 'No way to take a consistent cut worked; the message says what would.' },
   SnapshotLocked: {

@@ -58,3 +58,14 @@ export function granuleLength(index: number, sizeBytes: number): number {
 export function contentRoot(hashes: Uint8Array): Buffer {
   return hash(hashes);
 }
+
+/** Bit i set: the hashes at i are not the same. As in Want.bitmap. */
+export function markDifferences(own: Buffer, other: Buffer): Buffer {
+  const bitmap = Buffer.alloc(Math.ceil(other.length / hashBytes / 8));
+  for (let i = 0; i * hashBytes < other.length; i++) {
+    const at = i * hashBytes;
+    if (own.compare(other, at, at + hashBytes, at, at + hashBytes) !== 0)
+      bitmap[i >> 3] = (bitmap[i >> 3] ?? 0) | (1 << (i & 7));
+  }
+  return bitmap;
+}

@@ -50,7 +50,7 @@ function nameOfErrno(errno: number): string | undefined {
 }
 
 /** The function as a promise; negative results reject. `path` is for the error only. */
-function bind(prototype: string, syscall: string): (args: Argument[], path?: Path) => Promise<number> {
+export function bind(prototype: string, syscall: string): (args: Argument[], path?: Path) => Promise<number> {
   const native = library.func(prototype) as Native;
   return async (args, path) => {
     if (running >= maxCalls) await new Promise<void>((resolve) => waiting.push(resolve));
@@ -73,7 +73,7 @@ function bind(prototype: string, syscall: string): (args: Argument[], path?: Pat
   };
 }
 
-function cString(bytes: Path): Buffer {
+export function cString(bytes: Path): Buffer {
   const buffer = Buffer.from(bytes);
   if (buffer.includes(0)) throw systemError(koffi.os.errno['EINVAL'] ?? 22, 'path with a zero byte');
   return Buffer.concat([buffer, Buffer.alloc(1)]);
@@ -97,6 +97,19 @@ const FS_IOC_SETFLAGS = 0x40086602;
 const FS_IMMUTABLE_FL = 0x10;
 const FS_APPEND_FL = 0x20;
 const FS_IOC_FIEMAP = 0xc020660b;
+
+/**
+ * At once, on this thread: for what the kernel answers from memory. Negative: koffi.errno() says why, until the next call.
+ * @param request of an ioctl that takes a pointer; unsigned
+ */
+export function ioctlNow(fd: number, request: number, buffer: Uint8Array): number {
+  return (ioctlSync ??= library.func('int ioctl(int fd, unsigned long request, void *argument)') as Native)(
+    fd,
+    request,
+    buffer,
+  );
+}
+let ioctlSync: Native | undefined;
 
 /** Makes the destination share all blocks of the source. Rejects with ENOTSUP, EXDEV, EINVAL or ENOTTY where that cannot be. */
 export async function ficlone(destFd: number, srcFd: number): Promise<void> {
@@ -140,11 +153,41 @@ export function lowerIoPriority(): boolean {
   return readdirSync('/proc/self/task').every((thread) => set(number, 1, Number(thread), lowestIoPriority) === 0);
 }
 
+const mountCall = library.func(
+  'int mount(const void *source, const void *target, const void *type, unsigned long flags, const void *data)',
+) as Native;
+
+/** mount(2) of a filesystem of the kernel's own; mount(8) does it for root alone, this with CAP_SYS_ADMIN. False when it cannot be. */
+export function mountVirtual(type: string, target: string): boolean {
+  const MS_NOSUID_NODEV_NOEXEC = 14;
+  const name = cString(type);
+  return mountCall(name, cString(target), name, MS_NOSUID_NODEV_NOEXEC, null) === 0;
+}
+
 /** Bytes of an open block device; ENOTTY for anything else. */
 export async function blkgetsize64(fd: number): Promise<number> {
   const size = new BigInt64Array(1);
   await ioctlBuffer([fd, BLKGETSIZE64, size]);
   return Number(size[0]);
+}
+
+const fcntl = bind('int fcntl(int fd, int command, intptr_t argument)', 'fcntl');
+const F_SETLEASE = 1024;
+const F_WRLCK = 1;
+const F_UNLCK = 2;
+
+/**
+ * Whether anybody else has the regular file open, a loop device over it too: a write lease is given only when not, fcntl(2). It is
+ * given back at once. False where the filesystem has no leases (NFS), or the file is another user's and CAP_LEASE is lacking.
+ */
+export async function hasOtherUsers(fd: number): Promise<boolean> {
+  try {
+    await fcntl([fd, F_SETLEASE, F_WRLCK]);
+  } catch (error) {
+    return hasCode(error, 'EAGAIN');
+  }
+  await fcntl([fd, F_SETLEASE, F_UNLCK]);
+  return false;
 }
 
 /** chattr +i and -i: nobody can change, move or remove the file. EPERM without CAP_LINUX_IMMUTABLE, ENOTTY or ENOTSUP where there is none. */
@@ -176,11 +219,8 @@ const fiemapExtents = 512;
  * Where the bytes of an open file lie: linux/fiemap.h, in ascending order; holes are left out. What is not written to the disk
  * yet is written first. Rejects with ENOTSUP or ENOTTY where the filesystem cannot tell.
  */
-export async function* fiemap(
-  fd: number,
-): AsyncGenerator<{ logical: number; length: number; physical: number; flags: number }> {
+export async function* fiemap(fd: number): AsyncGenerator<FileExtent> {
   const FIEMAP_FLAG_SYNC = 1;
-  const FIEMAP_EXTENT_LAST = 1;
   const buffer = Buffer.alloc(fiemapHeaderBytes + fiemapExtents * fiemapExtentBytes);
   for (let start = 0n; ;) {
     buffer.fill(0);
@@ -189,17 +229,38 @@ export async function* fiemap(
     buffer.writeUInt32LE(start === 0n ? FIEMAP_FLAG_SYNC : 0, 16);
     buffer.writeUInt32LE(fiemapExtents, 24);
     await ioctlBuffer([fd, FS_IOC_FIEMAP, buffer]);
-    const count = buffer.readUInt32LE(20);
-    for (let i = 0; i < count; i++) {
-      const at = fiemapHeaderBytes + i * fiemapExtentBytes;
-      const [logical, physical, length] = [0, 8, 16].map((offset) => buffer.readBigUInt64LE(at + offset));
-      const flags = buffer.readUInt32LE(at + 40);
-      start = (logical ?? 0n) + (length ?? 0n);
-      yield { logical: Number(logical), length: Number(length), physical: Number(physical), flags };
-      if (flags & FIEMAP_EXTENT_LAST) return;
-    }
-    if (count === 0) return;
+    const extents = parseExtents(buffer);
+    yield* extents;
+    const last = extents.at(-1);
+    if (!last || last.flags & FIEMAP_EXTENT_LAST) return;
+    start = BigInt(last.logical) + BigInt(last.length);
   }
+}
+
+export interface FileExtent {
+  logical: number;
+  length: number;
+  physical: number;
+  /** FIEMAP_EXTENT_* */
+  flags: number;
+}
+
+const FIEMAP_EXTENT_LAST = 1;
+
+/** What the kernel has put into a struct fiemap: as many as it says, up to the last one of the file. */
+export function parseExtents(buffer: Buffer): FileExtent[] {
+  const extents: FileExtent[] = [];
+  const count = Math.min(buffer.readUInt32LE(20), Math.floor((buffer.length - fiemapHeaderBytes) / fiemapExtentBytes));
+  for (let i = 0; i < count; i++) {
+    const at = fiemapHeaderBytes + i * fiemapExtentBytes;
+    const [logical = 0, physical = 0, length = 0] = [0, 8, 16].map((offset) =>
+      Number(buffer.readBigUInt64LE(at + offset)),
+    );
+    const flags = buffer.readUInt32LE(at + 40);
+    extents.push({ logical, length, physical, flags });
+    if (flags & FIEMAP_EXTENT_LAST) break;
+  }
+  return extents;
 }
 
 // ---- ranges of open files
@@ -217,6 +278,17 @@ export async function fallocatePunch(fd: number, offset: number, length: number)
 /** The range reads as zeros and stays allocated, the size stays. ENOTSUP where the filesystem cannot. */
 export async function fallocateZero(fd: number, offset: number, length: number): Promise<void> {
   await fallocate([fd, ZERO_RANGE | KEEP_SIZE, offset, length]);
+}
+
+const syncRange = bind(
+  'int sync_file_range(int fd, int64_t offset, int64_t length, unsigned int flags)',
+  'sync_file_range',
+);
+const SYNC_FILE_RANGE_WRITE = 2;
+
+/** Writing of dirty pages begins; nothing is promised of when it ends, or of what reads them back. ESPIPE, EINVAL, ENOSYS: not here. */
+export async function startWriteback(fd: number, offset: number, length: number): Promise<void> {
+  await syncRange([fd, offset, length, SYNC_FILE_RANGE_WRITE]);
 }
 
 const lseek = bind('int64_t lseek(int fd, int64_t offset, int whence)', 'lseek');
@@ -317,6 +389,16 @@ export async function fremovexattr(fd: number, name: Path): Promise<void> {
   await fremove([fd, cString(name)]).catch(unlessGone);
 }
 
+const flistSync = library.func('intptr_t flistxattr(int fd, void *list, size_t size)') as Native;
+const listed = Buffer.alloc(64);
+
+/** On this thread. The label that SELinux gives every file by itself does not count. */
+export function hasXattrs(fd: number): boolean {
+  const length = flistSync(fd, listed, listed.length);
+  if (length < 0) return koffi.errno() !== koffi.os.errno['EOPNOTSUPP'];
+  return length > 0 && listed.toString('latin1', 0, length) !== 'security.selinux\0';
+}
+
 function unlessGone(error: unknown): void {
   if (!hasCode(error, 'ENODATA')) throw error;
 }
@@ -367,6 +449,13 @@ export async function utimensat(path: Path, mtime: Time | undefined, atime?: Tim
 
 export async function futimens(fd: number, mtime: Time | undefined, atime?: Time): Promise<void> {
   await futimensCall([fd, times(mtime, atime)]);
+}
+
+const futimensSync = library.func('int futimens(int fd, void *times)') as Native;
+
+/** On this thread. @throws as the promise rejects */
+export function futimensNow(fd: number, mtime: Time): void {
+  if (futimensSync(fd, times(mtime, undefined)) < 0) throw systemError(koffi.errno(), 'futimens');
 }
 
 function times(mtime: Time | undefined, atime: Time | undefined): BigInt64Array {

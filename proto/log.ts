@@ -3,6 +3,7 @@
  *
  * Guarantees: fields named like secrets are written as [redacted], wherever they stand to a depth of two. Under systemd each
  * line begins with its priority (sd-daemon(3)), so that `journalctl -p warning` finds it; journald takes it off again.
+ * The newest lines can be kept in memory too (`keepLines`), for a support bundle.
  * Fields that join lines: `replication`, `agent`, `call` (one gRPC call, the same id on agent and master), `requestId` (of an
  * API request, also in its answer).
  */
@@ -15,15 +16,40 @@ const secrets = ['token', 'password', 'passphrase', 'privateKey', 'authorization
 /** syslog(3) */
 const priorities: Record<string, number> = { trace: 7, debug: 7, info: 6, warn: 4, error: 3, fatal: 2 };
 
+/** The newest lines of a log, for who asks; older ones give way. */
+export interface KeptLines extends DestinationStream {
+  text(): string;
+}
+
+/** @param maxBytes of UTF-8 that are kept at most */
+export function keepLines(maxBytes: number): KeptLines {
+  const lines: string[] = [];
+  let bytes = 0;
+  return {
+    write(line) {
+      lines.push(line);
+      bytes += Buffer.byteLength(line);
+      while (bytes > maxBytes) bytes -= Buffer.byteLength(lines.shift() ?? '');
+    },
+    text: () => lines.join(''),
+  };
+}
+
 /** @param journald standard output goes to journald; given by tests */
 export function openLog(
   name: string,
   level: LogLevel,
   output: DestinationStream = pino.destination({ fd: 1, sync: true }),
   journald = process.env['JOURNAL_STREAM'] !== undefined,
+  kept?: KeptLines,
 ): Logger {
-  const prefixed: DestinationStream = {
-    write: (line) => output.write(`<${priorities[/^\{"level":"(\w+)"/.exec(line)?.[1] ?? ''] ?? 6}>${line}`),
+  const priorityOf = (line: string): string =>
+    journald ? `<${priorities[/^\{"level":"(\w+)"/.exec(line)?.[1] ?? ''] ?? 6}>` : '';
+  const both: DestinationStream = {
+    write(line) {
+      kept?.write(line);
+      output.write(`${priorityOf(line)}${line}`);
+    },
   };
   return pino(
     {
@@ -33,6 +59,6 @@ export function openLog(
       formatters: { level: (label) => ({ level: label }) },
       redact: { paths: secrets.flatMap((field) => [field, `*.${field}`, `*.*.${field}`]), censor: '[redacted]' },
     },
-    journald ? prefixed : output,
+    journald || kept ? both : output,
   );
 }

@@ -13,6 +13,10 @@ export class Pace {
     this.#perSecond = perSecond;
   }
 
+  get perSecond(): number {
+    return this.#perSecond;
+  }
+
   set perSecond(value: number) {
     this.#perSecond = value;
   }

@@ -9,13 +9,24 @@
  * Serializing is done here and not by grpc-js, because its server answers every decoding fault with a bare INTERNAL.
  */
 import * as grpc from '@grpc/grpc-js';
+import type { EventEmitter } from 'node:events';
 import { isIP } from 'node:net';
-import { checkServerIdentity, createSecureContext } from 'node:tls';
+import { type PeerCertificate, checkServerIdentity, createSecureContext } from 'node:tls';
+import { BulkChannel, type ClientCall, ServerCall } from './bulkcall.ts';
 import { type ErrorCode, ReplicationError, asReplicationError, errorCodes, messageOf } from './errors.ts';
+import type { HoldReply, HoldRequest } from './holdwire.ts';
 import { type Stream, bell } from './stream.ts';
 import { isLoopback, parsePeer } from './value.ts';
 import type { AgentMessage, JoinReply, JoinRequest, MasterMessage, Messages, RenewRequest } from './wire.ts';
-import { type MirrorReply, type MirrorRequest, decode, encode, encodeParts, maxMessageBytes } from './wire.ts';
+import {
+  type Encoded,
+  type MirrorReply,
+  type MirrorRequest,
+  decode,
+  encode,
+  encodeParts,
+  maxMessageBytes,
+} from './wire.ts';
 
 /** Flow-control window of each stream and of each connection, both directions: the default 64 KiB halves the speed. */
 export const windowBytes = 8 << 20;
@@ -28,9 +39,11 @@ const unaryDeadlineMs = 30_000;
 /** SNI and first name of every server certificate: an IP address is no valid SNI, RFC 6066. */
 export const masterServerName = 'replicator-master';
 
+export const maxFrameBytes = maxMessageBytes + 65536;
+
 const commonOptions = {
-  'grpc.max_receive_message_length': maxMessageBytes + 65536,
-  'grpc.max_send_message_length': maxMessageBytes + 65536,
+  'grpc.max_receive_message_length': maxFrameBytes,
+  'grpc.max_send_message_length': maxFrameBytes,
   'grpc.keepalive_time_ms': 10_000,
   'grpc.keepalive_timeout_ms': keepaliveMs - 10_000,
   'grpc.enable_channelz': 0,
@@ -66,11 +79,17 @@ const method = (name: string, streams: boolean): grpc.MethodDefinition<Buffer, B
   responseStream: streams,
   ...serializers,
 });
+/** The streams of a receiver, see replicator.proto. */
+export const receiverPaths = {
+  Hold: '/cdm.replicator.v1.Receiver/Hold',
+  Mirror: '/cdm.replicator.v1.Receiver/Mirror',
+};
 export const service = {
   Join: method('Join', false),
   Renew: method('Renew', false),
   Control: method('Control', true),
   Mirror: method('Mirror', true),
+  Restore: method('Restore', true),
 };
 
 // ---- errors ----
@@ -126,7 +145,15 @@ export function fromStatus(thrown: unknown): ReplicationError {
 
 // ---- calls as Streams ----
 
-type Call = grpc.ClientDuplexStream<Buffer, Buffer> | grpc.ServerDuplexStream<Buffer, Buffer>;
+/** What a call of grpc-js and one of ours (bulkcall.ts) have in common. */
+interface Call {
+  read(): unknown;
+  write(message: Buffer & Encoded, written: () => void): unknown;
+  end(): unknown;
+  recycle?(message: Buffer): void;
+  readonly writableEnded: boolean;
+  on(event: 'readable' | 'end' | 'close', listener: () => void): unknown;
+}
 
 interface Ends {
   /** Tells the other side and ends the call. */
@@ -146,6 +173,7 @@ function wrap<O extends keyof Messages, I extends keyof Messages>(call: Call, ou
   /** The other side will send no more (all of it is read), or the call is over. */
   let readEnded = false;
   let over = false;
+  let newest: { message: Messages[I]; bytes: Buffer } | undefined;
 
   const fail = (error: ReplicationError): void => {
     failure ??= error;
@@ -169,7 +197,9 @@ function wrap<O extends keyof Messages, I extends keyof Messages>(call: Call, ou
   function take(bytes: Buffer): Messages[I] {
     receivedBytes += bytes.length;
     try {
-      return decode(into, bytes);
+      const message = decode(into, bytes);
+      newest = { message, bytes };
+      return message;
     } catch (error) {
       abort(asReplicationError(error, 'BadMessage'));
       throw error;
@@ -199,8 +229,8 @@ function wrap<O extends keyof Messages, I extends keyof Messages>(call: Call, ou
       if (over || call.writableEnded) throw new ReplicationError('Disconnected', 'the call has ended');
       const bytes = encodeParts(out, message);
       queuedBytes += bytes.length;
-      // grpc-js copies it into its frame, and needs no more of a Buffer than that.
-      call.write(bytes as Buffer, () => {
+      // Of a Buffer grpc-js needs no more than that it can be copied into its frame.
+      call.write(bytes as Buffer & Encoded, () => {
         queuedBytes -= bytes.length;
         sentBytes += bytes.length;
         ring();
@@ -209,6 +239,10 @@ function wrap<O extends keyof Messages, I extends keyof Messages>(call: Call, ou
       if (failure !== undefined) throw failure as ReplicationError;
     },
     receive: receive(),
+    recycle(message) {
+      if (newest?.message === message) call.recycle?.(newest.bytes);
+      newest = undefined;
+    },
     end: () => void call.end(),
     cancel: () => abort(new ReplicationError('Disconnected', 'the call was cancelled')),
     get sentBytes() {
@@ -234,24 +268,27 @@ function wrap<O extends keyof Messages, I extends keyof Messages>(call: Call, ou
  * Answers when all is over; never throws. The signal's reason ends the call at once.
  */
 export async function serve<O extends keyof Messages, I extends keyof Messages>(
-  call: grpc.ServerDuplexStream<Buffer, Buffer>,
+  call: ServerDuplex,
   [out, into]: readonly [O, I],
   handler: (stream: Stream<Messages[O], Messages[I]>, signal: AbortSignal) => Promise<void>,
   signal: AbortSignal,
 ): Promise<void> {
   const ends: Ends = {
-    abort: (error) => void call.emit('error', toStatus(error)),
+    abort: (error) => refuse(call, error),
     left: () => undefined,
     ended(good) {
       // A call that the client reset ends like one that it ended well; sending headers makes grpc-js look, and say
       // "cancelled" within this turn of the loop.
-      call.sendMetadata(new grpc.Metadata());
-      setImmediate(good);
+      if (!(call instanceof ServerCall)) call.sendMetadata(new grpc.Metadata());
+      setImmediate(() => {
+        if (!(call instanceof ServerCall) || call.isGood) good();
+      });
     },
   };
   const { stream, fail, abort, finish } = wrap(call, out, into, ends);
+  if (call instanceof ServerCall) call.onMalformed((error) => abort(asReplicationError(error, 'BadMessage')));
   const gone = new AbortController();
-  call.on('cancelled', () => {
+  (call as EventEmitter).on('cancelled', () => {
     const error = new ReplicationError('Disconnected', 'the other side ended the call or the line is down');
     fail(error);
     gone.abort(error);
@@ -270,27 +307,37 @@ export async function serve<O extends keyof Messages, I extends keyof Messages>(
   }
 }
 
+export type ServerDuplex = grpc.ServerDuplexStream<Buffer, Buffer> | ServerCall;
+
+/** Ends the call with this error as its status. */
+export function refuse(call: ServerDuplex, error: unknown): void {
+  const status = toStatus(error);
+  if (!(call instanceof ServerCall)) return void call.emit('error', status);
+  const code = status.metadata.get(codeKey)[0];
+  call.finish({ code: status.code, details: status.details, metadata: { [codeKey]: String(code) } });
+}
+
 const callIdKey = 'x-call-id';
 
 /** What the caller named its call; empty: nothing that could stand in a log. */
-export function callIdOf(call: { metadata: grpc.Metadata }): string {
-  const id = call.metadata.get(callIdKey)[0];
+export function callIdOf(call: ServerDuplex): string {
+  const id = call instanceof ServerCall ? call.header(callIdKey) : call.metadata.get(callIdKey)[0];
   return typeof id === 'string' && /^[\w-]{1,64}$/.test(id) ? id : '';
 }
 
+type ClientDuplex = grpc.ClientDuplexStream<Buffer, Buffer> | ClientCall;
+
 function clientStream<O extends keyof Messages, I extends keyof Messages>(
-  client: grpc.Client,
-  { path }: grpc.MethodDefinition<Buffer, Buffer>,
+  client: grpc.Client | BulkChannel,
+  { path }: { path: string },
   [out, into]: readonly [O, I],
   signal?: AbortSignal,
   id?: string,
 ): Stream<Messages[O], Messages[I]> {
-  let call: grpc.ClientDuplexStream<Buffer, Buffer>;
+  let call: ClientDuplex;
   try {
     signal?.throwIfAborted();
-    const metadata = new grpc.Metadata();
-    if (id !== undefined) metadata.set(callIdKey, id);
-    call = client.makeBidiStreamRequest(path, asIs, asIs, metadata);
+    call = begin(client, path, id === undefined ? {} : { [callIdKey]: id });
   } catch (error) {
     throw signal?.aborted === true ? asReplicationError(error, 'Stopped') : fromStatus(error);
   }
@@ -302,13 +349,21 @@ function clientStream<O extends keyof Messages, I extends keyof Messages>(
   });
   const stop = (): void => abort(asReplicationError(signal?.reason, 'Stopped'));
   signal?.addEventListener('abort', stop);
-  call.on('error', (error) => fail(fromStatus(error)));
-  call.on('status', () => {
+  const events: EventEmitter = call;
+  events.on('error', (error: Error) => fail(fromStatus(error)));
+  events.on('status', () => {
     signal?.removeEventListener('abort', stop);
     // Good or bad: nothing can be sent any more. What was received before is still handed out.
     finish();
   });
   return stream;
+}
+
+function begin(client: grpc.Client | BulkChannel, path: string, headers: Record<string, string>): ClientDuplex {
+  if (client instanceof BulkChannel) return client.call(path, headers);
+  const metadata = new grpc.Metadata();
+  for (const [key, value] of Object.entries(headers)) metadata.set(key, value);
+  return client.makeBidiStreamRequest(path, asIs, asIs, metadata);
 }
 
 // ---- client ----
@@ -319,6 +374,8 @@ export interface Client {
   control(signal?: AbortSignal): Stream<AgentMessage, MasterMessage>;
   /** @param id written into the logs of both sides */
   mirror(signal?: AbortSignal, id?: string): Stream<MirrorRequest, MirrorReply>;
+  /** As `mirror`, with the directions turned round. */
+  restore(signal?: AbortSignal, id?: string): Stream<MirrorReply, MirrorRequest>;
   /** Calls under way go on to their end; new ones fail as Disconnected. */
   close(): void;
 }
@@ -330,17 +387,32 @@ export interface ClientTrust {
   keyPem?: string;
 }
 
+const proxyVariables = ['grpc_proxy', 'https_proxy', 'http_proxy'];
+
 /** Dials lazily and again by itself. @param master HOST:PORT, must be among the names of the master's certificate. */
 export function connect(master: string, { caPem, certificatePem, keyPem }: ClientTrust): Client {
-  const { host } = parsePeer(master);
+  const { host, port } = parsePeer(master);
   const secureContext = createSecureContext({ ca: caPem, cert: certificatePem, key: keyPem, minVersion: 'TLSv1.3' });
-  const credentials = grpc.credentials.createFromSecureContext(secureContext, {
-    checkServerIdentity: (_name, certificate) => checkServerIdentity(host, certificate),
-  });
+  const trust = {
+    checkServerIdentity: (_name: string, certificate: PeerCertificate) => checkServerIdentity(host, certificate),
+  };
+  const credentials = grpc.credentials.createFromSecureContext(secureContext, trust);
   const client = new grpc.Client(master, credentials, {
     ...clientOptions,
     ...(isIP(host) === 0 ? {} : { 'grpc.ssl_target_name_override': masterServerName }),
     ...(isLoopback(host) ? { 'grpc.enable_http_proxy': 0 } : {}),
+  });
+  // A proxy of the environment is grpc-js's to talk to.
+  const isProxied = !isLoopback(host) && proxyVariables.some((name) => (process.env[name] ?? '') !== '');
+  const bulk = new BulkChannel({
+    host,
+    port,
+    secureContext,
+    ...trust,
+    servername: isIP(host) === 0 ? undefined : masterServerName,
+    windowBytes,
+    keepaliveMs,
+    maxMessageBytes: maxFrameBytes,
   });
   const unary = <K extends keyof Messages>(path: string, kind: K, request: Messages[K]): Promise<JoinReply> =>
     new Promise((resolve, reject) => {
@@ -358,7 +430,46 @@ export function connect(master: string, { caPem, certificatePem, keyPem }: Clien
     join: async (request) => unary(service.Join.path, 'JoinRequest', request),
     renew: async (request) => unary(service.Renew.path, 'RenewRequest', request),
     control: (signal) => clientStream(client, service.Control, ['AgentMessage', 'MasterMessage'], signal),
-    mirror: (signal, id) => clientStream(client, service.Mirror, ['MirrorRequest', 'MirrorReply'], signal, id),
-    close: () => client.close(),
+    mirror: (signal, id) =>
+      clientStream(isProxied ? client : bulk, service.Mirror, ['MirrorRequest', 'MirrorReply'], signal, id),
+    restore: (signal, id) => clientStream(client, service.Restore, ['MirrorReply', 'MirrorRequest'], signal, id),
+    close() {
+      client.close();
+      bulk.close();
+    },
+  };
+}
+
+/** What a master's certificate is called when it dials receivers: no agent can have a name with a dot. */
+export const masterClientName = 'replicator.master';
+
+/** A receiver as its master calls it. */
+export interface ReceiverClient {
+  hold(signal?: AbortSignal): Stream<HoldRequest, HoldReply>;
+  mirror(signal?: AbortSignal): Stream<MirrorRequest, MirrorReply>;
+  /** Calls under way go on to their end; new ones fail as Disconnected. */
+  close(): void;
+}
+
+/** Dials lazily and again by itself. @param name that the receiver's certificate must be for */
+export function connectReceiver(
+  { host, port }: { host: string; port: number },
+  name: string,
+  { caPem, certificatePem, keyPem }: Required<ClientTrust>,
+): ReceiverClient {
+  const channel = new BulkChannel({
+    host,
+    port,
+    secureContext: createSecureContext({ ca: caPem, cert: certificatePem, key: keyPem, minVersion: 'TLSv1.3' }),
+    checkServerIdentity: (_name, certificate) => checkServerIdentity(name, certificate),
+    servername: name,
+    windowBytes,
+    keepaliveMs,
+    maxMessageBytes: maxFrameBytes,
+  });
+  return {
+    hold: (signal) => clientStream(channel, { path: receiverPaths.Hold }, ['HoldRequest', 'HoldReply'], signal),
+    mirror: (signal) => clientStream(channel, { path: receiverPaths.Mirror }, ['MirrorRequest', 'MirrorReply'], signal),
+    close: () => channel.close(),
   };
 }

@@ -7,7 +7,16 @@
 import type { DatabaseSync } from 'node:sqlite';
 import { systemErrorCode } from './errors.ts';
 
-const codes = { busy: 5, noMemory: 7, io: 10, corrupt: 11, full: 13, cannotOpen: 14, notADatabase: 26 } as const;
+const codes = {
+  error: 1,
+  busy: 5,
+  noMemory: 7,
+  io: 10,
+  corrupt: 11,
+  full: 13,
+  cannotOpen: 14,
+  notADatabase: 26,
+} as const;
 
 function primaryCode(error: unknown): number | undefined {
   if (systemErrorCode(error) !== 'ERR_SQLITE_ERROR') return undefined;
@@ -37,10 +46,13 @@ export function isSqliteBusy(error: unknown): boolean {
   return primaryCode(error) === codes.busy;
 }
 
-/** The file is not a database any more, or a damaged one. */
+/**
+ * The file is not a database any more, or a damaged one. SQLITE_ERROR too: our statements are fixed, so a table or column that
+ * they do not find is one whose name has changed in the file.
+ */
 export function isSqliteDamage(error: unknown): boolean {
   const code = primaryCode(error);
-  return code === codes.corrupt || code === codes.notADatabase;
+  return code !== undefined && ([codes.corrupt, codes.notADatabase, codes.error] as number[]).includes(code);
 }
 
 /** The disk below is full, fails or lacks something, which says nothing about what the database holds: try again later. */

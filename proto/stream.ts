@@ -20,6 +20,8 @@ export interface Stream<Out, In> {
    * still travels.
    */
   readonly receive: AsyncIterableIterator<In>;
+  /** Of the newest message received: nobody looks at its buffers any more, others may come in them. Absent: they are its own. */
+  recycle?(message: In): void;
   /** Nothing more will be sent; receiving goes on (client) or the call ends well (server). */
   end(): void;
   /** Ends both directions at once. */

@@ -23,6 +23,7 @@ import {
   seekData,
   seekHole,
   setImmutable,
+  startWriteback,
 } from './libc.ts';
 
 /** Pieces in which a clone without reflink is copied: how soon an abort is seen and progress told. */
@@ -124,6 +125,7 @@ export const systemEffects: Effects = { clock: systemClock, random: systemRandom
 
 /** An open file of node:fs as the interface of the effects; close() closes it. */
 export function diskFile(file: fs.FileHandle): DiskFile {
+  const writeback = new Writeback(file.fd);
   return {
     async read(buffer, position) {
       let done = 0;
@@ -149,6 +151,7 @@ export function diskFile(file: fs.FileHandle): DiskFile {
     },
     nextData: (position) => nextData(file, position),
     nextHole: (position) => nextHole(file, position),
+    startSync: (position, length) => writeback.start(position, position + length),
     async truncate(size) {
       await file.truncate(size);
     },
@@ -158,9 +161,37 @@ export function diskFile(file: fs.FileHandle): DiskFile {
       await file.datasync();
     },
     async close() {
+      await writeback.ended;
       await file.close();
     },
   };
+}
+
+/** One call at a time: when the disk is slower than what comes, the ranges that wait become one. */
+class Writeback {
+  readonly #fd: number;
+  #waiting: { from: number; to: number } | undefined;
+  /** No call uses the descriptor any more. */
+  ended: Promise<void> | undefined;
+
+  constructor(fd: number) {
+    this.#fd = fd;
+  }
+
+  start(from: number, to: number): void {
+    const { from: first = from, to: last = to } = this.#waiting ?? {};
+    this.#waiting = { from: Math.min(from, first), to: Math.max(to, last) };
+    this.ended ??= this.#run();
+  }
+
+  async #run(): Promise<void> {
+    for (let next = this.#waiting; next; next = this.#waiting) {
+      this.#waiting = undefined;
+      // Where it cannot be, the sync that follows does all the work, and says what fails.
+      await startWriteback(this.#fd, next.from, next.to - next.from).catch(() => undefined);
+    }
+    this.ended = undefined;
+  }
 }
 
 async function writeAll(file: fs.FileHandle, buffers: Uint8Array[], position: number): Promise<void> {

@@ -33,6 +33,11 @@ export function formatHostPort({ host, port }: HostPort): string {
   return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
 }
 
+/** As this machine itself dials who listens on `host`: of all addresses the loopback's, which our certificates name. */
+export function nearHost(host: string): string {
+  return host === '0.0.0.0' ? '127.0.0.1' : host === '::' ? '::1' : host;
+}
+
 export function isLoopback(host: string): boolean {
   return host === 'localhost' || host === '::1' || /^127\.\d+\.\d+\.\d+$/.test(host);
 }
@@ -70,12 +75,14 @@ export function parseText(text: string): string {
   return text;
 }
 
-export function parseChoice<const T extends string>(...choices: T[]): (text: string) => T {
-  return (text) => {
+/** The reader knows its words, for completion. */
+export function parseChoice<const T extends string>(...choices: T[]): ((text: string) => T) & { choices: T[] } {
+  const read = (text: string): T => {
     const found = choices.find((choice) => choice === text);
     if (found === undefined) throw new Error(`is none of ${choices.join(', ')}`);
     return found;
   };
+  return Object.assign(read, { choices });
 }
 
 /** A folder to keep data in; absent ones are made. The kernel's own filesystems keep nothing (and making one there can hang). */

@@ -5,9 +5,11 @@
  * else is refused as BadMessage naming the field. `bytes` fields are slices of the received buffer, not copies.
  */
 import { readFileSync } from 'node:fs';
+import { isIP } from 'node:net';
 import protobuf from 'protobufjs';
 import { granuleBytes, hashBytes, isZeroHash } from './granule.ts';
 import { ReplicationError } from './errors.ts';
+import { holdKinds, type HoldMessages } from './holdwire.ts';
 
 export const protocolVersion = 1;
 export const protocolOldest = 1;
@@ -48,6 +50,8 @@ export interface AgentHello {
   bootId: string;
   defaultRole: string;
   kernel: string;
+  tellsLog: boolean;
+  kubelet: string;
 }
 export interface Ping {
   number: number;
@@ -70,6 +74,7 @@ export interface Volume {
   claim: string;
   eligible: boolean;
   reason: string;
+  write: boolean;
 }
 export interface Trouble {
   reason: string;
@@ -94,6 +99,7 @@ export interface Report {
   fullScanReason: string;
   cutsMade: number;
   cutsRefused: number;
+  cutRefusedReason: string;
   lastFreezeUs: number;
   unchangedSinceUs: number;
   syncRequestDone: number;
@@ -110,6 +116,18 @@ export interface AgentEvent {
   message: string;
   agentUs: number;
 }
+export interface Probe {
+  number: number;
+  address: string;
+  port: number;
+}
+/** reached: it accepted or refused; unreachable: no answer; failed: who was asked could not ask. */
+export type ProbeOutcome = 'reached' | 'unreachable' | 'failed';
+export interface Probed {
+  number: number;
+  outcome: ProbeOutcome;
+  message: string;
+}
 /** Exactly one of them is set, here and in the other messages of kinds. */
 export interface AgentMessage {
   hello?: AgentHello;
@@ -118,6 +136,8 @@ export interface AgentMessage {
   report?: Report;
   event?: AgentEvent;
   looked?: Volume;
+  log?: { text: string };
+  probed?: Probed;
 }
 
 export interface Pong {
@@ -151,17 +171,31 @@ export interface Assignment {
   hookTimeoutSeconds: number;
   group: string;
 }
+/** A recovery point that is to be written into a volume of the agent's node, or compared with one. */
+export interface Restore {
+  uid: string;
+  name: string;
+  replicaUid: string;
+  fencingGeneration: string;
+  path: string;
+  volumeMode: string;
+  sizeBytes: number;
+  compare: boolean;
+}
 export interface Assignments {
   items: Assignment[];
   known: string[];
   knownComplete: boolean;
+  restores: Restore[];
 }
 export interface MasterMessage {
   welcome?: { protocol: number; masterVersion: string };
   pong?: Pong;
   assignments?: Assignments;
   renew?: Record<string, never>;
-  look?: { path: string };
+  look?: { path: string; write: boolean };
+  logRequest?: object;
+  probe?: Probe;
 }
 
 export interface MirrorHello {
@@ -172,6 +206,9 @@ export interface MirrorHello {
   sizeBytes: number;
   sourceId: string;
   force: boolean;
+  /** To a receiver only: who writes, and for which hold. */
+  writer?: string;
+  hold?: string;
 }
 export interface Offer {
   object: number;
@@ -230,6 +267,8 @@ export interface Commit {
   startedUs: number;
   sentBytes: number;
   groupCut: string;
+  /** Restore: what the volume must hold by now; empty in all others. */
+  digest?: Buffer;
 }
 /** See GroupAsk in replicator.proto. */
 export interface GroupAsk {
@@ -267,7 +306,7 @@ export interface MirrorWelcome {
 }
 export interface MirrorReply {
   welcome?: MirrorWelcome;
-  received?: { number: number };
+  received?: { number: number; workedUs: number };
   want?: { number: number; bitmap: Buffer };
   committed?: { sequence: number; digest: Buffer };
   nodes?: Nodes;
@@ -275,9 +314,11 @@ export interface MirrorReply {
   verifyReady?: { readBytes: number; badGranules: number };
   verifyProgress?: { bytesDone: number; bytesTotal: number };
   group?: GroupAsk;
+  restore?: { protocol: number; uid: string };
+  refusal?: { code: string; message: string };
 }
 
-export interface Messages {
+export interface Messages extends HoldMessages {
   JoinRequest: JoinRequest;
   RenewRequest: RenewRequest;
   JoinReply: JoinReply;
@@ -312,6 +353,8 @@ export function encode<K extends keyof Messages>(kind: K, message: Messages[K]):
 export interface Encoded {
   readonly length: number;
   readonly byteLength: number;
+  /** Absent: it is a Buffer itself. */
+  readonly parts?: readonly Uint8Array[];
   copy(target: Uint8Array, at: number): number;
 }
 
@@ -329,6 +372,7 @@ export function encodeParts<K extends keyof Messages>(kind: K, message: Messages
   return {
     length,
     byteLength: length,
+    parts,
     copy(target, at) {
       let end = at;
       for (const part of parts) {
@@ -358,12 +402,21 @@ export function decode<K extends keyof Messages>(kind: K, bytes: Uint8Array): Me
   } catch (error) {
     throw new ReplicationError('BadMessage', `${kind}: not a message of this protocol`, { cause: error });
   }
-  checkNumbers(kind, message);
+  if (!isExact(message)) checkNumbers(kind, message);
   check(kind, message as never);
   return message as Messages[K];
 }
 
-/** Every integer must be exact in a double and not negative, whatever the field. */
+/** Every integer must be exact in a double, whatever the field. */
+function isExact(value: unknown): boolean {
+  if (typeof value === 'number') return Math.abs(value) <= Number.MAX_SAFE_INTEGER;
+  if (typeof value !== 'object' || value === null || Buffer.isBuffer(value)) return true;
+  if (Array.isArray(value)) return value.every(isExact);
+  for (const key in value) if (!isExact((value as Record<string, unknown>)[key])) return false;
+  return true;
+}
+
+/** Names the one that is not: paths are made only for that, as this is done for every message. */
 function checkNumbers(path: string, value: unknown): void {
   if (typeof value === 'number') {
     if (!Number.isFinite(value) || Math.abs(value) > Number.MAX_SAFE_INTEGER) bad(path, 'is out of range');
@@ -410,11 +463,22 @@ const checks: { [K in keyof Messages]?: (message: Messages[K]) => void } = {
       'verifyReady',
       'verifyProgress',
       'group',
+      'restore',
+      'refusal',
     ]);
+    if (message.restore) text('RestoreHello.uid', message.restore.uid, 256);
+    if (message.refusal) text('Refusal.message', message.refusal.message, 4096);
     if (message.nodes) message.nodes.nodes.forEach(checkNode);
   },
   AgentMessage(message) {
-    oneKind('AgentMessage', message, ['hello', 'ping', 'inventory', 'report', 'event', 'looked']);
+    oneKind('AgentMessage', message, ['hello', 'ping', 'inventory', 'report', 'event', 'looked', 'log', 'probed']);
+    if (message.hello) text('AgentHello.kubelet', message.hello.kubelet, 4095);
+    if (message.probed) {
+      if (!['reached', 'unreachable', 'failed'].includes(message.probed.outcome))
+        bad('Probed.outcome', 'is no outcome');
+      text('Probed.message', message.probed.message, 1024);
+    }
+    if (message.log) text('Log.text', message.log.text, 512 << 10);
     if (message.event) {
       if (!['FATAL', 'ERROR', 'WARNING', 'INFO', 'TRACE'].includes(message.event.level))
         bad('AgentEvent.level', 'is no level');
@@ -427,9 +491,13 @@ const checks: { [K in keyof Messages]?: (message: Messages[K]) => void } = {
     });
   },
   MasterMessage(message) {
-    oneKind('MasterMessage', message, ['welcome', 'pong', 'assignments', 'renew', 'look']);
+    oneKind('MasterMessage', message, ['welcome', 'pong', 'assignments', 'renew', 'look', 'logRequest', 'probe']);
     if (message.look) text('Look.path', message.look.path, 4095);
+    if (message.probe && (isIP(message.probe.address) === 0 || message.probe.port < 1 || message.probe.port > 65_535))
+      bad('Probe', 'names no address and port');
   },
+  HoldRequest: (message) => oneKind('HoldRequest', message, holdKinds.requests),
+  HoldReply: (message) => oneKind('HoldReply', message, holdKinds.replies),
   Data: checkData,
   Nodes(message) {
     message.nodes.forEach(checkNode);
@@ -445,7 +513,7 @@ function text(path: string, value: string, maxLength: number): void {
   if (value.length > maxLength) bad(path, `is longer than ${maxLength} characters`);
 }
 
-function oneKind(path: string, message: object, kinds: string[]): void {
+function oneKind(path: string, message: object, kinds: readonly string[]): void {
   const set = kinds.filter((kind) => kind in message);
   if (set.length !== 1) bad(path, `has ${set.length} kinds set instead of one`);
 }

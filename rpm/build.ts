@@ -10,11 +10,22 @@
  * The last line of standard output is the path of the package.
  */
 import { execFileSync, spawnSync } from 'node:child_process';
-import { chmodSync, cpSync, existsSync, globSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import {
+  chmodSync,
+  cpSync,
+  existsSync,
+  globSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { programVersion } from '../proto/cli.ts';
+import { partsList } from './sbom.ts';
 
 const root = resolve(import.meta.dirname, '..');
 const release = process.env['RPM_RELEASE'] ?? '1';
@@ -87,8 +98,12 @@ function stage(folder: string, tree: string): void {
       filter: (path) => basename(path) !== 'node_modules' && !unneeded.test(path),
     });
   for (const part of ['agent', 'proto', 'LICENSE', 'package.json']) copy(part, `app/${part}`);
-  for (const path of closure(imported(), tree)) copy(path, `app/${path}`, tree);
+  const paths = closure(imported(), tree);
+  for (const path of paths) copy(path, `app/${path}`, tree);
   const runtime = `node-linux-${cpu}`;
+  const kept = paths.filter((path) => existsSync(join(folder, 'app', path)));
+  const parts = [...kept, `node_modules/${runtime}`];
+  writeFileSync(join(folder, 'app/sbom.cdx.json'), partsList(tree, parts, programVersion(), Number(epoch)));
   mkdirSync(join(folder, 'app/node_modules/.bin'), { recursive: true });
   cpSync(join(tree, 'node_modules', runtime, 'bin/node'), join(folder, 'app/node_modules/.bin/node'), {
     dereference: true,
@@ -104,7 +119,7 @@ function stage(folder: string, tree: string): void {
     const program = file.isDirectory() || /^(replicator-agent|node|.*\.node)$/.test(file.name);
     if (!file.isSymbolicLink()) chmodSync(path, program ? 0o755 : 0o644);
   }
-  for (const file of ['agent.conf', 'allow', 'start', 'cdmr_agent.service', 'cdmr_agent.spec'])
+  for (const file of ['agent.conf', 'allow', 'start', 'sysusers.conf', 'cdmr_agent.service', 'cdmr_agent.spec'])
     cpSync(join(root, 'rpm', file), join(folder, file));
 }
 

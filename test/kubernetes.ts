@@ -145,13 +145,20 @@ export async function startKubernetes(options: ClusterOptions = {}): Promise<Tes
   ): Promise<{ status: number; body: Record<string, unknown> }> {
     const { request: send } = await import('node:https');
     const type = method === 'PATCH' ? 'application/merge-patch+json' : 'application/json';
+    const text = body === undefined ? undefined : JSON.stringify(body);
     return new Promise((resolve, reject) => {
       const call = send(
         url + path,
         {
           method,
           ca: readFileSync(caFile),
-          headers: { authorization: `Bearer ${token}`, accept: 'application/json', 'content-type': type },
+          headers: {
+            authorization: `Bearer ${token}`,
+            accept: 'application/json',
+            'content-type': type,
+            // Node leaves it out of a DELETE, and the server then takes the body for the next request.
+            ...(text === undefined ? {} : { 'content-length': Buffer.byteLength(text) }),
+          },
         },
         (response) => {
           const chunks: Buffer[] = [];
@@ -165,7 +172,7 @@ export async function startKubernetes(options: ClusterOptions = {}): Promise<Tes
         },
       );
       call.on('error', reject);
-      call.end(body === undefined ? undefined : JSON.stringify(body));
+      call.end(text);
     });
   }
 
@@ -181,6 +188,7 @@ export async function startKubernetes(options: ClusterOptions = {}): Promise<Tes
       '--authorization-mode=RBAC',
       '--anonymous-auth=false',
       '--service-cluster-ip-range=10.0.0.0/24',
+      '--allow-privileged=true',
       '--service-account-issuer=https://kubernetes.default.svc',
       `--service-account-signing-key-file=${keyFile}`,
       `--service-account-key-file=${publicFile}`,

@@ -37,7 +37,12 @@ export function loopDevice(t: Test, sizeMiB: number): { image: string; device: s
   return { image, device };
 }
 
-export async function loopMount(t: Test, type: string, sizeMiB: number, options: string[] = []): Promise<LoopMount> {
+export async function loopMount(
+  t: Pick<Test, 'teardown'>,
+  type: string,
+  sizeMiB: number,
+  options: string[] = [],
+): Promise<LoopMount> {
   const directory = mkdtempSync(join(tmpdir(), `loop-${type}-`));
   t.teardown(() => rmSync(directory, { recursive: true, force: true }));
   const image = join(directory, 'image');
@@ -49,12 +54,25 @@ export async function loopMount(t: Test, type: string, sizeMiB: number, options:
   const mountPoint = join(directory, 'mounted');
   mkdirSync(mountPoint);
   run('mount', device, mountPoint);
-  // Thawed first: what a failed test left frozen would hang here.
+  unmountAfter(t, mountPoint);
+  return { directory, image, device, mountPoint };
+}
+
+/**
+ * After it the volume is as it will stay, also where another mount namespace (of a test beside this one) has the filesystem
+ * too: then umount(8) writes nothing, and of ext4 the superblock stays as the last thaw left it, which no cut brings.
+ */
+export function unmountWhole(mountPoint: string): void {
+  run('mount', '-o', 'remount,ro', mountPoint);
+  run('umount', mountPoint);
+}
+
+/** Nothing that a failed test left stands in the way: no freeze, no process that is still ending. */
+export function unmountAfter(t: Pick<Test, 'teardown'>, mountPoint: string): void {
   t.teardown(() => {
     spawnSync('fsfreeze', ['--unfreeze', mountPoint]);
-    spawnSync('umount', [mountPoint]);
+    if (spawnSync('umount', [mountPoint]).status !== 0) spawnSync('umount', ['--lazy', mountPoint]);
   });
-  return { directory, image, device, mountPoint };
 }
 
 export function missingForTmpfs(): string | false {
@@ -66,6 +84,6 @@ export function tmpfsMount(t: Test): string {
   const mountPoint = mkdtempSync(join(tmpdir(), 'tmpfs-'));
   t.teardown(() => rmSync(mountPoint, { recursive: true, force: true }));
   run('mount', '-t', 'tmpfs', '-o', 'size=64m', 'none', mountPoint);
-  t.teardown(() => void spawnSync('umount', [mountPoint]));
+  unmountAfter(t, mountPoint);
   return mountPoint;
 }

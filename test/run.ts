@@ -4,7 +4,7 @@
  * (assertions; a check counts as one). Exit status 0 only when nothing failed.
  *
  * Arguments are handed to tap, e.g. a test file: then the checks are left out. `e2e [NAME..]` runs the suites of
- * test/e2e at full length (REPLICATOR_LONG=1 in their environment), all or by name.
+ * test/e2e and test/fault at full length (REPLICATOR_LONG=1 in their environment), all or by name, with what they measure.
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
@@ -23,6 +23,7 @@ const checks: Record<string, string[]> = {
 };
 const count = { passed: 0, failed: 0, skipped: 0 };
 const skips: string[] = [];
+const isLong = process.argv[2] === 'e2e';
 
 function say(line: string): void {
   process.stdout.write(`${line}\n`);
@@ -38,9 +39,16 @@ function check(): void {
   }
 }
 
+/** What a test says of its measurements (`t.comment`); the rest is tap's own. */
+function remark(comment: string): void {
+  const text = comment.replace(/^# */, '').trim();
+  if (!/^(Subtest: |time=|\{ |No coverage|$)/.test(text)) say(`      ${text}`);
+}
+
 /** Counts leaves; a closing test point counts only when it failed or was skipped with nothing below it that says so. */
 function follow(parser: Parser, report: (result: Result) => void): void {
   let before = count.failed + count.skipped;
+  if (isLong) parser.on('comment', remark);
   parser.on('child', (child: Parser) => {
     before = count.failed + count.skipped;
     follow(child, report);
@@ -103,7 +111,8 @@ async function tap(argv: string[]): Promise<void> {
 
 /** The suites asked for as tap's arguments; a name that is none ends with exit status 2 and the list. */
 function longSuites(names: string[]): string[] {
-  const known = globSync('test/e2e/*.test.ts', { cwd: root }).map((path) => basename(path, '.test.ts'));
+  const paths = globSync('test/{e2e,fault}/*.test.ts', { cwd: root });
+  const known = paths.map((path) => basename(path, '.test.ts'));
   // A name stands for all suites that begin with it: `kubernetes` for kubernetesmaster too.
   const meant = names.flatMap((name) => known.filter((suite) => suite.startsWith(name)));
   const wrong = names.find((name) => !known.some((suite) => suite.startsWith(name)));
@@ -114,13 +123,15 @@ function longSuites(names: string[]): string[] {
   process.env['REPLICATOR_LONG'] = '1';
   return [
     '--timeout=3600',
-    ...[...new Set(names.length > 0 ? meant : known)].map((name) => `test/e2e/${name}.test.ts`),
+    ...[...new Set(names.length > 0 ? meant : known)].map(
+      (name) => paths.find((path) => basename(path, '.test.ts') === name) ?? '',
+    ),
   ];
 }
 
 const argv = process.argv.slice(2);
 if (argv.length === 0) check();
-await tap(argv[0] === 'e2e' ? longSuites(argv.slice(1)) : argv);
+await tap(isLong ? longSuites(argv.slice(1)) : argv);
 if (skips.length > 0) say(`\nSkipped:\n${skips.map((skip) => `  ${skip}`).join('\n')}`);
 say(`\n${count.passed} passed, ${count.failed} failed, ${count.skipped} skipped`);
 process.exitCode = count.failed === 0 ? 0 : 1;

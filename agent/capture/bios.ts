@@ -4,7 +4,8 @@
  * where it began; both end at the same sector. Pure.
  *
  * The two events of one bio may come in any order, as each processor has its own ring. Bios that overlap, end at the same sector
- * and are under way at once can be taken for one another: then the sum may be wrong, which the proof sees, never the marks.
+ * and are under way at once can be taken for one another: then the sum may be wrong for a while, which the proof sees, and each is
+marked as far as any of them goes.
  * Sectors are of 512 bytes; ends are exclusive.
  */
 
@@ -14,13 +15,15 @@ const maxPending = 1 << 16;
 interface Stretch {
   first: number;
   end: number;
+  /** What is marked begins here: before `first` where it may be another one's completion that is told. */
+  markFirst: number;
 }
 
 export class Bios {
   /** Queued and not told as completed. */
   readonly #pending = new Map<number, Stretch[]>();
   /** Completed; what tells of their beginning is yet to come. */
-  #early: Stretch[] = [];
+  #early: Omit<Stretch, 'markFirst'>[] = [];
   #pendingSectors = 0;
   #count = 0;
 
@@ -37,8 +40,9 @@ export class Bios {
     if (early) return { sectors: early.first - first, first, end: early.first };
     if (this.#count >= maxPending) this.#clearPending();
     const same = this.#pending.get(end);
-    if (same) same.push({ first, end });
-    else this.#pending.set(end, [{ first, end }]);
+    const one = { first, end, markFirst: first };
+    if (same) same.push(one);
+    else this.#pending.set(end, [one]);
     this.#pendingSectors += end - first;
     this.#count++;
     return { sectors: 0, first, end: first };
@@ -55,10 +59,11 @@ export class Bios {
       return { sectors: end - first, first, end };
     }
     same.splice(at, 1);
+    for (const other of same) other.markFirst = Math.min(other.markFirst, whole.markFirst);
     if (same.length === 0) this.#pending.delete(end);
     this.#pendingSectors -= whole.end - whole.first;
     this.#count--;
-    return { sectors: whole.end - whole.first, ...whole };
+    return { sectors: whole.end - whole.first, first: whole.markFirst, end: whole.end };
   }
 
   #clearPending(): void {

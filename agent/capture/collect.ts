@@ -14,15 +14,27 @@ import assert from 'node:assert/strict';
 import fs, { type BigIntStats } from 'node:fs';
 import { promisify } from 'node:util';
 import type { Clock } from '../../proto/effects.ts';
-import { contentRoot, granuleBytes, unknownHash } from '../../proto/granule.ts';
-import { goneNode, nodeHash } from '../../proto/node.ts';
+import { contentRoot, granuleBytes } from '../../proto/granule.ts';
 import { isImmutableOrAppendOnly } from '../../proto/libc.ts';
 import type { Pace } from '../../proto/pace.ts';
 import { nodeTypes, type Node } from '../../proto/wire.ts';
-import type { Manifest, Row, Signature } from '../manifest.ts';
+import type { Manifest, Row } from '../manifest.ts';
 import type { Piece, SourceCounters } from '../source.ts';
 import { granuleHashes, piecesOf, readAt, streamFile, type Asking } from './content.ts';
 import { nodeOf, openInode, readXattrs, type Inode } from './inode.ts';
+import {
+  gone,
+  hasKnownContent,
+  isAcked,
+  isInOpenEpoch,
+  maxPieceNodes,
+  sendNodes,
+  vanish,
+  type Collected,
+  type Collection,
+  type Outgoing,
+  type Sending,
+} from './nodes.ts';
 import { close, fstat, type Tree } from './tree.ts';
 
 const fdatasync = promisify(fs.fdatasync);
@@ -41,29 +53,24 @@ const movable = [
   nodeTypes.socket,
   nodeTypes.file,
 ];
-const maxPieceNodes = 500;
 const maxPieceBytes = 512 << 10;
+/** Content of small files, and time, until their nodes follow: on a slow line too there is something to commit. */
+const maxBatch = { bytes: 8 << 20, ms: 500 };
 const maxTries = 4;
-const goneSignature: Signature = { sizeBytes: 0n, mtimeNs: 0n, ctimeNs: -1n };
 
-export interface Collecting {
+export interface Collecting extends Sending {
   tree: Tree;
-  manifest: Manifest;
   clock: Clock;
   pace: Pace;
   counters: SourceCounters;
-  /** Everything is offered, also what is believed to be there. */
-  whole: boolean;
   /** The replica has nothing: asking is of no use. */
   blank: boolean;
   /**
    * live: as it comes, a cut follows. still: each file from one moment. frozen: nothing can change.
-   * `sinceMs`: all pages dirty at this time are flushed (still), or the time of the freeze (frozen).
+   * `sinceMs`: all pages dirty at this time are flushed, or the time of the freeze (frozen).
    */
-  how: { mode: 'live' } | { mode: 'still' | 'frozen'; sinceMs: number };
+  how: { mode: 'live' | 'still' | 'frozen'; sinceMs: number };
   progress(bytes: number): void;
-  /** True while directories that moved are only partly sent: no commit may come between. */
-  moving(now: boolean): void;
   /** Only these slots are read, and what moved; undefined = everything that is dirty. */
   only?: ReadonlySet<number> | undefined;
   /** Hears of each file and directory that is immutable or append-only, which the replica's is not. */
@@ -71,13 +78,6 @@ export interface Collecting {
   /** Handles of regular files that keep moving, by slot. */
   held?: ReadonlyMap<number, number>;
   signal: AbortSignal;
-}
-
-export interface Collected {
-  /** Slots whose inode is not where it was. */
-  vanished: Set<number>;
-  /** Path of a file that did not stand still. */
-  torn: string | undefined;
 }
 
 interface Read {
@@ -90,17 +90,14 @@ interface Read {
   isTorn: boolean;
 }
 
-interface Outgoing {
-  row: Row;
-  node: Node;
-  signature: Signature;
-  root: Buffer | undefined;
-  isTorn: boolean;
-  namesOnly?: boolean;
-}
-
-interface Collection extends Collected {
-  isMoving: boolean;
+/** What was read, and whose nodes go out together. */
+interface Batch {
+  outgoing: Outgoing[];
+  /** Of the nodes. */
+  nodeBytes: number;
+  /** Of small files. */
+  contentBytes: number;
+  sinceMs: number;
 }
 
 export async function* collect(options: Collecting): AsyncGenerator<Piece, Collected> {
@@ -111,20 +108,20 @@ export async function* collect(options: Collecting): AsyncGenerator<Piece, Colle
     manifest.dirtyOf(type, which, after, batchNodes);
   const { directory } = nodeTypes;
   try {
-    options.moving(true);
+    options.indivisible(true);
     yield* inOrder(options, result, ofType(directory, 'moved'));
     for (const type of movable) {
       yield* inOrder(options, result, ofType(type, 'renamed'), true);
     }
     result.isMoving = false;
-    options.moving(false);
+    options.indivisible(false);
     yield* inOrder(options, result, ofType(directory, 'new'));
     yield* inOrder(options, result, (after) => manifest.dirty(after, batchRows), false, options.only);
     yield* gone(manifest);
     finished = true;
     return result;
   } finally {
-    options.moving(false);
+    options.indivisible(false);
     if (!finished) manifest.unsend();
   }
 }
@@ -149,8 +146,12 @@ async function* inOrder(
     reading.catch(() => undefined); // heard of when it is awaited
     return reading;
   };
-  let outgoing: Outgoing[] = [];
-  let outgoingBytes = 0;
+  let batch = emptyBatch(options);
+  const flush = function* (): Generator<Piece> {
+    const { outgoing } = batch;
+    batch = emptyBatch(options);
+    yield* sendNodes(options, result, outgoing);
+  };
   let ahead = next();
   let left: (Read | number)[] = [];
   try {
@@ -172,23 +173,43 @@ async function* inOrder(
             // Of a pass over a few, the rest is as it was read before: no new times with the old content.
             if (!hasKnownContent(one.row) || (options.only && !isOnlyRenamed(one))) continue;
             out = renamed(options, one);
-          } else out = yield* sendContent(options, one);
+          } else if (one.bytes) {
+            options.indivisible(true);
+            out = yield* sendSmall(options, one, one.bytes);
+            batch.contentBytes += one.bytes.length;
+          } else {
+            yield* flush();
+            options.indivisible(isInOpenEpoch(manifest, one.row));
+            out = yield* sendLarge(options, one);
+          }
         } finally {
           if (one.inode.fd !== undefined) await close(one.inode.fd);
         }
         if (out.isTorn) result.torn ??= pathText(manifest, one.row.slot);
-        outgoingBytes += out.node.xattrs.reduce((sum, { value }) => sum + value.length, 300);
-        if (outgoing.push(out) < maxPieceNodes && outgoingBytes < maxPieceBytes) continue;
-        yield* sendNodes(options, result, outgoing);
-        [outgoing, outgoingBytes] = [[], 0];
+        batch.nodeBytes += out.node.xattrs.reduce((sum, { value }) => sum + value.length, 300);
+        batch.outgoing.push(out);
+        if (isFull(options, batch) || out.isLarge) yield* flush();
       }
     }
-    yield* sendNodes(options, result, outgoing);
+    yield* flush();
   } finally {
     for (const one of [...left, ...((await ahead?.catch(() => [])) ?? [])]) {
       if (typeof one !== 'number' && one.inode.fd !== undefined) await close(one.inode.fd);
     }
   }
+}
+
+function emptyBatch({ clock }: Collecting): Batch {
+  return { outgoing: [], nodeBytes: 0, contentBytes: 0, sinceMs: clock.monotonicMs() };
+}
+
+function isFull({ clock }: Collecting, { outgoing, nodeBytes, contentBytes, sinceMs }: Batch): boolean {
+  return (
+    outgoing.length >= maxPieceNodes ||
+    nodeBytes >= maxPieceBytes ||
+    contentBytes >= maxBatch.bytes ||
+    (contentBytes > 0 && clock.monotonicMs() - sinceMs >= maxBatch.ms)
+  );
 }
 
 /** All of them, or the first failure after all have ended and what they opened is closed. */
@@ -284,11 +305,6 @@ function plain(options: Collecting, one: Read): Outgoing {
   return outgoing(options, one, nodeOf(one.row.slot, one.stat, one.inode), undefined);
 }
 
-/** What the replica has of it is what was sent with its node. */
-function hasKnownContent({ root }: Row): boolean {
-  return root !== undefined && !root.equals(unknownHash);
-}
-
 /** As far as can be told without reading it. */
 function isOnlyRenamed({ row, stat }: Read): boolean {
   return Number(stat.size) === row.sentBytes && stat.mtimeNs === row.mtimeNs;
@@ -305,19 +321,18 @@ function renamed(options: Collecting, one: Read): Outgoing {
 function outgoing(options: Collecting, one: Read, node: Node, root: Buffer | undefined): Outgoing {
   const { how } = options;
   const { row, stat, readMs } = one;
-  // What may change again within the tick would keep its ctime: such a one is looked at again.
-  const racyMs = how.mode === 'frozen' ? how.sinceMs : readMs;
-  const isRacy = Number(stat.ctimeNs / 1_000_000n) > racyMs - tickMs;
   const isFile = node.type === nodeTypes.file;
+  // What may change again within the tick, or has pages dirty since before it was read, would keep its ctime: such a one is
+  // looked at again. A `still` file was flushed by itself if need be.
+  const racyMs = how.mode === 'frozen' || (how.mode === 'live' && isFile) ? how.sinceMs : readMs;
+  const isRacy = Number(stat.ctimeNs / 1_000_000n) > racyMs - tickMs;
   const ctimeNs = isRacy && (!isFile || how.mode !== 'still') ? -1n : stat.ctimeNs;
   const signature = { sizeBytes: isFile ? stat.size : 0n, mtimeNs: stat.mtimeNs, ctimeNs };
   return { row, node, signature, root, isTorn: one.isTorn || (isFile && isRacy && how.mode === 'live') };
 }
 
-async function* sendContent(options: Collecting, one: Read): AsyncGenerator<Piece, Outgoing> {
-  const { row, bytes } = one;
-  const fd = one.inode.fd as number;
-  if (bytes === undefined) return yield* sendLarge(options, one, fd);
+function* sendSmall(options: Collecting, one: Read, bytes: Buffer): Generator<Piece, Outgoing> {
+  const { row } = one;
   const { counters, whole } = options;
   const hashes = granuleHashes(bytes);
   const root = contentRoot(hashes);
@@ -332,8 +347,9 @@ async function* sendContent(options: Collecting, one: Read): AsyncGenerator<Piec
   return outgoing(options, one, node, root);
 }
 
-async function* sendLarge(options: Collecting, one: Read, fd: number): AsyncGenerator<Piece, Outgoing> {
+async function* sendLarge(options: Collecting, one: Read): AsyncGenerator<Piece, Outgoing> {
   const { row } = one;
+  const fd = one.inode.fd as number;
   const { counters, pace, signal } = options;
   for (let tries = options.how.mode === 'still' ? maxTries : 1; ; tries--) {
     one.stat = await standing(options, one, fd);
@@ -352,17 +368,13 @@ async function* sendLarge(options: Collecting, one: Read, fd: number): AsyncGene
     if (one.isTorn && tries > 1) continue;
     const { root, sizeBytes } = step.value;
     const node = { ...nodeOf(row.slot, one.stat, one.inode), sizeBytes, contentRoot: root };
-    return outgoing(options, one, node, root);
+    return { ...outgoing(options, one, node, root), isLarge: true };
   }
 }
 
 function counted(counters: SourceCounters, piece: Piece): Piece {
   if (piece.kind === 'zeros') counters.skippedZeroBytes += (piece.count - 1) * granuleBytes + piece.tailBytes;
   return piece;
-}
-
-function isAcked(manifest: Manifest, row: Row): boolean {
-  return row.hash !== undefined && row.epoch <= manifest.acked;
 }
 
 function asking(options: Collecting, row: Row, stat: BigIntStats): Asking {
@@ -375,93 +387,6 @@ function asking(options: Collecting, row: Row, stat: BigIntStats): Asking {
 /** Nothing was noted since it was read last. */
 function isUntouched(row: Row, stat: BigIntStats): boolean {
   return row.ctimeNs === BigInt.asIntN(64, stat.ctimeNs) && row.mtimeNs === BigInt.asIntN(64, stat.mtimeNs);
-}
-
-/** A directory that the replica has under its old name must be sent before what has that name now is committed. */
-function vanish(manifest: Manifest, { vanished }: Collected, slot: number): void {
-  vanished.add(slot);
-  const row = manifest.row(slot);
-  if (row?.type === nodeTypes.directory && row.dirty === 2) manifest.unsettle(slot);
-}
-
-/** The manifest is told first: what is yielded counts as sent. */
-function* sendNodes(options: Collecting, result: Collection, outgoing: Outgoing[]): Generator<Piece> {
-  const { manifest, whole } = options;
-  const sending: { node: Node; expectSame: boolean }[] = [];
-  // Directories that the replica has, with what goes out here.
-  const present = new Map(outgoing.map(({ row }) => [row.slot, true]));
-  const isPresent = (slot: number): boolean => {
-    let is = present.get(slot);
-    if (is === undefined) present.set(slot, (is = manifest.row(slot)?.hash !== undefined));
-    return is;
-  };
-  for (const { row, node, signature, root, isTorn, namesOnly } of outgoing) {
-    node.names = manifest.names(row.slot);
-    if (row.slot > 0 && node.names.length === 0) continue; // its name went to another one
-    // Read by another name or a handle: this directory has moved on before it could be sent itself.
-    if (!node.names.every(({ parent }) => isPresent(parent))) {
-      vanish(manifest, result, row.slot);
-      continue;
-    }
-    const hash = nodeHash(node);
-    const isKnown =
-      row.dirty === 1 && row.hash?.equals(hash) === true && (node.type !== nodeTypes.file || hasKnownContent(row));
-    const sent = whole || !isKnown;
-    if (sent)
-      sending.push({
-        node,
-        expectSame: whole && isKnown && isAcked(manifest, row) && row.ctimeNs === signature.ctimeNs,
-      });
-    if (namesOnly) manifest.renamed(row.slot, hash);
-    else manifest.written(row, { signature, root, hash, sent, dirty: isTorn });
-  }
-  // A name without what follows it is nothing to ask for.
-  if (whole && !outgoing.some(({ namesOnly }) => namesOnly)) {
-    // All of them count as sent by now: no commit before they are.
-    options.moving(true);
-    yield* offered(manifest, sending);
-    options.moving(result.isMoving);
-  } else if (sending.length > 0) {
-    yield { kind: 'nodes', nodes: sending.map(({ node }) => node), offer: false, expectSame: false };
-  }
-}
-
-/** Offers are for consecutive slots: those between that are free are offered as gone, others begin a new piece. */
-function* offered(manifest: Manifest, sending: { node: Node; expectSame: boolean }[]): Generator<Piece> {
-  let nodes: Node[] = [];
-  let expected = false;
-  for (const { node, expectSame } of sending.sort((a, b) => a.node.slot - b.node.slot)) {
-    let next = (nodes.at(-1)?.slot ?? node.slot - 1) + 1;
-    const fits = expectSame === expected && node.slot - next + nodes.length < maxPieceNodes;
-    while (fits && next < node.slot && manifest.row(next) === undefined) nodes.push(goneNode(next++));
-    if (nodes.length > 0 && (!fits || next !== node.slot)) {
-      yield { kind: 'nodes', nodes, offer: true, expectSame: expected };
-      nodes = [];
-    }
-    nodes.push(node);
-    expected = expectSame;
-  }
-  if (nodes.length > 0) yield { kind: 'nodes', nodes, offer: true, expectSame: expected };
-}
-
-function* gone(manifest: Manifest): Generator<Piece> {
-  for (let after = -1; ;) {
-    const rows = manifest.dirtyOf(nodeTypes.gone, 'all', after, maxPieceNodes);
-    const last = rows.at(-1);
-    if (!last) return;
-    after = last.slot;
-    const nodes = rows.map(({ slot }) => goneNode(slot));
-    rows.forEach((row, index) =>
-      manifest.written(row, {
-        signature: goneSignature,
-        root: undefined,
-        hash: nodeHash(nodes[index] as Node),
-        sent: true,
-        dirty: false,
-      }),
-    );
-    yield { kind: 'nodes', nodes, offer: false, expectSame: false };
-  }
 }
 
 export function pathText(manifest: Manifest, slot: number): string {

@@ -22,6 +22,8 @@ export interface MapHeader {
   head: { sequence: number; digest: string } | undefined;
   /** A commit that may be durable: it went out. 0 = none. */
   prepared: number;
+  /** Fencing generation that it went out with. */
+  preparedBy: string;
   /** Marks are doubts rather than changes: the replica is asked before they are sent. */
   offer: boolean;
   /** Which capture wrote `state`, and its state. */
@@ -49,6 +51,8 @@ export class DirtyMap {
   readonly #touched = new Set<number>();
   readonly #lock = new Lock();
   #header: MapHeader;
+  /** The header as it stands on disk; undefined = it is not known, or not yet synced. */
+  #written: string | undefined;
   /** Why the newest attempt to keep the map failed. */
   failure: string | undefined;
 
@@ -58,7 +62,15 @@ export class DirtyMap {
     this.#reading = new Bitmap(0);
     this.#taken = new Bitmap(0);
     this.#kept = new Bitmap(0);
-    this.#header = { sizeBytes: 0, head: undefined, prepared: 0, offer: false, method: '', state: undefined };
+    this.#header = {
+      sizeBytes: 0,
+      head: undefined,
+      prepared: 0,
+      preparedBy: '',
+      offer: false,
+      method: '',
+      state: undefined,
+    };
   }
 
   /** What an agent before us kept. Answers the capture's state, undefined when there is no map. */
@@ -166,11 +178,11 @@ export class DirtyMap {
   }
 
   /** Whether the map tells how the replica at this head differs. Then it belongs to that head. */
-  belongsTo(sequence: number, digest: Buffer): boolean {
-    const { head, prepared } = this.#header;
+  belongsTo(sequence: number, digest: Buffer, generation: string): boolean {
+    const { head, prepared, preparedBy } = this.#header;
     const isKnown = head?.sequence === sequence && head.digest === digest.toString('hex');
-    // Ours, as one generation has one writer: the answer was lost.
-    const isPrepared = prepared === sequence && sequence > (head?.sequence ?? Infinity);
+    // Ours, as one generation has one writer: the answer was lost. Under another one somebody else may have made it.
+    const isPrepared = prepared === sequence && preparedBy === generation && sequence > (head?.sequence ?? Infinity);
     if (!isKnown && !isPrepared) return false;
     this.#header.head = { sequence, digest: digest.toString('hex') };
     return true;
@@ -184,14 +196,15 @@ export class DirtyMap {
     this.#header.prepared = 0;
   }
 
-  async prepare(sequence: number): Promise<void> {
+  async prepare(sequence: number, generation: string): Promise<void> {
     this.#header.prepared = sequence;
-    await this.#keep(async () => this.#store.writeHeader({ ...this.#header }));
+    this.#header.preparedBy = generation;
+    await this.#keep(() => this.#writeHeader());
   }
 
   async committed(sequence: number, digest: Buffer): Promise<void> {
     this.#header.head = { sequence, digest: digest.toString('hex') };
-    const isHeadKept = await this.#keep(async () => this.#store.writeHeader({ ...this.#header }));
+    const isHeadKept = await this.#keep(() => this.#writeHeader());
     // Else the old head stands on disk, and the marks that it needs must stand there too.
     if (!isHeadKept) return void this.back();
     for (const { first, end } of this.#taken.runs()) {
@@ -222,13 +235,22 @@ export class DirtyMap {
         if (pages.length > 0) await this.#store.writePages(pages.map((number) => [number, this.#kept.page(number)]));
         if (durably) await this.#store.sync();
         Object.assign(this.#header, { method, state });
-        await this.#store.writeHeader({ ...this.#header });
+        const header = JSON.stringify(this.#header);
+        // A quiet volume is looked at often, and then nothing is to be kept.
+        if (pages.length === 0 && header === this.#written) return;
+        await this.#writeHeader();
         if (durably) await this.#store.sync();
+        this.#written = header;
       } catch (error) {
         for (const page of pages) this.#touched.add(page);
         throw error;
       }
     });
+  }
+
+  async #writeHeader(): Promise<void> {
+    this.#written = undefined;
+    await this.#store.writeHeader({ ...this.#header });
   }
 
   async #keep(write: () => Promise<void>): Promise<boolean> {

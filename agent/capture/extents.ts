@@ -91,9 +91,9 @@ export class Extents implements BlockCapture {
       this.#folder = join(dirname(path), cloneFolder);
       await fs.mkdir(this.#folder, { recursive: true, mode: 0o700 });
     });
-    // Whoever may write to that filesystem could have put something else there.
+    // Whoever may write to that filesystem could have put something else there. Root's is of an agent that ran as root.
     const found = await fs.lstat(this.#folder);
-    if (!found.isDirectory() || found.uid !== process.getuid?.() || found.mode & 0o077)
+    if (!found.isDirectory() || (found.uid !== 0 && found.uid !== process.getuid?.()) || found.mode & 0o077)
       throw new Error(`${this.#folder} is not a folder of this agent's alone: remove it`);
   }
 

@@ -2,7 +2,8 @@
  * Finds what changed in a tree: looks where hints say, and a scan of all of it when hints are missing and at a pace of its own.
  *
  * Guarantees: what was changed before the scan began that `scan` tells of is dirty in the manifest, or was when it ended; a look
- * that failed half-way is followed by a scan. Scans take a twentieth of the time at most while nothing asks for more.
+ * that failed half-way is followed by a scan. While nothing asks for more, scans take a twentieth of the time at most, and up to a
+ * fifth of it where that makes one with each cut.
  */
 import type { Clock } from '../../proto/effects.ts';
 import type { Manifest } from '../manifest.ts';
@@ -13,6 +14,7 @@ import { visit, walk, type Walk } from './scan.ts';
 import type { Tree } from './tree.ts';
 
 const usualScanRatio = 0.05;
+const mostScanRatio = 0.2;
 
 /** The same instant on both clocks: the wall clock, which files' times are of, and the one of cuts. */
 export interface Instant {
@@ -28,15 +30,25 @@ export interface FinderOptions {
   cutIntervalSeconds: number;
   /** undefined: the best that works. */
   hints: Hints['method'] | undefined;
-  /** Part of the time that scans may take; 0 = only those that are asked for. Default a twentieth. */
+  /** Part of the time that scans take unless cuts need more of them; 0 = only those that are asked for. Default a twentieth. */
   scanRatio: number | undefined;
+}
+
+/**
+ * Whether the next look is a scan: always where one takes at most `ratio` of the time between cuts or of the time since the last one
+ * began, else once for each cut as long as a fifth of the time is enough for that. With a ratio of 0 never. Pure.
+ */
+export function isDue(scan: { costMs: number; sinceMs: number; intervalMs: number; ratio: number }): boolean {
+  const { costMs, sinceMs, intervalMs, ratio } = scan;
+  if (costMs <= ratio * Math.max(sinceMs, intervalMs)) return true;
+  return ratio > 0 && sinceMs >= Math.max(intervalMs, costMs / mostScanRatio);
 }
 
 export class Finder {
   readonly #options: FinderOptions;
   #hints: Hints | undefined;
   #isRemote = false;
-  #scan: { startedUs: number; startedMonotonicMs: number; costMs: number } | undefined;
+  #scan: { startedUs: number; startedMonotonicMs: number; costMs: number; foreign: number } | undefined;
   /** Why the next look must be a scan; empty = it need not. */
   #scanReason = 'start';
 
@@ -52,8 +64,8 @@ export class Finder {
     return this.#hints?.reason ?? 'not begun yet';
   }
 
-  /** The last completed scan since `begin`: when it began (clock of cuts), and what it cost. */
-  get scan(): { readonly startedUs: number; readonly costMs: number } | undefined {
+  /** The last completed scan since `begin`: when it began (clock of cuts), what it cost, directories that are mount points. */
+  get scan(): { readonly startedUs: number; readonly costMs: number; readonly foreign: number } | undefined {
     return this.#scan;
   }
 
@@ -127,20 +139,27 @@ export class Finder {
     const { startedMonotonicMs, costMs } = this.#scan;
     const { clock, cutIntervalSeconds, scanRatio = usualScanRatio } = this.#options;
     const sinceMs = clock.monotonicMs() - startedMonotonicMs;
-    return costMs <= scanRatio * Math.max(sinceMs, cutIntervalSeconds * 1000);
+    return isDue({ costMs, sinceMs, intervalMs: cutIntervalSeconds * 1000, ratio: scanRatio });
+  }
+
+  /** A scan follows, for this reason: what was hinted at so far is of no use to anybody. */
+  drop(tree: Tree, reason: string): void {
+    this.#hear(this.#hints?.take(tree).doubt ?? '');
+    this.doubt(reason);
   }
 
   /** What moves meanwhile may be missed, see Looks. */
-  async fullScan(tree: Tree, started: Instant, signal: AbortSignal, isFrozen = false): Promise<Walk> {
+  async fullScan(tree: Tree, started: Instant, signal: AbortSignal): Promise<Walk> {
     const { clock, counters, manifest } = this.#options;
     const startedMonotonicMs = clock.monotonicMs();
     counters.fullScans++;
-    counters.fullScanReason = this.#scanReason || (isFrozen ? 'freeze' : 'pace');
+    counters.fullScanReason = this.#scanReason || 'pace';
     const found = await walk(tree, manifest, undefined, signal);
     this.#scan = {
       startedUs: started.agentUs,
       startedMonotonicMs,
       costMs: clock.monotonicMs() - startedMonotonicMs,
+      foreign: found.foreign,
     };
     this.#scanReason = '';
     return found;

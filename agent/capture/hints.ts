@@ -44,12 +44,22 @@ const remote: ReadonlyMap<number, string> = new Map([
   [0x65735546, 'fuse'],
   [0x0bd00bd0, 'lustre'],
   [0x47504653, 'gpfs'],
+  [0x7461636f, 'ocfs2'],
+  [0x01161970, 'gfs2'],
+  [0x6b414653, 'afs'],
+  [0x5346414f, 'afs'],
+  [0x73757245, 'coda'],
 ]);
 
 /** Kind of the filesystem where it also changes from other machines, with times of their clocks. Undefined on errors too. */
 export async function remoteKind(path: string): Promise<string | undefined> {
   const found = await statfs(path).catch(() => undefined);
-  return found && remote.get(found.type >>> 0);
+  return found && remoteKindOf(found.type);
+}
+
+/** By the magic number, which may come with a sign. */
+export function remoteKindOf(type: number): string | undefined {
+  return remote.get(type >>> 0);
 }
 
 /** Never throws: a tree without hints is scanned. `only`: for tests of the others where fanotify works. */

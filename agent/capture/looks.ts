@@ -7,7 +7,7 @@
  * past so many looks in a row counts as gone, which takes a file that is moved on during each of them.
  */
 import type { Clock } from '../../proto/effects.ts';
-import { nodeTypes } from '../../proto/wire.ts';
+import { nodeTypes, type Name } from '../../proto/wire.ts';
 import type { Manifest } from '../manifest.ts';
 import { tickMs } from './collect.ts';
 import type { Hints } from './hints.ts';
@@ -23,6 +23,8 @@ const quickMs = 1000;
 const slackMs = 250;
 /** Handles kept at once; whatever else vanished must stand still for a moment. */
 const maxHeld = 256;
+/** Names that were left, remembered for what takes them over; with more of them everything new counts as such. */
+const maxLeft = 100_000;
 
 export interface LooksOptions {
   tree: Tree;
@@ -49,6 +51,9 @@ export class Looks {
   /** On looks since the first one. */
   #spentMs = 0;
   readonly #held = new Map<number, number>();
+  /** Names that something left since, and what came there, with what is below it. */
+  readonly #left = new Set<string>();
+  readonly #takers = new Set<number>();
   /** Newest ctime met on what has changed; 0 = nothing has. */
   newestNs: bigint;
 
@@ -71,11 +76,18 @@ export class Looks {
     await this.#findMissing(signal);
   }
 
-  /** @param vanished slots of what had moved on when it was to be read; of what else is new nothing is taken in */
-  async settleVanished(vanished: ReadonlySet<number>, signal: AbortSignal): Promise<void> {
+  /**
+   * @param vanished slots of what had moved on when it was to be read
+   * @returns those to be read now: they, and what took over names, which would be missing where all the time something was. What
+   * else is new is left to the next cut.
+   */
+  async settleVanished(vanished: ReadonlySet<number>, signal: AbortSignal): Promise<Set<number>> {
     await this[Symbol.asyncDispose]();
+    this.#left.clear();
+    this.#takers.clear();
     await this.#again('everything', signal, vanished);
     await this.#findMissing(signal, vanished);
+    return new Set([...vanished, ...this.#takers]);
   }
 
   async #findMissing(signal: AbortSignal, vanished?: ReadonlySet<number>): Promise<void> {
@@ -110,6 +122,13 @@ export class Looks {
         this.#held.set(slot, handle);
         if (twice !== undefined) await close(twice);
       },
+      left: (names: Name[]) => {
+        for (const name of names) if (this.#left.size < maxLeft) this.#left.add(keyOf(name));
+      },
+      put: (slot: number, name: Name, replaces: boolean) => {
+        const isTaker = replaces || this.#left.has(keyOf(name)) || this.#left.size >= maxLeft;
+        if (isTaker || this.#takers.has(name.parent)) this.#takers.add(slot);
+      },
     };
     const wanted = vanished.size > 0 ? holding : undefined;
     const sinceNs = isRemote ? 0n : BigInt(Math.floor(this.#sinceMs - slackMs)) * 1_000_000n;
@@ -132,4 +151,8 @@ export class Looks {
     for (const handle of this.#held.values()) await close(handle);
     this.#held.clear();
   }
+}
+
+function keyOf({ parent, name }: Name): string {
+  return `${parent} ${name.toString('latin1')}`;
 }

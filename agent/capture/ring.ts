@@ -20,9 +20,13 @@ export interface Ring {
   watch(devs: readonly number[], withQueue: readonly number[]): void;
   /**
    * Takes all that waits, in no order across processors. Synchronous and quick: it never waits for anything.
-   * `intact` false, or `lost` above 0: since the last call something may have been missed, `reason` says how.
+   * With a `reason` something may have been missed since the last call. `quickly`: only what the events themselves tell of that
+   * is looked at; the rest is told by the next call without it.
    */
-  take(each: (kind: RingEvent, dev: number, sector: number, sectors: number) => void): {
+  take(
+    each: (kind: RingEvent, dev: number, sector: number, sectors: number) => void,
+    quickly?: boolean,
+  ): {
     /** Events taken, of all disks. */
     taken: number;
     lost: number;

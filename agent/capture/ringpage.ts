@@ -139,7 +139,7 @@ export function parsePage(
       at += length;
     }
   }
-  return { lost, broken: undefined };
+  return { lost, broken: at > end ? 'a padding goes beyond its page' : undefined };
 }
 
 function parseEvent(bytes: Buffer, layout: EventLayout): Completion | undefined | 'short' {

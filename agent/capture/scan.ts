@@ -11,7 +11,7 @@
 import { constants, type BigIntStats } from 'node:fs';
 import { opendir } from 'node:fs/promises';
 import { systemErrorCode } from '../../proto/errors.ts';
-import { nodeTypes } from '../../proto/wire.ts';
+import { nodeTypes, type Name } from '../../proto/wire.ts';
 import type { Manifest } from '../manifest.ts';
 import {
   childPath,
@@ -51,6 +51,10 @@ export interface Walk {
 export interface Holding {
   wants(slot: number): boolean;
   hold(slot: number, handle: number): Promise<void>;
+  /** Names that no longer stand for what they stood for. */
+  left(names: Name[]): void;
+  /** The slot has this name since now; `replaces`: another one had it when this was seen. */
+  put(slot: number, name: Name, replaces: boolean): void;
 }
 
 /** everything: what is new, changed, moved, gone. missing: only the new place of what has lost its name, and directories. */
@@ -381,7 +385,10 @@ function note(
   if (existing !== undefined && !isDirectory && manifest.names(existing).length >= stat.nlink) found.restless = true;
   const slot = existing ?? manifest.insert(key, sizeBytes);
   if (row) found.restless = true;
-  manifest.setName(parent, name, slot, isDirectory || stat.nlink === 1n);
+  const alone = isDirectory || stat.nlink === 1n;
+  if (alone) holding?.left(manifest.names(slot));
+  holding?.put(slot, { parent, name }, row !== undefined);
+  manifest.setName(parent, name, slot, alone);
   if (isDirectory && (through !== 'new' || existing === undefined)) waiting.push({ slot, full: true });
 }
 

@@ -9,9 +9,9 @@
  * Loss that the kernel does not tell of (another program that switched tracing off and on between two looks, or emptied the
  * ring) shows in the disks' statistics: that proof is ftrace.ts's. Root only; what is missing is said by the error.
  */
-import { spawnSync } from 'node:child_process';
 import fs, { constants } from 'node:fs';
 import { messageOf, systemErrorCode } from '../../proto/errors.ts';
+import { mountVirtual } from '../../proto/libc.ts';
 import { parseEventLayout, parsePage, parsePageLayout, type EventLayout } from './ringpage.ts';
 import type { Ring, RingEvent } from './ring.ts';
 
@@ -106,16 +106,17 @@ export function openTracefs({ instance, bufferBytesPerCpu }: TracefsOptions): Ri
   const buffer = Buffer.alloc(page.data.offset + page.data.size);
 
   /** What is queued on one processor and done on another is to be told in its order: by time, where that matters. */
-  function take(each: Parameters<Ring['take']>[0]): ReturnType<Ring['take']> {
-    if (filters.queue === '') return takeAll((event) => each(...event));
+  function take(each: Parameters<Ring['take']>[0], quickly: boolean): ReturnType<Ring['take']> {
+    if (filters.queue === '') return takeAll((event) => each(...event), quickly);
     const told: { event: Parameters<typeof each>; timeNs: number }[] = [];
-    const result = takeAll((event, timeNs) => told.push({ event, timeNs }));
+    const result = takeAll((event, timeNs) => told.push({ event, timeNs }), quickly);
     for (const { event } of told.sort((a, b) => a.timeNs - b.timeNs)) each(...event);
     return result;
   }
 
   function takeAll(
     each: (event: Parameters<Parameters<Ring['take']>[0]>, timeNs: number) => void,
+    quickly: boolean,
   ): ReturnType<Ring['take']> {
     let taken = 0;
     let lost = 0;
@@ -134,6 +135,7 @@ export function openTracefs({ instance, bufferBytesPerCpu }: TracefsOptions): Ri
         if (result.broken !== undefined) reason ??= `the trace cannot be read: ${result.broken}`;
         if (result.lost) reason ??= 'the ring buffer says that events were lost';
       }
+      if (quickly) continue;
       const dropped = droppedIn(text(pipe.stats));
       // Fewer than before: somebody emptied the ring, and its counters with it.
       if (dropped > pipe.dropped) lost += dropped - pipe.dropped;
@@ -141,7 +143,7 @@ export function openTracefs({ instance, bufferBytesPerCpu }: TracefsOptions): Ri
       pipe.dropped = dropped;
     }
     if (lost > 0) reason ??= `the ring buffer was full: ${lost} events were dropped`;
-    return { taken, lost, reason: reason ?? disturbed() };
+    return { taken, lost, reason: reason ?? (quickly ? undefined : disturbed()) };
   }
 
   return {
@@ -155,9 +157,9 @@ export function openTracefs({ instance, bufferBytesPerCpu }: TracefsOptions): Ri
       if (!exists(folder) || pipes.length === 0) setUp();
       apply();
     },
-    take(each) {
+    take(each, quickly = false) {
       try {
-        const result = take(each);
+        const result = take(each, quickly);
         if (result.reason !== undefined && filters.rq !== '') apply();
         return result;
       } catch (error) {
@@ -214,26 +216,36 @@ function droppedIn(stats: string): number {
   return dropped + overrun;
 }
 
+const anyWrite = 'nr_sector > 0 && !(rwbs ~ "R*")';
+
 /** Writes of these disks: whatever has sectors and is no read. Too many disks for a filter: all disks' writes. */
 function filterOf(devs: readonly number[]): string {
   if (devs.length === 0) return '';
-  const rest = 'nr_sector > 0 && !(rwbs ~ "R*")';
   const some = [...devs]
     .sort((a, b) => a - b)
     .map((dev) => `dev == ${dev}`)
     .join(' || ');
-  const filter = devs.length === 1 ? `${some} && ${rest}` : `(${some}) && ${rest}`;
-  return filter.length <= maxFilterBytes ? filter : rest;
+  const filter = devs.length === 1 ? `${some} && ${anyWrite}` : `(${some}) && ${anyWrite}`;
+  return filter.length <= maxFilterBytes ? filter : anyWrite;
 }
 
 function devsOf(filter: string): number[] {
+  if (filter === anyWrite) return allDisks();
   return [...filter.matchAll(/dev == (\d+)/g)].map(([, dev]) => Number(dev));
+}
+
+/** major << 20 | minor */
+function allDisks(): number[] {
+  return fs.readdirSync('/sys/block').map((name) => {
+    const [major = 0, minor = 0] = text(`/sys/block/${name}/dev`).split(':').map(Number);
+    return major * 2 ** 20 + minor;
+  });
 }
 
 /** Where tracefs is mounted; mounts it where it is not. */
 function mountedTracefs(): string {
   for (const path of roots) if (isTracefs(path)) return path;
-  spawnSync('mount', ['-t', 'tracefs', 'tracefs', '/sys/kernel/tracing'], { stdio: 'ignore' });
+  mountVirtual('tracefs', '/sys/kernel/tracing');
   if (isTracefs('/sys/kernel/tracing')) return '/sys/kernel/tracing';
   throw new Error('tracefs is not mounted and cannot be: mount -t tracefs tracefs /sys/kernel/tracing, as root');
 }
@@ -247,7 +259,8 @@ function isTracefs(path: string): boolean {
 }
 
 function exists(path: string): boolean {
-  return fs.existsSync(path);
+  // Not existsSync: access(2) goes without the capabilities of a user that is not root.
+  return fs.statSync(path, { throwIfNoEntry: false }) !== undefined;
 }
 
 function text(path: string): string {

@@ -50,6 +50,11 @@ export class Tracer {
     this.#inheritedUntilMs = clock.monotonicMs() + inheritMs;
   }
 
+  /** Whether its writes were recorded for an agent before us, until we came. */
+  isInherited(disk: number): boolean {
+    return this.#ring.inherited.includes(disk);
+  }
+
   /** From now on; events that waited from before for these sectors come first. @throws Error saying why not */
   add(range: TracedRange): void {
     this.drain();
@@ -82,8 +87,11 @@ export class Tracer {
     );
   }
 
-  /** Everything that the kernel has told of is handed out when it returns. Answers how many events there were. */
-  drain(): number {
+  /**
+   * Everything that the kernel has told of is handed out when it returns. Answers how many events there were. `quickly`: whether
+   * something was missed is for the next drain to say; at rest that is most of what looking costs.
+   */
+  drain(quickly = false): number {
     const touched = new Set<TracedRange>();
     const { taken, lost, reason } = this.#ring.take((kind, disk, sector, sectors) => {
       let isSomeones = false;
@@ -94,7 +102,7 @@ export class Tracer {
       }
       if (!isSomeones && this.#inheritedDisks.has(disk) && this.#inherited.length < maxInherited * 4)
         this.#inherited.push(kinds.indexOf(kind), disk, sector, sectors);
-    });
+    }, quickly);
     if (reason !== undefined) for (const range of this.#ranges) range.lost(lost, reason);
     for (const range of touched) range.drained();
     return taken;
@@ -106,7 +114,7 @@ export class Tracer {
       await this.#clock.sleep(waitMs, signal).catch(() => undefined);
       if (signal.aborted) return;
       if (this.#ranges.size === 0 && this.#inheritedDisks.size === 0) continue;
-      const taken = this.drain();
+      const taken = this.drain(true);
       // A burst shall not fill the ring before the next look; a quiet node is looked at twice a second.
       waitMs = taken > poll.busyEvents ? poll.fastMs : Math.min(poll.slowMs, waitMs * 2);
       if (this.#inheritedDisks.size > 0 && this.#clock.monotonicMs() > this.#inheritedUntilMs) {

@@ -30,6 +30,8 @@ export class Tracking {
   #keeping: Promise<void> | undefined;
   #keepAgain = false;
   #toldFailure: string | undefined;
+  /** Of the session: what it commits is of this one. */
+  #generation = '';
 
   constructor(options: {
     map: DirtyMap;
@@ -61,9 +63,17 @@ export class Tracking {
     capture.onMarks = () => this.keepSoon();
   }
 
-  /** A session with the replica at `welcome`. Answers whether everything must be compared, and how that is known. */
-  async attach(welcome: MirrorWelcome, sizeBytes: number): Promise<{ whole: boolean; reason: string }> {
+  /**
+   * A session with the replica at `welcome`, under this fencing generation. Answers whether everything must be compared, and how
+   * that is known.
+   */
+  async attach(
+    welcome: MirrorWelcome,
+    sizeBytes: number,
+    generation: string,
+  ): Promise<{ whole: boolean; reason: string }> {
     const { map } = this;
+    this.#generation = generation;
     const { headSequence, digest, blank } = welcome;
     map.back();
     const { proven, reason } = await this.#begin(sizeBytes);
@@ -73,7 +83,7 @@ export class Tracking {
       this.#tell('CaptureStarted', 'the replica is blank and gets everything');
       return { whole: false, reason: 'the replica is blank' };
     }
-    if (proven && map.belongsTo(headSequence, digest)) {
+    if (proven && map.belongsTo(headSequence, digest, generation)) {
       await this.keep();
       this.#tell('CaptureResumed', `${reason}: ${map.dirtyBytes} of ${sizeBytes} bytes are to be read`);
       return { whole: false, reason };
@@ -83,6 +93,19 @@ export class Tracking {
     await this.keep();
     this.#tell('CaptureStarted', `${why}: the whole volume is compared with the replica`);
     return { whole: true, reason: why };
+  }
+
+  /**
+   * The volume's size now, whether there is a session or none: what lay behind the end of a smaller one is not what it was should it
+   * grow again, and nothing else would tell.
+   */
+  async sized(sizeBytes: number): Promise<void> {
+    const { map } = this;
+    const kept = this.#begun ? undefined : await map.load();
+    if (sizeBytes >= map.sizeBytes) return;
+    map.resize(sizeBytes);
+    if (kept) await map.persist(kept.method, kept.state, true);
+    else await this.keep();
   }
 
   async #begin(sizeBytes: number): Promise<{ proven: boolean; reason: string }> {
@@ -142,7 +165,7 @@ export class Tracking {
   }
 
   async prepare(sequence: number): Promise<void> {
-    await this.map.prepare(sequence);
+    await this.map.prepare(sequence, this.#generation);
   }
 
   async committed(sequence: number, point: boolean, digest: Buffer): Promise<void> {
@@ -169,7 +192,8 @@ export class Tracking {
 
   /** `keep` without waiting; calls that come while one runs are one. */
   keepSoon(): void {
-    if (this.#capture.method === 'scan') return;
+    // Before the first session what an agent before us kept is all there is.
+    if (!this.#begun || this.#capture.method === 'scan') return;
     if (this.#keeping) {
       this.#keepAgain = true;
       return;

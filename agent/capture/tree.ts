@@ -39,14 +39,20 @@ export interface Tree {
 export async function openTree(path: string, filter?: Filter): Promise<Tree> {
   try {
     const resolved = await realpath(path);
-    const fd = await openQuietly(Buffer.from(resolved), O_RDONLY | O_DIRECTORY);
-    const stat = await fstat(fd);
-    return { path: resolved, fd, device: stat.dev, stat, filter, close: () => close(fd) };
+    const root = await openRoot(Buffer.from(resolved));
+    return { path: resolved, ...root, filter, close: () => close(root.fd) };
   } catch (error) {
     throw new ReplicationError('SourceGone', `${path} cannot be opened as a directory: ${String(error)}`, {
       cause: error,
     });
   }
+}
+
+/** To be closed. */
+export async function openRoot(path: Buffer): Promise<Pick<Tree, 'fd' | 'device' | 'stat'>> {
+  const fd = await openQuietly(path, O_RDONLY | O_DIRECTORY);
+  const stat = await fstat(fd);
+  return { fd, device: stat.dev, stat };
 }
 
 export const lstat = (path: Buffer): Promise<BigIntStats> => lstatCall(path, { bigint: true });
@@ -67,7 +73,7 @@ export function childPath(fd: number, name: Buffer): Buffer {
   return Buffer.concat([Buffer.from(`/proc/self/fd/${fd}/`), name]);
 }
 
-/** Things of other filesystems (mount points) have numbers of their own, below zero. */
+/** Things of other filesystems and subvolumes (mount points) have numbers of their own, below zero. */
 export function keyOf(tree: Tree, stat: BigIntStats): Key {
   const type = Number(stat.mode >> 12n);
   const ino = stat.dev === tree.device ? stat.ino : -((stat.dev << 32n) ^ stat.ino) - 1n;

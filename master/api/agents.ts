@@ -71,6 +71,27 @@ export function agentRoutes(app: FastifyInstance, context: Context): void {
   });
   route(app, {
     method: 'GET',
+    url: `${url}/:name/log`,
+    tag,
+    summary: 'Read the newest lines of the log of a connected agent',
+    answer: 'Log',
+    async handle({ params }) {
+      const { name } = find(params['name']).metadata;
+      const text = await engine.agentLog?.(name);
+      if (text !== undefined) return { text };
+      throw new ApiProblem('Unavailable', `${name} is not connected, or too old to tell its log; look on its node`);
+    },
+  });
+  route(app, {
+    method: 'GET',
+    url: '/api/v1/log',
+    tag: 'service',
+    summary: "Read the newest lines of the master's own log",
+    answer: 'Log',
+    handle: () => ({ text: engine.log?.() ?? '' }),
+  });
+  route(app, {
+    method: 'GET',
     url: `${url}/:name/volumes`,
     tag,
     summary: 'List what an agent has found on its node',

@@ -5,10 +5,11 @@ import { makeToken, map, readToken } from './list.ts';
 import { invalid } from './problem.ts';
 import { route } from './route.ts';
 import type { Context } from './route.ts';
+import { scopeOf } from './scope.ts';
 import { EventsQuery } from './schema/event.ts';
 import type { EventView } from './schema/event.ts';
 
-export function eventRoutes(app: FastifyInstance, { events, watches }: Context): void {
+export function eventRoutes(app: FastifyInstance, { events, store, watches }: Context): void {
   route(app, {
     method: 'GET',
     url: '/api/v1/events',
@@ -16,8 +17,9 @@ export function eventRoutes(app: FastifyInstance, { events, watches }: Context):
     summary: 'List (newest first) or watch events of a level and all that are worse',
     query: EventsQuery,
     answer: 'EventList',
-    handle({ query, reply }) {
+    handle({ query, caller, reply }) {
       const filter: EventFilter = {
+        ...(caller.groups === undefined ? {} : { sees: scopeOf(store, caller).seesEvent }),
         ...(query.level === undefined ? {} : { level: query.level }),
         ...(query.object === undefined ? {} : { object: query.object }),
         ...(query.since === undefined ? {} : { sinceMs: Date.parse(query.since) }),
@@ -38,7 +40,7 @@ export function eventRoutes(app: FastifyInstance, { events, watches }: Context):
         list: () => events.list({ ...filter, limit: Number.MAX_SAFE_INTEGER - 1 }).items.reverse(),
         changes: (since: number, signal: AbortSignal) =>
           map(events.watch({ since, filter, signal }), ({ type, version, object }: EventChange) => {
-            return { version, message: { type, object } };
+            return { version, messages: [{ type, object }] };
           }),
       };
       return watches.send<EventView>(reply, source, (event) => serialize({ ...event }));

@@ -15,7 +15,7 @@ export function groupPointRoutes(app: FastifyInstance, { engine, store }: Contex
     answer: 'GroupPointList',
     handle({ params, query }) {
       const { name = '' } = params;
-      if (!store.list('Replication').some(({ spec }) => spec.group === name)) throw notFound('group', name);
+      if (store.replicationsIn(name).length === 0) throw notFound('group', name);
       if (!engine.groupPoints) throw new ApiProblem('Unavailable', 'this master cuts no groups');
       const { from, to } = query;
       const points = engine

@@ -9,6 +9,7 @@ import type { Group } from '../resources.ts';
 import { objectRoutes } from './objects.ts';
 import { ApiProblem, invalid, type FieldError } from './problem.ts';
 import type { Context } from './route.ts';
+import { mustHaveGroup, scopeOf } from './scope.ts';
 import { GroupInput } from './schema/group.ts';
 
 export function groupRoutes(app: FastifyInstance, context: Context): void {
@@ -33,14 +34,17 @@ export function groupRoutes(app: FastifyInstance, context: Context): void {
     input: GroupInput,
     status: blankStatus,
     view,
-    async complete(spec, name) {
+    async complete(spec, name, caller) {
+      mustHaveGroup(caller, name);
+      const scope = scopeOf(store, caller);
       const errors: FieldError[] = [];
       const listed = spec.members.map(({ replication }) => replication);
       listed.forEach((replication, index) => {
         const path = `spec.members[${index}].replication`;
         const found = store.get('Replication', replication);
         const other = found?.spec.group;
-        if (found === undefined) errors.push({ path, message: 'must name a replication that exists' });
+        if (found === undefined || !scope.sees(found))
+          errors.push({ path, message: 'must name a replication that exists' });
         else if (other !== undefined && other !== name)
           errors.push({ path, message: `is a member of group ${other}; take it out of that first` });
         else if (listed.indexOf(replication) !== index) errors.push({ path, message: 'is there twice' });

@@ -2,9 +2,9 @@
 import type { FastifyReply } from 'fastify';
 import type { Static } from 'typebox';
 import type { Kind, Resources } from '../resources.ts';
-import type { Change } from '../store.ts';
 import { invalid } from './problem.ts';
 import type { Context } from './route.ts';
+import { changesWithin, scopeOf, type SeenChange } from './scope.ts';
 import type { ListQuery, ListView, WatchMessage } from './schema.ts';
 import { parseSelector } from './selector.ts';
 
@@ -28,6 +28,23 @@ export function page<T>(
   };
 }
 
+/** Of objects whose key is their name only those of the page are read; snapshots are few in each collection. */
+function pageOf<K extends Kind>(
+  { store }: Context,
+  kind: K,
+  query: { limit: number; continue?: string },
+  chosen: (after?: string) => Iterable<Resources[K]>,
+): ListView<Resources[K]> {
+  const nameOf = ({ metadata }: Resources[K]): string => metadata.name;
+  if (kind === 'Snapshot') return page([...chosen()], nameOf, query, store.version());
+  const items: Resources[K][] = [];
+  for (const object of chosen(query.continue === undefined ? '' : readToken(query.continue))) {
+    items.push(object);
+    if (items.length > query.limit) break;
+  }
+  return page(items, nameOf, { limit: query.limit }, store.version());
+}
+
 export function makeToken(position: string): string {
   return Buffer.from(position).toString('base64url');
 }
@@ -48,23 +65,29 @@ export function listOrWatch<K extends Kind>(
 ): unknown {
   const { store } = context;
   const selects = parseSelector(query.labelSelector);
-  const chosen = (): Resources[K][] =>
-    store.list(kind).filter((object) => belongs(object) && selects(object.metadata.labels));
+  const caller = reply.request.caller ?? {};
+  function* chosen(after?: string): Generator<Resources[K]> {
+    const { sees } = scopeOf(store, caller);
+    const all: Resources[K][] | Iterable<Resources[K]> =
+      after === undefined ? store.list(kind) : store.each(kind, after);
+    for (const object of all) if (sees(object) && belongs(object) && selects(object.metadata.labels)) yield object;
+  }
   if (!query.watch) {
-    const listed = page(chosen(), (object) => object.metadata.name, query, store.version());
+    const listed = pageOf(context, kind, query, chosen);
     return { ...listed, items: listed.items.map(view) };
   }
   const serialize = reply.compileSerializationSchema({ $ref: `${kind}#` });
   const source = {
     version: () => store.version(),
-    list: () => chosen().map(view),
+    list: () => [...chosen()].map(view),
     changes(since: number, signal: AbortSignal) {
-      const changes = store.watch({ kinds: [kind], since, signal }) as AsyncIterable<Change<K>>;
-      return map(changes, (change) => ({ version: change.version, message: messageOf(change) }));
+      return map(changesWithin(store, caller, [kind], since, signal), ({ version, changes }) => {
+        return { version, messages: changes.flatMap((change) => messageOf(change) ?? []) };
+      });
     },
   };
-  function messageOf(change: Change<K>): WatchMessage<Resources[K]> | undefined {
-    const object = change.object;
+  function messageOf(change: SeenChange['changes'][number]): WatchMessage<Resources[K]> | undefined {
+    const object = change.object as Resources[K];
     if (!belongs(object)) return undefined;
     const now = selects(object.metadata.labels);
     const before = change.labelsBefore === undefined ? now : selects(change.labelsBefore);

@@ -5,7 +5,7 @@
  */
 import type { ProblemView } from './schema.ts';
 import { ReplicationError } from '../../proto/errors.ts';
-import { StoreConflict, StoreUnavailable } from '../store.ts';
+import { StoreConflict, StoreRefused, StoreUnavailable } from '../store.ts';
 
 export const problemCodes = {
   BadJson: { status: 400, title: 'The body is not JSON' },
@@ -44,8 +44,11 @@ export interface FieldError {
 export class ApiProblem extends Error {
   readonly code: ProblemCode;
   readonly errors: FieldError[];
-  constructor(code: ProblemCode, detail: string, errors: FieldError[] = []) {
+  /** For the header Retry-After. */
+  readonly retryAfterSeconds: number | undefined;
+  constructor(code: ProblemCode, detail: string, errors: FieldError[] = [], retryAfterSeconds?: number) {
     super(detail);
+    this.retryAfterSeconds = retryAfterSeconds ?? (code === 'Unavailable' ? 1 : undefined);
     this.name = 'ApiProblem';
     this.code = code;
     this.errors = errors;
@@ -72,6 +75,10 @@ export function asProblem(error: unknown): ApiProblem {
     } as const;
     return new ApiProblem(code[error.reason], error.message);
   }
+  if (error instanceof StoreRefused)
+    return error.fields.length > 0
+      ? new ApiProblem('Invalid', error.message, error.fields)
+      : new ApiProblem('WrongState', error.message);
   if (error instanceof StoreUnavailable) return new ApiProblem('Unavailable', error.message);
   if (error instanceof ReplicationError && error.code !== 'Internal')
     return new ApiProblem(error.retry === 'backoff' ? 'Unavailable' : 'WrongState', `${error.code}: ${error.message}`);

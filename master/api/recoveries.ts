@@ -8,14 +8,15 @@ import { apiVersion, demoted } from '../resources.ts';
 import { startOrder, volumesOf, type Member } from '../groups.ts';
 import { actions, ask, hasEnded, type Action } from '../recovery/machine.ts';
 import { pathInGroup } from '../recovery/copy.ts';
-import type { Recovery, RecoverySpec, RecoveryType, Replication, Snapshot } from '../resources.ts';
-import { snapshotKey, type Draft } from '../store.ts';
+import type { Fork, Recovery, RecoverySpec, RecoveryType, Replication, Snapshot } from '../resources.ts';
+import { snapshotKey, type Draft, type Store } from '../store.ts';
 import type { Caller } from '../tokens.ts';
 import { listOrWatch } from './list.ts';
 import { ApiProblem, invalid, notFound } from './problem.ts';
 import { needPoint } from './replications.ts';
 import { route } from './route.ts';
 import type { Context } from './route.ts';
+import { scopeOf } from './scope.ts';
 import { ActionInput, ListQuery } from './schema.ts';
 import { RecoveryCreate } from './schema/recovery.ts';
 
@@ -44,9 +45,10 @@ export function recoveryRoutes(app: FastifyInstance, context: Context): void {
     async handle({ body, caller, idempotencyKey }) {
       const { name: given, ...asked } = body;
       mayCreate(caller, asked.type);
+      mayTouch(store, caller, asked);
       const point = await mayRecover(context, asked);
       const name = given ?? newName(asked, idempotencyKey === undefined ? undefined : [caller.name, idempotencyKey]);
-      return store.create('Recovery', name, recoveryDraft(name, { ...asked, point }));
+      return store.create('Recovery', name, recoveryDraft(name, { ...asked, point }, groupNow(store, asked)));
     },
   });
   route(app, {
@@ -96,6 +98,7 @@ export function recoveryRoutes(app: FastifyInstance, context: Context): void {
     });
 }
 
+const noGroup = 'must name a group that has members: replications whose spec.group it is';
 const summaries: Record<Action, string> = {
   pause: 'Stop after the work in hand',
   resume: 'Go on with a recovery that was paused',
@@ -111,7 +114,28 @@ export function mayCreate({ role }: Caller, type: RecoveryType): void {
     throw new ApiProblem('Forbidden', `a failover is created by an admin or a manager; the role here is ${role}`);
 }
 
-export function recoveryDraft(name: string, spec: RecoverySpec): Draft<'Recovery'> {
+/** What is beyond the caller's groups is not there for it. @throws ApiProblem Invalid */
+export function mayTouch(
+  store: Pick<Store, 'get' | 'list'>,
+  caller: Caller,
+  { replication, group }: Pick<RecoverySpec, 'replication' | 'group'>,
+): void {
+  const scope = scopeOf(store, caller);
+  const found = replication === undefined ? undefined : store.get('Replication', replication);
+  if (found && !scope.sees(found))
+    throw invalid([{ path: 'replication', message: 'must name a replication that exists' }]);
+  if (group !== undefined && !scope.hasGroup(group)) throw invalid([{ path: 'group', message: noGroup }]);
+}
+
+/** Of a recovery that is made now. */
+export function groupNow(
+  store: Pick<Store, 'get'>,
+  { replication, group }: Pick<RecoverySpec, 'replication' | 'group'>,
+): string | undefined {
+  return group ?? (replication === undefined ? undefined : store.get('Replication', replication)?.spec.group);
+}
+
+export function recoveryDraft(name: string, spec: RecoverySpec, group?: string): Draft<'Recovery'> {
   return {
     apiVersion,
     kind: 'Recovery',
@@ -129,7 +153,7 @@ export function recoveryDraft(name: string, spec: RecoverySpec): Draft<'Recovery
       endTime: null,
       tasks: [],
     },
-    job: { force: false, commonMs: null, volumes: [] },
+    job: { force: false, commonMs: null, volumes: [], ...(group === undefined ? {} : { group }) },
   };
 }
 
@@ -145,23 +169,70 @@ export async function mayRecover(
   if (replication !== undefined && store.get('Replication', replication) === undefined)
     throw invalid([{ path: 'replication', message: 'must name a replication that exists' }]);
   const members = startOrder(store, spec);
-  if (members.length === 0)
-    throw invalid([
-      { path: 'group', message: 'must name a group that has members: replications whose spec.group it is' },
-    ]);
+  if (members.length === 0) throw invalid([{ path: 'group', message: noGroup }]);
   let { point } = spec;
   for (const member of members) {
     const found = store.get('Replication', member.replication);
     if (!found) throw new ApiProblem('WrongState', `${member.replication} of group ${group} does not exist`);
     needPoint(context, found);
+    mayLeave(context, found);
     point = chosenPoint(context, found, spec.point);
     const mode = found.spec.source.volumeMode;
+    if (spec.target?.agent !== undefined) {
+      await mayWriteVolume(context, spec, found, spec.target.agent);
+      continue;
+    }
     const path = spec.target && (group === undefined ? spec.target.path : pathInGroup(spec.target.path, found));
     const problems = path === null ? [] : ((await engine.validateRecovery?.(path, mode)) ?? []);
     if (problems.length > 0) throw invalid(problems);
   }
   if (spec.type === 'failover') noOther(context, members);
   return point;
+}
+
+/** @throws ApiProblem WrongState */
+function mayLeave({ store }: Pick<Context, 'store'>, { metadata, spec }: Replication): void {
+  const { storageClass } = spec.target;
+  if (store.get('StorageClass', storageClass)?.spec.driver !== 'kubernetes') return;
+  const text = `${metadata.name} lies in storage class ${storageClass} of driver kubernetes, from which nothing can be recovered yet`;
+  throw new ApiProblem('WrongState', `${text}; mirror it into a class of driver directory too`);
+}
+
+/** Whether a volume of an agent's node may be written over. @throws ApiProblem */
+async function mayWriteVolume(
+  { store, engine }: Pick<Context, 'store' | 'engine'>,
+  { group, target }: RecoverySpec,
+  { metadata, spec, requests }: Replication,
+  agent: string,
+): Promise<void> {
+  const path = target?.path ?? '';
+  if (group !== undefined)
+    throw invalid([{ path: 'target.agent', message: 'is for one replication; recover the members one by one' }]);
+  if (spec.source.volumeMode !== 'Block')
+    throw invalid([{ path: 'target.agent', message: `is for block volumes; ${metadata.name} is a Filesystem` }]);
+  if (store.get('Agent', agent) === undefined)
+    throw invalid([{ path: 'target.agent', message: 'must name an agent that has joined' }]);
+  const source = store.list('Replication').find(({ spec }) => spec.source.agent === agent && spec.source.path === path);
+  if (source)
+    throw invalid([
+      { path: 'target.path', message: `is the source of replication ${source.metadata.name}; name another volume` },
+    ]);
+  const volume = await engine.look?.(agent, path, true);
+  if (volume?.eligible === true) return notForked(metadata.name, requests.fork, agent, path);
+  const silent = `agent ${agent} does not answer; start it, or upgrade it if it is older than this master`;
+  throw invalid([{ path: 'target.path', message: volume ? (volume.reason ?? 'may not be written') : silent }]);
+}
+
+/** The old source is not written over while it may have what nobody else has. @throws ApiProblem WrongState */
+function notForked(name: string, fork: Fork | undefined, agent: string, path: string): void {
+  if (fork?.agent !== agent || fork.path !== path || fork.found?.granules === 0) return;
+  const what = fork.found
+    ? `${fork.found.granules} granules (${fork.found.bytes} bytes) that were written there after the failover and are nowhere else`
+    : 'is being compared with the point that was promoted: wait for status.fork.found';
+  throw new ApiProblem(
+    'WrongState',
+    `${agent}:${path} ${fork.found ? 'has ' : ''}${what}; resync ${name} with force gives up what it has`,
+  );
 }
 
 /** @throws ApiProblem WrongState */

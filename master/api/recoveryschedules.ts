@@ -7,7 +7,7 @@ import { madeBy } from '../recovery/schedules.ts';
 import type { RecoveryScheduleSpec } from '../resources.ts';
 import { objectRoutes } from './objects.ts';
 import { ApiProblem, invalid, type FieldError } from './problem.ts';
-import { mayCreate, mayRecover } from './recoveries.ts';
+import { mayCreate, mayRecover, mayTouch } from './recoveries.ts';
 import type { Context } from './route.ts';
 import { RecoveryScheduleInput } from './schema/recoveryschedule.ts';
 
@@ -22,6 +22,7 @@ export function recoveryScheduleRoutes(app: FastifyInstance, context: Context): 
     view: (schedule) => schedule,
     async complete(spec, _name, caller, old) {
       mayCreate(caller, spec.type);
+      mayTouch(store, caller, spec);
       const errors = timingErrors(spec);
       const isNew = old === undefined || old.spec.startTime !== spec.startTime;
       if (errors.length === 0 && isNew && nextDue(spec, clock.nowMs()) === undefined)

@@ -8,7 +8,9 @@ import type { Static } from 'typebox';
 import { isTimeZone } from '../calendar.ts';
 import { parseCron } from '../cron.ts';
 import { apiVersion } from '../resources.ts';
-import type { Replication, ReplicationSpec } from '../resources.ts';
+import { sourceText } from '../resources.ts';
+import type { ClaimRef, Replication, ReplicationSpec } from '../resources.ts';
+import type { VolumeMode } from '../../proto/wire.ts';
 import { ensureGroup, volumesOf } from '../groups.ts';
 import { hasEnded } from '../recovery/machine.ts';
 import type { Draft } from '../store.ts';
@@ -19,6 +21,7 @@ import { ApiProblem, invalid, notFound } from './problem.ts';
 import type { FieldError } from './problem.ts';
 import { route } from './route.ts';
 import type { Context } from './route.ts';
+import { mustBeApart, mustHaveGroup } from './scope.ts';
 import { ActionInput, ListQuery, MergePatch, PageQuery } from './schema.ts';
 import { DeleteReplicationQuery, PointsQuery, ReplicationInput } from './schema/replication.ts';
 
@@ -50,13 +53,15 @@ export function replicationRoutes(app: FastifyInstance, context: Context): void 
     body: ReplicationInput,
     answer: 'Replication',
     status: 201,
-    async handle({ body }) {
+    async handle({ body, caller }) {
+      mustHaveGroup(caller, body.spec.group);
+      forgetPlace(body.spec);
+      mustBeApart(store, caller, body.spec.source);
       await inferMode(context, body.spec);
       const spec = complete(context, body.spec);
       ensureGroup(store, spec.group);
       const replication = store.create('Replication', body.metadata.name, draft(body, spec));
-      const { source, target } = spec;
-      const message = `${source.agent}:${source.path} is mirrored to ${target.storageClass}`;
+      const message = `${sourceText(spec.source)} is mirrored to ${spec.target.storageClass}`;
       events.emit({ code: 'ReplicationCreated', level: 'INFO', message, object: `Replication/${body.metadata.name}` });
       return view(replication);
     },
@@ -76,8 +81,10 @@ export function replicationRoutes(app: FastifyInstance, context: Context): void 
     summary: 'Replace the specification of a replication',
     body: ReplicationInput,
     answer: 'Replication',
-    handle: ({ params, body, ifVersion }) =>
-      view(replace(context, find(context, params['name']), body, ifVersion ?? body.metadata.resourceVersion)),
+    handle({ params, body, caller, ifVersion }) {
+      mustHaveGroup(caller, body.spec.group);
+      return view(replace(context, find(context, params['name']), body, ifVersion ?? body.metadata.resourceVersion));
+    },
   });
   route(app, {
     method: 'PATCH',
@@ -86,10 +93,11 @@ export function replicationRoutes(app: FastifyInstance, context: Context): void 
     summary: 'Change fields of a replication',
     body: MergePatch,
     answer: 'Replication',
-    handle({ params, body, ifVersion }) {
+    handle({ params, body, caller, ifVersion }) {
       const old = find(context, params['name']);
       const { apiVersion, kind, metadata, spec } = old;
       const merged = check(ReplicationInput, mergePatch({ apiVersion, kind, metadata, spec }, body));
+      mustHaveGroup(caller, merged.spec.group);
       return view(replace(context, old, merged, ifVersion ?? merged.metadata.resourceVersion));
     },
   });
@@ -181,11 +189,21 @@ export function withLag(replication: Replication, nowMs: number): Replication {
 /** The agent is asked what the path is when neither it nor the caller has said. @throws ApiProblem Invalid */
 async function inferMode({ engine }: Context, { source }: ReplicationSpec): Promise<void> {
   const given = source.volumeMode as typeof source.volumeMode | undefined;
-  if (given !== undefined || engine.volumes(source.agent).some(({ path }) => path === source.path)) return;
+  if (
+    given !== undefined ||
+    source.pvc !== undefined ||
+    engine.volumes(source.agent).some(({ path }) => path === source.path)
+  )
+    return;
   const found = await engine.look?.(source.agent, source.path);
   if (found === undefined) return;
   if (!found.eligible) throw invalid([{ path: 'spec.source.path', message: found.reason ?? 'is not eligible' }]);
   source.volumeMode = found.volumeMode;
+}
+
+/** Of a claim the master finds the place, whatever an object that was exported says. */
+export function forgetPlace({ source }: ReplicationSpec): void {
+  if (source.pvc !== undefined) Object.assign(source, { agent: '', path: '' });
 }
 
 /** Fills in what can be inferred, and checks what a schema cannot. @throws ApiProblem Invalid */
@@ -195,18 +213,27 @@ export function complete(context: Context, spec: ReplicationSpec, old?: Replicat
   const errors: FieldError[] = [];
   const wrong = (path: string, message: string): number => errors.push({ path: `spec.${path}`, message });
 
+  if (source.pvc === undefined)
+    for (const field of ['agent', 'path'] as const)
+      if (source[field] === '') wrong(`source.${field}`, 'is required, unless source.pvc is given');
+  const claim = source.pvc && old === undefined ? claimOf(context, source.pvc) : undefined;
+  if (typeof claim === 'string') wrong('source.pvc', claim);
+  const claimed = typeof claim === 'object' ? claim.volumeMode : undefined;
+  if (claimed !== undefined && (source.volumeMode as string | undefined) !== undefined && source.volumeMode !== claimed)
+    wrong('source.volumeMode', `must be ${claimed}, as the claim is; leave it out`);
   const reported = (): ReplicationSpec['source']['volumeMode'] | undefined =>
+    claimed ??
     engine.volumes(source.agent).find(({ path }) => path === source.path)?.volumeMode ??
     (source.path.startsWith('/dev/') ? 'Block' : undefined);
   // The type has it, as it is there once this function is done.
   const volumeMode =
     (source.volumeMode as typeof source.volumeMode | undefined) ?? old?.source.volumeMode ?? reported();
-  if (volumeMode === undefined)
+  if (volumeMode === undefined && source.pvc === undefined)
     wrong(
       'source.volumeMode',
       'must be given as Block or Filesystem, as the agent is not there to say what the path is',
     );
-  else source.volumeMode = volumeMode;
+  else if (volumeMode !== undefined) source.volumeMode = volumeMode;
 
   if (spec.replicationState === 'secondary' && old === undefined)
     wrong('replicationState', 'must be primary for a new replication');
@@ -226,6 +253,7 @@ export function complete(context: Context, spec: ReplicationSpec, old?: Replicat
       wrong('trigger.schedule', (error as Error).message);
     }
   }
+  for (const { path, message } of failoverProblems(spec)) wrong(path, message);
   const periods = spec.snapshotSchedules.map(({ period }) => period);
   spec.snapshotSchedules.forEach(({ period, timeZone }, index) => {
     if (periods.indexOf(period) !== index)
@@ -240,6 +268,22 @@ export function complete(context: Context, spec: ReplicationSpec, old?: Replicat
   if (errors.length === 0 && old === undefined) errors.push(...engine.validateReplication(spec));
   if (errors.length > 0) throw invalid(errors);
   return spec;
+}
+
+function failoverProblems({ failover, group, source }: ReplicationSpec): FieldError[] {
+  if (failover?.policy !== 'automatic') return [];
+  if (group !== undefined)
+    return [{ path: 'failover.policy', message: `must be manual in a group; set spec.failover of group ${group}` }];
+  const { agents } = failover.witness;
+  const path = 'failover.witness.agents';
+  if (agents.length === 0 && source.pvc === undefined)
+    return [{ path, message: 'must name an agent of another node: without a second view nothing is failed over' }];
+  return agents.includes(source.agent) ? [{ path, message: `must not name the source's own agent` }] : [];
+}
+
+/** What the claim is, or why it cannot be mirrored. */
+function claimOf({ engine }: Context, pvc: ClaimRef): { volumeMode: VolumeMode } | string {
+  return engine.claim?.(pvc) ?? 'needs a master that runs with --kubernetes; name agent and path instead';
 }
 
 function editable(metadata: Input['metadata']): Draft<'Replication'>['metadata'] {
@@ -287,6 +331,7 @@ export function draft(body: Pick<Input, 'metadata'>, spec: ReplicationSpec): Dra
       latestImage: null,
       nextSnapshotTime: null,
       usedBytes: null,
+      fork: null,
       observedGeneration: 0,
       conditions: [],
     },
@@ -298,6 +343,7 @@ export function draft(body: Pick<Input, 'metadata'>, spec: ReplicationSpec): Dra
 }
 
 function replace(context: Context, old: Replication, body: Input, ifVersion: string | undefined): Replication {
+  keepPlace(body.spec, old.spec);
   const spec = complete(context, body.spec, old.spec);
   const errors: FieldError[] = [];
   const fixed = (path: string, before: unknown, after: unknown): void => {
@@ -306,7 +352,7 @@ function replace(context: Context, old: Replication, body: Input, ifVersion: str
   };
   fixed('metadata.name', old.metadata.name, body.metadata.name);
   fixed('metadata.namespace', old.metadata.namespace, body.metadata.namespace ?? old.metadata.namespace);
-  for (const field of ['agent', 'path', 'volumeMode'] as const)
+  for (const field of ['agent', 'path', 'pvc', 'volumeMode'] as const)
     fixed(`spec.source.${field}`, old.spec.source[field], spec.source[field]);
   if (spec.replicationState !== old.spec.replicationState)
     errors.push({
@@ -326,9 +372,16 @@ function replace(context: Context, old: Replication, body: Input, ifVersion: str
       ...(editable(body.metadata) as Replication['metadata']),
       ...{ uid, generation, resourceVersion, creationTimestamp },
     };
+    // It may have moved meanwhile.
+    keepPlace(spec, object.spec);
     object.spec = spec;
   };
   return context.store.update('Replication', old.metadata.name, change, ifVersion);
+}
+
+/** Who changes something else need not say where the claim is now. */
+function keepPlace({ source }: ReplicationSpec, { source: { pvc, agent, path } }: ReplicationSpec): void {
+  if (pvc !== undefined) Object.assign(source, { agent, path });
 }
 
 /**

@@ -20,6 +20,7 @@ const areas = {
   snapshots: { read: everyone, write: operators },
   recoveries: { read: everyone, write: operators },
   metrics: { read: everyone, write: [] },
+  logs: { read: managers, write: [] },
 } as const satisfies Record<string, { read: readonly Role[]; write: readonly Role[] }>;
 type Area = keyof typeof areas;
 export type Right = `${Area}:${'read' | 'write'}` | 'open' | `local-${Area}`;
@@ -37,6 +38,8 @@ export const rights: Readonly<Record<string, Right>> = {
   [`DELETE ${v1}/agents/:name`]: 'agents:write',
   [`POST ${v1}/agents/:name/actions/bootstrap`]: 'agents:write',
   [`GET ${v1}/agents/:name/volumes`]: 'agents:read',
+  [`GET ${v1}/agents/:name/log`]: 'logs:read',
+  [`GET ${v1}/log`]: 'logs:read',
   [`GET ${v1}/storageclasses`]: 'agents:read',
   [`POST ${v1}/storageclasses`]: 'agents:write',
   [`GET ${v1}/storageclasses/:name`]: 'agents:read',

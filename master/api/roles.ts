@@ -8,7 +8,7 @@ import { ask } from '../recovery/machine.ts';
 import { nextGeneration } from '../recovery/generation.ts';
 import { demoted, type Replication } from '../resources.ts';
 import { ApiProblem } from './problem.ts';
-import { newName, recoveryDraft } from './recoveries.ts';
+import { groupNow, newName, recoveryDraft } from './recoveries.ts';
 import { find, needPoint, withLag } from './replications.ts';
 import { route, type Context } from './route.ts';
 import { ActionInput } from './schema.ts';
@@ -79,7 +79,7 @@ function promote(context: Context, replication: Replication, force: boolean): vo
   });
   if (open) return;
   const name = newName(asked, undefined);
-  store.create('Recovery', name, recoveryDraft(name, asked));
+  store.create('Recovery', name, recoveryDraft(name, asked, groupNow(store, asked)));
 }
 
 function demote({ store, engine }: Context, replication: Replication, force: boolean): void {
@@ -134,5 +134,7 @@ function resync(context: Context, replication: Replication, force: boolean): voi
     }
     object.requests.resync += 1;
     object.requests.force = force;
+    // Decided: what the old source has of its own is given up.
+    if (force) delete object.requests.fork;
   });
 }

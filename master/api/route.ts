@@ -14,6 +14,7 @@ import type { Users } from '../users.ts';
 import { check, fromQuery } from './check.ts';
 import { invalid } from './problem.ts';
 import { rightOf, rolesOf } from './rights.ts';
+import { scopeRule } from './scope.ts';
 import type { Watches } from './watch.ts';
 
 /** What handlers work with. */
@@ -28,7 +29,7 @@ export interface Context {
   /** By which locks end: see trustedclock.ts. */
   trusted: Clock;
   watches: Watches;
-  newJoinToken: () => string | Promise<string>;
+  newJoinToken: (lifeMs?: number, nodes?: number) => string | Promise<string>;
   /** PEM of the CA that a joining agent must trust. */
   caPem?: string | undefined;
 }
@@ -113,6 +114,8 @@ export function route<B extends TSchema, Q extends TSchema>(app: FastifyInstance
     config: { secret: spec.secret === true },
     schema: {
       ...{ 'x-roles': rolesOf(rightOf(String(spec.method), spec.url) ?? 'open') },
+      // Whether callers who are bound to groups may call it at all.
+      ...{ 'x-groups': scopeRule(String(spec.method), spec.url) !== 'whole' },
       summary: spec.summary,
       tags: [spec.tag],
       operationId: operationId(spec.method, spec.url),

@@ -9,13 +9,14 @@
 import type { AddressInfo, Socket } from 'node:net';
 import { randomUUID } from 'node:crypto';
 import { Server as TlsServer } from 'node:tls';
+import { isDeepStrictEqual } from 'node:util';
 import swagger from '@fastify/swagger';
 import swaggerUi from '@fastify/swagger-ui';
 import fastify, { LogController } from 'fastify';
 import type { FastifyBaseLogger, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import Type from 'typebox';
 import type { TSchema } from 'typebox';
-import { formatHostPort, isLoopback } from '../../proto/value.ts';
+import { formatHostPort, isLoopback, nearHost } from '../../proto/value.ts';
 import { agentRoutes } from './agents.ts';
 import { eventRoutes } from './events.ts';
 import { idempotency } from './idempotency.ts';
@@ -31,8 +32,9 @@ import { allows, rightOf } from './rights.ts';
 import type { Right } from './rights.ts';
 import { header } from './route.ts';
 import type { Context } from './route.ts';
+import type { Caller } from '../tokens.ts';
 import { listOf, Problem } from './schema.ts';
-import { Agent, AgentVolume } from './schema/agent.ts';
+import { Agent, AgentVolume, Log } from './schema/agent.ts';
 import { Event } from './schema/event.ts';
 import { Group } from './schema/group.ts';
 import { Recovery } from './schema/recovery.ts';
@@ -44,6 +46,7 @@ import { StorageClass } from './schema/storageclass.ts';
 import { NewToken, Token } from './schema/token.ts';
 import { Session, User } from './schema/user.ts';
 import { roleRoutes } from './roles.ts';
+import { holdToScope, metricsWithin, scopeOf, scopeRule } from './scope.ts';
 import { sinkRoutes } from './sinks.ts';
 import { snapshotRoutes } from './snapshots.ts';
 import { storageClassRoutes } from './storageclasses.ts';
@@ -69,7 +72,7 @@ export interface ApiOptions extends Omit<Context, 'watches'> {
   requestsPerSecond?: number;
 }
 export interface Api {
-  /** Such as http://127.0.0.1:8080, with the port that it got. */
+  /** As it is dialled from this machine, such as http://127.0.0.1:8080, with the port that it got. */
   url: string;
   /** Every route as "METHOD /path". */
   routes: string[];
@@ -89,6 +92,7 @@ export interface Api {
 const maxBodyBytes = 1 << 20;
 const maxHeaderSize = 1 << 16;
 const maxDepth = 64;
+const maxRequestMs = 60_000;
 const problemType = 'application/problem+json';
 
 export async function startApi(options: ApiOptions): Promise<Api> {
@@ -103,9 +107,11 @@ export async function startApi(options: ApiOptions): Promise<Api> {
     logController: new LogController({ disableRequestLogging: true }),
     frameworkErrors: (error, request, reply) => void sendProblem(error, request, reply),
     bodyLimit: maxBodyBytes,
+    // Of the whole request; an answer (a watch) may take as long as it likes.
+    requestTimeout: maxRequestMs,
     exposeHeadRoutes: false,
     forceCloseConnections: true,
-    genReqId: () => randomUUID(),
+    genReqId: ({ headers }) => requestIdOf(headers['x-request-id']),
     requestIdHeader: false,
     routerOptions: { maxParamLength: 512 },
   }) as unknown as FastifyInstance;
@@ -116,6 +122,7 @@ export async function startApi(options: ApiOptions): Promise<Api> {
     for (const verb of [method].flat()) {
       // Our bug, found at the start: nothing may be reachable by forgetting.
       if (rightOf(verb, url) === undefined) throw new Error(`${verb} ${url} has no entry in rights.ts`);
+      if (scopeRule(verb, url) === undefined) throw new Error(`${verb} ${url} has no entry in scope.ts`);
       routes.push(`${verb} ${url}`);
     }
   });
@@ -131,7 +138,7 @@ export async function startApi(options: ApiOptions): Promise<Api> {
       authorize(context, request, right);
     } finally {
       // Probes never wait; who is not known waits by where it comes from.
-      if (url !== '/healthz' && url !== '/readyz') limits.take(request, reply);
+      if (url !== '/healthz' && url !== '/readyz') limits.take(request);
     }
   });
   parseBodies(app);
@@ -170,9 +177,15 @@ export async function startApi(options: ApiOptions): Promise<Api> {
     if (options.ready?.() === false) throw new ApiProblem('Unavailable', 'the master is starting or stopping');
     return { status: 'ok' };
   });
-  app.get('/metrics', { schema: { hide: true } }, async (_request, reply) =>
-    reply.type(options.metrics.contentType).send(await options.metrics.text()),
-  );
+  app.get('/metrics', { schema: { hide: true } }, async ({ caller }, reply) => {
+    const text = await options.metrics.text();
+    const scope = scopeOf(options.store, caller ?? {});
+    const isSeen = (name: string): boolean => {
+      const found = options.store.get('Replication', name);
+      return found !== undefined && scope.sees(found);
+    };
+    return reply.type(options.metrics.contentType).send(scope.isWhole ? text : metricsWithin(text, isSeen));
+  });
   app.get('/openapi.json', { schema: { hide: true } }, async () => app.swagger());
   pageRoutes(app, await pageFiles());
   replicationRoutes(app, context);
@@ -194,7 +207,7 @@ export async function startApi(options: ApiOptions): Promise<Api> {
   await app.listen({ host: listen.host, port: listen.port });
   const { address, port } = app.server.address() as AddressInfo;
   return {
-    url: `http${listen.tls === undefined ? '' : 's'}://${formatHostPort({ host: address, port })}`,
+    url: `http${listen.tls === undefined ? '' : 's'}://${formatHostPort({ host: nearHost(address), port })}`,
     routes,
     async call(method, path, token, body) {
       const headers = { authorization: `Bearer ${token}` };
@@ -213,7 +226,7 @@ export async function startApi(options: ApiOptions): Promise<Api> {
 }
 
 /** Finds out who calls, and whether they may. @throws ApiProblem Unauthorized, Forbidden */
-function authorize({ tokens, users }: Context, request: FastifyRequest, right: Right | undefined): void {
+function authorize({ tokens, users, store }: Context, request: FastifyRequest, right: Right | undefined): void {
   if (right === 'open') return;
   const authorization = request.headers.authorization;
   const secret = bearerOf(request);
@@ -231,21 +244,27 @@ function authorize({ tokens, users }: Context, request: FastifyRequest, right: R
   // A cookie comes with whatever a browser is led to send; this header only with what our own page means.
   if (cookie !== undefined && isWrite(request) && header(request, 'x-csrf-token') !== session?.csrf)
     throw new ApiProblem('Forbidden', "send the session's csrfToken (GET /api/v1/session) as X-CSRF-Token");
-  request.caller = { name: caller.name, role: caller.role };
+  request.caller = { name: caller.name, role: caller.role, groups: caller.groups };
   request.isStillGood = () => {
     const now =
       (secret === undefined ? undefined : tokens.caller(secret)) ?? users.session(secret ?? cookie ?? '', false);
-    return now?.name === caller.name && now.role === caller.role;
+    return now?.name === caller.name && now.role === caller.role && isDeepStrictEqual(now.groups, caller.groups);
   };
   // A method that a known path does not have: not found, for those who may look at all.
-  if (right === undefined || allows(right, caller.role)) return;
-  throw new ApiProblem('Forbidden', `the role ${caller.role} has no right ${right}; ask an admin or manager`);
+  if (right !== undefined && !allows(right, caller.role))
+    throw new ApiProblem('Forbidden', `the role ${caller.role} has no right ${right}; ask an admin or manager`);
+  const url = request.routeOptions.url;
+  if (url !== undefined)
+    holdToScope(store, request.caller, { method: request.method, url }, request.params as Record<string, string>);
 }
 
 /** From this machine and not passed on by a proxy that stands here for others. */
 function isLocal(request: FastifyRequest): boolean {
   const address = (request.socket.remoteAddress ?? '').replace(/^::ffff:/, '');
-  return isLoopback(address) && !('x-forwarded-for' in request.headers) && !('forwarded' in request.headers);
+  const isPassedOn = 'x-forwarded-for' in request.headers || 'forwarded' in request.headers;
+  // A browser that was led here under a foreign name reads for that name's page (DNS rebinding).
+  const host = (request.headers.host ?? '').replace(/:\d+$/, '').replace(/^\[(.*)\]$/, '$1');
+  return isLoopback(address) && isLoopback(host) && !isPassedOn;
 }
 
 /** Methods of the routes that the path fits, sorted. */
@@ -283,6 +302,7 @@ function isDeeper(value: unknown, levels: number): boolean {
 function sendProblem(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
   const problem = asProblem(error);
   if (problem.code === 'Internal') request.log.error({ err: error, requestId: request.id }, 'request failed');
+  if (problem.retryAfterSeconds !== undefined) void reply.header('retry-after', String(problem.retryAfterSeconds));
   if (problem.code === 'Unauthorized') void reply.header('www-authenticate', 'Bearer');
   const { status } = problemCodes[problem.code];
   // As a string: the route's answer schema is not for this one.
@@ -317,11 +337,14 @@ function keepAnswers(app: FastifyInstance, { store, clock }: Context): void {
     const key = isWrite(request) && !request.is404 ? header(request, 'idempotency-key') : undefined;
     return request.caller === null || request.routeOptions.config.secret === true ? undefined : key;
   };
-  const requestOf = (request: FastifyRequest): string => `${request.method} ${request.url}\n${request.text}`;
+  // Somebody else who gets the name later, or other rights, is not answered what this one was.
+  const who = ({ name, role, groups = [] }: Caller): string => [name, role, ...groups].join(' ');
+  const requestOf = (request: FastifyRequest): string =>
+    [request.method, request.url, header(request, 'if-match') ?? '*', request.text].join('\n');
   app.addHook('preHandler', async (request, reply) => {
     const key = keyOf(request);
     if (key === undefined || request.caller === null) return;
-    const answer = kept.find(request.caller.name, key, requestOf(request));
+    const answer = kept.find(who(request.caller), key, requestOf(request));
     if (answer === undefined) return;
     replayed.add(request);
     return reply
@@ -334,9 +357,14 @@ function keepAnswers(app: FastifyInstance, { store, clock }: Context): void {
     const key = keyOf(request);
     const isDone = reply.statusCode < 300 && typeof payload === 'string' && !replayed.has(request);
     if (key !== undefined && request.caller !== null && isDone)
-      kept.keep(request.caller.name, key, requestOf(request), { status: reply.statusCode, body: payload });
+      kept.keep(who(request.caller), key, requestOf(request), { status: reply.statusCode, body: payload });
     return payload;
   });
+}
+
+/** The caller's own, so that its logs and ours are found by one id, where it is one that a log can hold. */
+function requestIdOf(given: string | string[] | undefined): string {
+  return typeof given === 'string' && /^[\w.:-]{1,64}$/.test(given) ? given : randomUUID();
 }
 
 /** One line for each write, done or refused, by which the answer's x-request-id is found; never bodies. */
@@ -390,6 +418,7 @@ async function openapi(app: FastifyInstance, version: string): Promise<void> {
     add(`${id}List`, listOf(Type.Unsafe({ $ref: `${id}#` })));
   }
   add('NewToken', NewToken);
+  add('Log', Log);
   add('Session', Session);
   add('Cleanup', Cleanup);
   add('Problem', Problem);

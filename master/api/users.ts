@@ -13,6 +13,7 @@ import { page } from './list.ts';
 import { ApiProblem, invalid, notFound } from './problem.ts';
 import { route } from './route.ts';
 import type { Context } from './route.ts';
+import { isWithinGroups, mustBeWithin } from './scope.ts';
 import { PageQuery } from './schema.ts';
 import { PasswordChange, SessionCreate, UserChange, UserCreate } from './schema/user.ts';
 import type { SessionView, UserView } from './schema/user.ts';
@@ -33,7 +34,10 @@ export function userRoutes(app: FastifyInstance, { users, tokens, store, events,
     summary: 'List users',
     query: PageQuery,
     answer: 'UserList',
-    handle: ({ query }) => page(users.list(), ({ metadata }) => metadata.name, query, store.version()),
+    handle({ query, caller }) {
+      const shown = users.list().filter((user) => sees(caller, user));
+      return page(shown, ({ metadata }) => metadata.name, query, store.version());
+    },
   });
   route(app, {
     method: 'GET',
@@ -41,7 +45,7 @@ export function userRoutes(app: FastifyInstance, { users, tokens, store, events,
     tag,
     summary: 'Read a user',
     answer: 'User',
-    handle: ({ params }) => find(params['name']),
+    handle: ({ params, caller }) => find(params['name'], caller),
   });
   route(app, {
     method: 'POST',
@@ -52,26 +56,33 @@ export function userRoutes(app: FastifyInstance, { users, tokens, store, events,
     answer: 'User',
     status: 201,
     secret: true,
-    async handle({ body }) {
-      const made = await refusing(() => users.create(body.name, body.role, body.password, body.displayName));
-      if (!made) throw new ApiProblem('AlreadyExists', `there is a user ${body.name} already`);
-      return find(body.name);
+    async handle({ body, caller }) {
+      const { name, password, groups: asked, ...rest } = body;
+      // Absent: as the caller is bound.
+      const groups = asked === undefined ? caller.groups : (asked ?? undefined);
+      mustBeWithin(caller, groups);
+      const made = await refusing(() => users.create(name, password, { ...rest, groups }));
+      if (!made) throw new ApiProblem('AlreadyExists', `there is a user ${name} already`);
+      return find(name);
     },
   });
   route(app, {
     method: 'PATCH',
     url: `${url}/:name`,
     tag,
-    summary: 'Change role, name shown or password; sessions end when role or password change',
+    summary: 'Change role, name shown or password; sessions end when role, groups or password change',
     body: UserChange,
     answer: 'User',
     secret: true,
     async handle({ params, body, caller }) {
-      const { metadata } = find(params['name']);
+      const { metadata } = find(params['name'], caller);
       mayTouch(caller, metadata.name);
-      if (metadata.name === builtIn && body.role !== undefined)
-        throw new ApiProblem('BuiltIn', 'admin has the role admin and keeps it');
-      if (!(await refusing(() => users.change(metadata.name, body)))) throw notFound('user', metadata.name);
+      const { groups, ...rest } = body;
+      if (metadata.name === builtIn && (body.role !== undefined || (groups ?? null) !== null))
+        throw new ApiProblem('BuiltIn', 'admin has the role admin, bound to no groups, and keeps it');
+      if (groups !== undefined) mustBeWithin(caller, groups ?? undefined);
+      const changes = { ...rest, ...(groups === undefined ? {} : { groups: groups ?? undefined }) };
+      if (!(await refusing(() => users.change(metadata.name, changes)))) throw notFound('user', metadata.name);
       return find(metadata.name);
     },
   });
@@ -82,7 +93,7 @@ export function userRoutes(app: FastifyInstance, { users, tokens, store, events,
     summary: 'Delete a user and end the sessions',
     answer: 'User',
     handle({ params, caller }) {
-      const user = find(params['name']);
+      const user = find(params['name'], caller);
       mayTouch(caller, user.metadata.name);
       if (user.metadata.name === builtIn) throw new ApiProblem('BuiltIn', 'admin exists once and cannot be deleted');
       users.delete(user.metadata.name);
@@ -97,7 +108,7 @@ export function userRoutes(app: FastifyInstance, { users, tokens, store, events,
     answer: 'User',
     status: 202,
     handle({ params, caller }) {
-      const { metadata } = find(params['name']);
+      const { metadata } = find(params['name'], caller);
       mayTouch(caller, metadata.name);
       users.endAll(metadata.name);
       return find(metadata.name);
@@ -195,15 +206,24 @@ export function userRoutes(app: FastifyInstance, { users, tokens, store, events,
       );
   }
 
-  function find(name = ''): UserView {
+  function find(name = '', caller?: Caller): UserView {
     const user = users.get(name);
-    if (user === undefined) throw notFound('user', name);
+    if (user === undefined || (caller !== undefined && !sees(caller, user))) throw notFound('user', name);
     return user;
   }
 }
 
-function shown({ name, role }: Caller, csrfToken: string | null): SessionView {
-  return { apiVersion, kind: 'Session', spec: { user: name, role }, csrfToken };
+/** Those who are bound to no more than the caller, and itself. */
+function sees(caller: Caller, { metadata, spec }: UserView): boolean {
+  return metadata.name === caller.name || isWithinGroups(caller, spec.groups ?? undefined);
+}
+
+function shown({ name, role, groups }: Caller, csrfToken: string | null): SessionView {
+  return {
+    ...{ apiVersion, kind: 'Session' },
+    spec: { user: name, role, groups: groups === undefined ? null : [...groups] },
+    csrfToken,
+  };
 }
 
 function started({ caller, secret, csrf }: Login, isCookie: boolean, reply: FastifyReply): SessionView {
@@ -227,7 +247,13 @@ async function refusing<T>(work: () => Promise<T>): Promise<T> {
   } catch (error) {
     if (error instanceof PasswordRefused) throw invalid([{ path: 'password', message: error.message }]);
     if (!(error instanceof UsersRefused)) throw error;
-    throw new ApiProblem(error.retryAfterSeconds === undefined ? 'LimitReached' : 'TooManyRequests', error.message);
+    const { message, retryAfterSeconds } = error;
+    throw new ApiProblem(
+      retryAfterSeconds === undefined ? 'LimitReached' : 'TooManyRequests',
+      message,
+      [],
+      retryAfterSeconds,
+    );
   }
 }
 

@@ -12,12 +12,16 @@ import { StoreConflict } from '../store.ts';
 import { ApiProblem, invalid } from './problem.ts';
 import type { WatchMessage } from './schema.ts';
 
+interface Moved<T> {
+  version: number;
+  messages: WatchMessage<T>[];
+}
 export interface WatchSource<T> {
   /** Version of the state that `list` gives. */
   version(): number;
   list(): Iterable<T>;
-  /** undefined as object: nothing for this watcher, but the position moves. */
-  changes(since: number, signal: AbortSignal): AsyncIterable<{ version: number; message: WatchMessage<T> | undefined }>;
+  /** No messages: nothing for this watcher, but the position moves. */
+  changes(since: number, signal: AbortSignal): AsyncIterable<Moved<T>>;
 }
 
 /** All watches of a server: bounded in number, ended with it. */
@@ -27,12 +31,19 @@ export interface Watches {
 }
 
 export const maxWatches = 1000;
+/** So that nobody takes all of them. */
+export const maxWatchesOfCaller = 200;
 
 export function watches(heartbeatMs = 15_000): Watches {
   const closing = new AbortController();
   let open = 0;
+  const ofCallers = new Map<string, number>();
   return {
     send(reply, source, serialize) {
+      const caller = reply.request.caller?.name ?? '';
+      const own = ofCallers.get(caller) ?? 0;
+      if (own >= maxWatchesOfCaller)
+        throw new ApiProblem('TooManyRequests', `${caller} has ${own} watches open already; end one of them`);
       if (open >= maxWatches) throw new ApiProblem('Unavailable', `${maxWatches} watches are open; end one of them`);
       const since = position(reply);
       const gone = new AbortController();
@@ -42,6 +53,7 @@ export function watches(heartbeatMs = 15_000): Watches {
       // Throws Expired here, before anything is answered.
       const changes = source.changes(from, signal);
       open += 1;
+      ofCallers.set(caller, own + 1);
       const body = new PassThrough();
       let at = from;
       // Each chunk is whole messages, so a heartbeat may come between any two; its id covers what was filtered out.
@@ -62,6 +74,9 @@ export function watches(heartbeatMs = 15_000): Watches {
         .catch(() => undefined) // the client is gone, or is told by the broken line
         .finally(() => {
           open -= 1;
+          const left = (ofCallers.get(caller) ?? 1) - 1;
+          if (left > 0) ofCallers.set(caller, left);
+          else ofCallers.delete(caller);
           end();
         });
       return reply
@@ -88,15 +103,17 @@ function data(object: string, type: string): string {
 async function* messages<T>(
   first: T[],
   from: number,
-  changes: AsyncIterable<{ version: number; message: WatchMessage<T> | undefined }>,
+  changes: AsyncIterable<Moved<T>>,
   serialize: (object: T) => string,
   moved: (version: number) => void,
 ): AsyncGenerator<string> {
   for (const object of first) yield data(serialize(object), 'ADDED');
   yield `id: ${from}\n\n`;
   try {
-    for await (const { version, message } of changes) {
-      if (message !== undefined) yield `id: ${version}\n${data(serialize(message.object), message.type)}`;
+    for await (const { version, messages } of changes) {
+      // The id goes with the last: a line that is cut between two brings all of them again.
+      const texts = messages.map(({ type, object }) => data(serialize(object), type));
+      if (texts.length > 0) yield [...texts.slice(0, -1), `id: ${version}\n${texts.at(-1) ?? ''}`].join('');
       moved(version);
     }
   } catch (error) {

@@ -2,12 +2,12 @@
 import type { FastifyInstance } from 'fastify';
 import Type from 'typebox';
 import type { Kind, Resources } from '../resources.ts';
-import type { Change } from '../store.ts';
 import { map } from './list.ts';
 import { invalid } from './problem.ts';
 import { withLag } from './replications.ts';
 import { route } from './route.ts';
 import type { Context } from './route.ts';
+import { changesWithin, scopeOf } from './scope.ts';
 import { name } from './schema.ts';
 import type { WatchMessage } from './schema.ts';
 
@@ -44,7 +44,7 @@ export function watchRoutes(app: FastifyInstance, context: Context): void {
     summary: 'Watch objects of several kinds; a message is as in the watches of lists, the kind is in the object',
     query: WatchQuery,
     answer: 'Stream',
-    handle({ query, reply }) {
+    handle({ query, caller, reply }) {
       const asked = chosen(query.kinds);
       const belongs = (object: Any): boolean => {
         const of = owners[object.kind] as ((object: Any, replication: string) => boolean) | undefined;
@@ -54,21 +54,20 @@ export function watchRoutes(app: FastifyInstance, context: Context): void {
       const serializers = new Map(asked.map((kind) => [kind, reply.compileSerializationSchema({ $ref: `${kind}#` })]));
       const source = {
         version: () => store.version(),
-        list: () =>
-          asked
+        list() {
+          const { sees } = scopeOf(store, caller);
+          return asked
             .flatMap((kind): Any[] => store.list(kind))
-            .filter(belongs)
-            .map(view),
+            .filter((object) => sees(object) && belongs(object))
+            .map(view);
+        },
         changes: (since: number, signal: AbortSignal) =>
-          map(
-            store.watch({ kinds: asked, since, signal }) as AsyncIterable<Change<Shown>>,
-            ({ type, object, version }: Change<Shown>) => {
-              const message: WatchMessage<Any> | undefined = belongs(object)
-                ? { type, object: view(object) }
-                : undefined;
-              return { version, message };
-            },
-          ),
+          map(changesWithin(store, caller, asked, since, signal), ({ version, changes }) => {
+            const own = (changes as { type: WatchMessage<Any>['type']; object: Any }[]).filter(({ object }) =>
+              belongs(object),
+            );
+            return { version, messages: own.map(({ type, object }) => ({ type, object: view(object) })) };
+          }),
       };
       return context.watches.send<Any>(reply, source, (object) => serializers.get(object.kind)?.({ ...object }) ?? '');
     },

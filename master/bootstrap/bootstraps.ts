@@ -12,7 +12,7 @@ import { ApiProblem } from '../api/problem.ts';
 import type { BootstrapRequest, Events } from '../engine.ts';
 import { type Agent, type AgentBootstrap, apiVersion } from '../resources.ts';
 import type { Store } from '../store.ts';
-import { parseHostKey } from './hostkey.ts';
+import { parseHostKey, type HostKeys } from './hostkey.ts';
 import { findPackage } from './packages.ts';
 import { openShell, type SshHost } from './ssh.ts';
 import { bootstrap, type MasterSide, type StepReport } from './steps.ts';
@@ -180,22 +180,38 @@ function blank(message: string): Agent['status'] {
 }
 
 function hostOf(request: BootstrapRequest, agentSocket: string | undefined): SshHost {
-  const { host, port, user, hostKey, privateKey, passphrase, sshAgent } = request;
+  const { host, port, user, hostKey, privateKey, passphrase, sshAgent, jump } = request;
   if ((privateKey !== undefined) === (sshAgent === true))
     throw wrong('privateKey', "or sshAgent: true (the master's own SSH agent) is required, and not both");
   if (sshAgent === true && agentSocket === undefined)
     throw wrong('sshAgent', 'cannot be used: this master was started without SSH_AUTH_SOCK; send privateKey');
-  let hostKeys;
+  const login = privateKey === undefined ? { agentSocket: agentSocket ?? '' } : loginBy({ privateKey, passphrase });
+  const target = { host, port, user, hostKeys: keysOf('hostKey', hostKey), login };
+  if (jump === undefined) return target;
+  const { host: by, port: at, user: as } = jump;
+  const own = jump.privateKey === undefined ? login : loginBy({ ...jump, privateKey: jump.privateKey });
+  return {
+    ...target,
+    jump: { host: by, port: at, user: as, hostKeys: keysOf('jump.hostKey', jump.hostKey), login: own },
+  };
+}
+
+function loginBy({
+  privateKey,
+  passphrase,
+}: {
+  privateKey: string;
+  passphrase?: string | undefined;
+}): SshHost['login'] {
+  return { privateKey, ...(passphrase === undefined ? {} : { passphrase }) };
+}
+
+function keysOf(field: string, text: string): HostKeys {
   try {
-    hostKeys = parseHostKey(hostKey);
+    return parseHostKey(text);
   } catch (error) {
-    throw wrong('hostKey', messageOf(error));
+    throw wrong(field, messageOf(error));
   }
-  const login =
-    privateKey === undefined
-      ? { agentSocket: agentSocket ?? '' }
-      : { privateKey, ...(passphrase === undefined ? {} : { passphrase }) };
-  return { host, port, user, hostKeys, login };
 }
 
 function wrong(path: string, message: string): ApiProblem {

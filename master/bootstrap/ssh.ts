@@ -1,7 +1,8 @@
 /**
  * A host by SSH: one connection, shell scripts run on it as root.
  *
- * Guarantees: nothing is sent, no key offered, before the host has shown the key that was asked for. Scripts run by `sh -e`
+ * Guarantees: nothing is sent, no key offered, before the host has shown the key that was asked for; the same holds for a
+ * jump host on the way, which sees nothing of the talk with the host behind it. Scripts run by `sh -e`
  * whatever the user's shell is, through `sudo -n` when the user is not root. What a script needs to be kept secret comes by
  * its standard input, never as an argument. A connection that has gone silent ends within 40 s.
  * Failure: SshError, whose message says what to do.
@@ -18,6 +19,8 @@ export interface SshHost {
   hostKeys: HostKeys;
   /** A private key in OpenSSH or PEM form, or the socket of an SSH agent. */
   login: { privateKey: string; passphrase?: string } | { agentSocket: string };
+  /** The way there is through this one. */
+  jump?: SshHost;
 }
 
 export interface Outcome {
@@ -38,11 +41,21 @@ const readyMs = 20_000;
 /** Of what a script says; the rest is dropped. */
 const maxOutput = 64 << 10;
 
+interface Line {
+  client: ssh2.Client;
+  /** For messages: USER@HOST:PORT. */
+  at: string;
+  /** What has broken it. */
+  broken(): Error | undefined;
+  close(): Promise<void>;
+}
+
 /** @throws SshError */
-export async function openShell(target: SshHost, signal: AbortSignal): Promise<Shell> {
+async function connect(target: SshHost, signal: AbortSignal): Promise<Line> {
   signal.throwIfAborted();
   const { host, port, user, login, hostKeys } = target;
-  const at = `${user}@${host}:${port}`;
+  const jump = target.jump && (await connect(target.jump, signal));
+  const at = `${user}@${host}:${port}${jump === undefined ? '' : ` by way of ${jump.at}`}`;
   // Loaded by those who use it: 20 MiB.
   const { Client } = (await import('ssh2')).default;
   const client = new Client();
@@ -59,9 +72,9 @@ export async function openShell(target: SshHost, signal: AbortSignal): Promise<S
   ready.catch(() => undefined);
   signal.addEventListener('abort', stop, { once: true });
   try {
+    const sock = jump && (await forward(jump, host, port));
     client.connect({
-      host,
-      port,
+      ...(sock === undefined ? { host, port } : { sock }),
       username: user,
       readyTimeout: readyMs,
       keepaliveInterval: 10_000,
@@ -78,34 +91,76 @@ export async function openShell(target: SshHost, signal: AbortSignal): Promise<S
     await ready;
   } catch (error) {
     client.destroy();
+    await jump?.close();
     signal.removeEventListener('abort', stop);
     signal.throwIfAborted();
+    if (error instanceof SshError) throw error;
     throw new SshError(explain(error as Error & { level?: string }, at, shown, hostKeys), { cause: error });
   }
+  return {
+    client,
+    at,
+    broken: () => broken,
+    async close() {
+      signal.removeEventListener('abort', stop);
+      client.end();
+      const patience = setTimeout(() => client.destroy(), 2000);
+      await gone;
+      clearTimeout(patience);
+      await jump?.close();
+    },
+  };
+}
 
+/** @throws SshError */
+async function forward({ client, at }: Line, host: string, port: number): Promise<ssh2.ClientChannel> {
+  return new Promise((resolve, reject) => {
+    client.forwardOut('127.0.0.1', 0, host, port, (error, channel) => {
+      if (error === undefined) return resolve(channel);
+      const cure =
+        'is sshd running there, the port open, and forwarding allowed on the jump host (AllowTcpForwarding)?';
+      reject(new SshError(`${at} does not get through to ${host}:${port}: ${messageOf(error)}; ${cure}`));
+    });
+  });
+}
+
+/** @throws SshError */
+export async function openShell(target: SshHost, signal: AbortSignal): Promise<Shell> {
+  const line = await connect(target, signal);
+  const { client, at } = line;
+  const { user } = target;
   const command = (script: string): string => {
     const quoted = `'${script.replaceAll("'", "'\\''")}'`;
     return user === 'root' ? `exec sh -euc ${quoted}` : `exec sudo -n sh -euc ${quoted}`;
   };
   async function run(script: string, input: string | AsyncIterable<Buffer> = ''): Promise<Outcome> {
     signal.throwIfAborted();
-    const channel = await new Promise<ssh2.ClientChannel>((resolve, reject) => {
-      if (broken !== undefined) return reject(new SshError(`${at}: ${broken.message}`));
-      client.exec(command(script), (error, opened) =>
-        error === undefined ? resolve(opened) : reject(new SshError(`${at}: ${error.message}`)),
-      );
-    });
     const said = { stdout: '', stderr: '' };
     const hear = (name: keyof typeof said) => (data: Buffer) => {
       if (said[name].length < maxOutput) said[name] += data.toString();
     };
-    channel.on('data', hear('stdout'));
-    channel.stderr.on('data', hear('stderr'));
     let status: number | null = null;
-    channel.on('exit', (code: number | null) => (status = code));
-    const closed = once(channel, 'close');
-    // A script that ends early does not read the rest; its status says why.
-    channel.on('error', () => undefined);
+    let killedBy: string | undefined;
+    const { channel, closed } = await new Promise<{ channel: ssh2.ClientChannel; closed: Promise<unknown> }>(
+      (resolve, reject) => {
+        const broken = line.broken();
+        if (broken !== undefined) return reject(new SshError(`${at}: ${broken.message}`));
+        client.exec(command(script), (error, channel) => {
+          if (error !== undefined) return reject(new SshError(`${at}: ${error.message}`));
+          // Heard from here on, not after the promise: all of a short script's answer, its status and end too, can come in
+          // one packet with the opening.
+          channel.on('exit', (code: number | null, signal?: string) => {
+            status = code;
+            killedBy = signal;
+          });
+          channel.on('data', hear('stdout'));
+          channel.stderr.on('data', hear('stderr'));
+          // A script that ends early does not read the rest; its status says why.
+          channel.on('error', () => undefined);
+          resolve({ channel, closed: new Promise((resolve) => channel.once('close', resolve)) });
+        });
+      },
+    );
     for await (const part of typeof input === 'string' ? [Buffer.from(input)] : input) {
       if (channel.destroyed || !channel.writable) break;
       if (!channel.write(part)) await Promise.race([once(channel, 'drain'), closed]);
@@ -113,7 +168,8 @@ export async function openShell(target: SshHost, signal: AbortSignal): Promise<S
     channel.end();
     await closed;
     signal.throwIfAborted();
-    if (status === null) throw new SshError(`${at}: ${broken?.message ?? 'the line broke while a command ran'}`);
+    if (killedBy !== undefined) throw new SshError(`${at}: a command was killed there by ${killedBy}`);
+    if (status === null) throw new SshError(`${at}: ${line.broken()?.message ?? 'the line broke while a command ran'}`);
     return { status, ...said };
   }
   return {
@@ -128,13 +184,7 @@ export async function openShell(target: SshHost, signal: AbortSignal): Promise<S
         );
       throw new SshError(`${what}: ${why === '' ? `status ${status}` : lastLines(why)}`);
     },
-    async [Symbol.asyncDispose]() {
-      signal.removeEventListener('abort', stop);
-      client.end();
-      const patience = setTimeout(() => client.destroy(), 2000);
-      await gone;
-      clearTimeout(patience);
-    },
+    [Symbol.asyncDispose]: () => line.close(),
   };
 }
 

@@ -17,7 +17,7 @@ import { kindOf, type Kind } from './kinds.ts';
 import { verb } from './verb.ts';
 
 /** An object as people write it. */
-interface Written {
+export interface Written {
   kind: string;
   metadata: { name: string };
   spec?: { replication?: unknown };
@@ -35,23 +35,34 @@ const appliable: Record<string, string> = {
 };
 
 /** All objects of a YAML or JSON text, lists taken apart. @throws UsageError naming the document */
-export function readDocuments(text: string, file: string): Written[] {
+export function readDocuments(
+  text: string,
+  file: string,
+  kinds: readonly string[] = Object.keys(appliable),
+): Written[] {
   const documents = parseAllDocuments(text).flatMap((document, i) => {
     const where = `${file}, document ${i + 1}`;
-    const [fault] = document.errors;
-    if (fault !== undefined) throw new UsageError(`${where}: ${fault.message}`, 'Correct the YAML or JSON.');
-    const value = document.toJS() as { items?: unknown } | null;
+    const wrong = (fault: Error) => new UsageError(`${where}: ${fault.message}`, 'Correct the YAML or JSON.');
+    const [fault] = [...document.errors, ...document.warnings];
+    if (fault !== undefined) throw wrong(fault);
+    let value: { items?: unknown } | null;
+    try {
+      value = document.toJS() as typeof value;
+    } catch (error) {
+      // An alias of nothing, or so many that they would fill the memory.
+      throw wrong(error as Error);
+    }
     const values: unknown[] = value === null ? [] : Array.isArray(value.items) ? value.items : [value];
-    return values.map((object) => checked(object, where));
+    return values.map((object) => checked(object, where, kinds));
   });
   if (documents.length === 0)
     throw new UsageError(`${file} holds no object.`, 'Write objects with kind, metadata.name, spec.');
   return documents;
 }
-function checked(object: unknown, where: string): Written {
+function checked(object: unknown, where: string, kinds: readonly string[]): Written {
   const { kind, metadata, spec } = (typeof object === 'object' && object !== null ? object : {}) as Partial<Written>;
-  const known = Object.keys(appliable).join(', ');
-  if (kind === undefined || !(kind in appliable))
+  const known = kinds.join(', ');
+  if (kind === undefined || !kinds.includes(kind))
     throw new UsageError(
       `${where}: kind is ${JSON.stringify(kind) ?? 'missing'}.`,
       `Kinds that can be applied: ${known}`,
@@ -67,7 +78,7 @@ function checked(object: unknown, where: string): Written {
 }
 
 /** Only what people decide: a file made by `get -o yaml` holds a status and a version that are old by now. */
-function decided({ metadata, spec, ...rest }: Written): Written {
+export function decided({ metadata, spec, ...rest }: Written): Written {
   const { kind } = rest;
   const { uid, generation, resourceVersion, creationTimestamp, ...own } = metadata as Partial<Metadata> &
     Written['metadata'];
@@ -77,7 +88,7 @@ function differs(before: Stored, after: Stored): boolean {
   return !isDeepStrictEqual(decided(before as Written & Stored), decided(after as Written & Stored));
 }
 
-async function put(client: Client, kind: Kind, owner: string, written: Written): Promise<[Stored, string]> {
+export async function put(client: Client, kind: Kind, owner: string, written: Written): Promise<[Stored, string]> {
   const object = decided(written);
   const path = `${kind.path(owner)}/${object.metadata.name}`;
   let before: Stored;
@@ -118,7 +129,7 @@ export const apply = verb(
   },
 );
 
-function readText(file: string): string {
+export function readText(file: string): string {
   try {
     return readFileSync(file === '-' ? 0 : file, 'utf8');
   } catch (error) {

@@ -32,6 +32,8 @@ const flags = {
   'identity-file': optional('FILE', 'private key; without: those of the SSH agent (SSH_AUTH_SOCK)', parseText),
   'host-key': optional('KEY', 'key that the host must show: SHA256:... or a public key', parseHostKey),
   'known-hosts': withDefault('FILE', '~/.ssh/known_hosts', 'where it is looked up else', parseText),
+  jump: optional('[USER@]HOST[:PORT]', 'a host on the way, logged in to with the same keys', parseJump),
+  'jump-host-key': optional('KEY', 'key that it must show; without: known_hosts', parseHostKey),
   role: withDefault('source|target', 'source', 'what the agent does by default', parseChoice('source', 'target')),
   allow: repeated('PATH', 'what of the host may be mirrored', parseText),
   kubelet: withDefault('DIR', '/var/lib/kubelet', "the kubelet's folder on the host", parseText),
@@ -56,7 +58,7 @@ export const bootstrap = verb(
 
 Example:
   replctl bootstrap node-a --host 10.0.0.11 --master dr.example.com:8443 --allow /srv \\
-    --package rpm/out/cdmr_agent-0.1.0-1.x86_64.rpm`,
+    --package rpm/out/cdmr_agent-0.1.0-1.x86_64.rpm --jump ops@jump.example.com`,
   },
   async (session, { options, operands }) => {
     const name = nameOperand(operands, 'agent');
@@ -69,6 +71,11 @@ Example:
       hostKeys: options['host-key'] ?? lookUp(options['known-hosts'], host, port),
       login: loginOf(options['identity-file']),
     };
+    if (options.jump !== undefined) {
+      const { host, port, user = options.user } = options.jump;
+      const hostKeys = options['jump-host-key'] ?? lookUp(options['known-hosts'], host, port, '--jump-host-key');
+      target.jump = { host, port, user, hostKeys, login: target.login };
+    }
     const { token, ca } = await session.client.send<NewTokenView>('POST', '/tokens', { kind: 'join' });
     if (ca === undefined) throw new Error('the master does not say its CA; it is older than replctl: upgrade it');
     let told = '';
@@ -123,23 +130,25 @@ function masterSide(client: Client, name: string, token: string): MasterSide {
   };
 }
 
-function lookUp(path: string, host: string, port: number): HostKeys {
+function parseJump(text: string): { user?: string; host: string; port: number } {
+  const [, user, rest = ''] = /^(?:([a-z_][a-z0-9_.-]*)@)?(.*)$/.exec(text) ?? [];
+  return { ...parseHostPort(/:\d+$/.test(rest) ? rest : `${rest}:22`), ...(user === undefined ? {} : { user }) };
+}
+
+function lookUp(path: string, host: string, port: number, flag = '--host-key'): HostKeys {
   const file = path.replace(/^~(?=\/)/, homedir());
   let text = '';
   try {
     text = readFileSync(file, 'utf8');
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT')
-      throw new UsageError(
-        `${file} cannot be read: ${messageOf(error)}.`,
-        'Give --known-hosts FILE or --host-key KEY.',
-      );
+      throw new UsageError(`${file} cannot be read: ${messageOf(error)}.`, `Give --known-hosts FILE or ${flag} KEY.`);
   }
   const found = knownHost(text, host, port);
   if (found === undefined)
     throw new UsageError(
       `The key of ${host} is not in ${file}.`,
-      'Give --host-key KEY, as `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` says it on the host.',
+      `Give ${flag} KEY, as \`ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub\` says it on the host.`,
     );
   return found;
 }

@@ -12,10 +12,13 @@ import type { ListView, ProblemView, WatchMessage } from '../api/schema.ts';
 
 export class ApiProblem extends Error {
   readonly problem: ProblemView;
-  constructor(problem: ProblemView) {
+  /** Asked for, below /api/v1. */
+  readonly path: string;
+  constructor(problem: ProblemView, path = '') {
     super(problem.detail || problem.title);
     this.name = 'ApiProblem';
     this.problem = problem;
+    this.path = path;
   }
 }
 /** The master's heartbeat comes every 15 s: a connection that brings nothing for so long is dead. */
@@ -25,6 +28,8 @@ export class Unreachable extends Error {}
 
 export interface Client {
   readonly url: string;
+  /** OpenAPI, of the master that is there. */
+  document<T>(): Promise<T>;
   /** Version of the master, from its OpenAPI document. */
   version(): Promise<string>;
   /** As Prometheus reads them. */
@@ -57,19 +62,22 @@ export function connect(url: string, token: string): Client {
       if (init.signal?.aborted) throw error;
       throw new Unreachable(`The master at ${url} cannot be reached: ${reasonOf(error)}.`, { cause: error });
     }
-    if (!response.ok) throw new ApiProblem(await problemOf(response));
+    if (!response.ok)
+      throw new ApiProblem(await problemOf(response), address.startsWith(base) ? address.slice(base.length) : '');
     return response;
   }
   async function get<T>(path: string, signal?: AbortSignal): Promise<T> {
     return (await (await request(base + path, { signal: signal ?? null })).json()) as T;
   }
 
+  async function openapi<T>(): Promise<T> {
+    return (await (await request(`${root}/openapi.json`, {})).json()) as T;
+  }
+
   return {
     url,
-    async version(): Promise<string> {
-      const document = (await (await request(`${root}/openapi.json`, {})).json()) as { info: { version: string } };
-      return document.info.version;
-    },
+    document: openapi,
+    version: async () => (await openapi<{ info: { version: string } }>()).info.version,
     metrics: async () => (await request(`${root}/metrics`, {})).text(),
     get,
     async send<T>(method: string, path: string, body?: unknown, ifMatch?: string): Promise<T> {

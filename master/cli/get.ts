@@ -16,7 +16,7 @@ import { verb, type Session } from './verb.ts';
 
 /* Written out, not imported: a command should not load the validation of the whole API to start. */
 const levels = ['FATAL', 'ERROR', 'WARNING', 'INFO', 'TRACE'] as const satisfies EventView['level'][];
-const kindList = `Kinds: ${kinds.map(({ plural, short }) => `${plural} (${short.join(', ')})`).join(', ')}`;
+const kindList = `Kinds: ${kinds.map(({ plural, short }) => (short.length === 0 ? plural : `${plural} (${short.join(', ')})`)).join(', ')}`;
 const examples = `
 Examples:
   replctl get replications                 all of a kind
@@ -24,6 +24,7 @@ Examples:
   replctl get snapshots orders             those of one replication
   replctl get snapshot orders/monday       one of them
   replctl get points orders                what can be recovered
+  replctl get grouppoints shop             moments that all members of a group have in common
   replctl get events --level ERROR -w      go on as they happen`;
 
 /** What was asked for: a kind, perhaps whose, perhaps which one. `KIND/NAME` is taken as well as `KIND NAME`. */
@@ -43,8 +44,8 @@ export function select(operands: string[]): Selection {
   if (rest.length > most) throw new UsageError(`Unexpected argument ${JSON.stringify(rest[most])}.`, formOf(kind));
   const wrong = rest.find((name) => !isName(name));
   if (wrong !== undefined) throw new UsageError(`${JSON.stringify(wrong)} is not a name.`, formOf(kind));
-  if (kind.operands === 'REPLICATION' && rest.length === 0)
-    throw new UsageError('REPLICATION is missing.', formOf(kind));
+  if ((kind.operands === 'REPLICATION' || kind.operands === 'GROUP') && rest.length === 0)
+    throw new UsageError(`${kind.operands} is missing.`, formOf(kind));
   if (kind.operands === 'NAME') return { kind, owner: '', name: rest[0] ?? '' };
   return { kind, owner: rest[0] ?? '', name: rest[1] ?? '' };
 }
@@ -102,17 +103,17 @@ export const get = verb(
   },
   async (session, { options, operands }) => {
     const { kind, owner, name } = select(operands);
-    const only = (flag: 'level' | 'since' | 'from' | 'to', plural: string) => {
-      if (options[flag] !== undefined && kind.plural !== plural)
-        throw new UsageError(`--${flag} is for ${plural} only.`, `Leave out --${flag}.`);
+    const only = (flag: 'level' | 'since' | 'from' | 'to', ...plurals: string[]) => {
+      if (options[flag] !== undefined && !plurals.includes(kind.plural))
+        throw new UsageError(`--${flag} is for ${plurals.join(' and ')} only.`, `Leave out --${flag}.`);
       return options[flag];
     };
     const query = {
       labelSelector: options.selector,
       level: only('level', 'events'),
       since: only('since', 'events'),
-      from: only('from', 'points'),
-      to: only('to', 'points'),
+      from: only('from', 'points', 'grouppoints'),
+      to: only('to', 'points', 'grouppoints'),
     };
     if (name !== '' && kind.plural === 'tokens')
       throw new UsageError('Tokens are listed, not read one by one.', 'Leave out the name.');

@@ -5,11 +5,14 @@
 import { nearest, UsageError } from '../../proto/cli.ts';
 import type { ListView } from '../api/schema.ts';
 import type { EventView } from '../api/schema/event.ts';
+import type { SinkView } from '../api/schema/sink.ts';
 import type { TokenView } from '../api/schema/token.ts';
+import type { UserView } from '../api/schema/user.ts';
 import type {
   Agent,
   AgentVolume,
   Group,
+  GroupPointView,
   PointView,
   Recovery,
   RecoverySchedule,
@@ -17,6 +20,7 @@ import type {
   Snapshot,
   StorageClass,
 } from '../resources.ts';
+import { sourceText } from '../resources.ts';
 import { withQuery, type Client } from './client.ts';
 import { ageOf, percent, size, span } from './format.ts';
 
@@ -30,7 +34,7 @@ export interface Kind<T = unknown> {
   singular: string;
   short: string[];
   /** What operands `get` takes after the kind. */
-  operands: '' | 'NAME' | 'AGENT' | 'REPLICATION' | 'REPLICATION[/NAME]';
+  operands: '' | 'NAME' | 'AGENT' | 'GROUP' | 'REPLICATION' | 'REPLICATION[/NAME]';
   /** Collection in the API; of the kinds below an owner, with the owner. */
   path: (owner: string) => string;
   /** Those that own items of this kind, where items are listed by owner. */
@@ -102,7 +106,7 @@ const replications: Kind<Replication> = {
     column('PHASE', ({ status }) => status.phase),
     column('DONE', ({ status }) => (status.progress === null ? '-' : percent(status.progress))),
     column('LAG', ({ status }) => span(status.lagSeconds)),
-    column('SOURCE', ({ spec }) => `${spec.source.agent}:${spec.source.path}`),
+    column('SOURCE', ({ spec }) => sourceText(spec.source)),
     column('CLASS', ({ spec }) => spec.target.storageClass),
     wide('MODE', ({ spec }) => spec.source.volumeMode),
     wide('CAPTURE', ({ status }) => text(status.captureMethod)),
@@ -144,6 +148,17 @@ const points: Kind<PointView> = {
     column('SNAPSHOT', ({ snapshot }) => text(snapshot)),
     column('DRILLED', ({ drilledTime }, now) => ageOf(drilledTime, now)),
     wide('DIGEST', ({ digest }) => digest),
+  ],
+}; // prettier-ignore
+const grouppoints: Kind<GroupPointView> = {
+  plural: 'grouppoints', singular: 'grouppoint', short: ['gpt'], operands: 'GROUP', deletable: false,
+  path: (group) => `/groups/${group}/points`,
+  key: ({ cut }, owner) => `${owner}/${cut}`,
+  columns: [
+    column('SOURCE TIME', ({ sourceTime }) => sourceTime),
+    column('CONSISTENCY', ({ consistency }) => consistency),
+    column('MEMBERS', ({ points }) => points.map(({ replication, point }) => `${replication}/${point.sequence}`).join(',')),
+    wide('CUT', ({ cut }) => cut),
   ],
 }; // prettier-ignore
 const recoveries: Kind<Recovery> = {
@@ -202,7 +217,7 @@ const storageclasses: Kind<StorageClass> = {
     column('USED', ({ status }) => size(status.usedBytes)),
     column('CAPACITY', ({ status }) => size(status.capacityBytes)),
     column('REFLINK', ({ status }) => yes(status.reflink)),
-    column('PATH', ({ spec }) => spec.parameters.path),
+    column('PLACE', ({ spec }) => text(spec.parameters.path ?? spec.parameters.storageClassName ?? null)),
     ageColumn,
   ],
 }; // prettier-ignore
@@ -221,12 +236,43 @@ const events: Kind<EventView> = {
 }; // prettier-ignore
 const tokens: Kind<TokenView> = {
   plural: 'tokens', singular: 'token', short: ['tok'], operands: 'NAME', path: () => '/tokens', deletable: true, key: byName,
-  columns: [nameColumn, column('ROLE', ({ spec }) => spec.role), ageColumn],
+  columns: [
+    nameColumn,
+    column('ROLE', ({ spec }) => spec.role),
+    column('GROUPS', ({ spec }) => spec.groups?.join(',') ?? 'all'),
+    ageColumn,
+  ],
+}; // prettier-ignore
+
+const users: Kind<UserView> = {
+  plural: 'users', singular: 'user', short: [], operands: 'NAME', path: () => '/users', deletable: true, key: byName,
+  columns: [
+    nameColumn,
+    column('ROLE', ({ spec }) => spec.role),
+    column('GROUPS', ({ spec }) => spec.groups?.join(',') ?? 'all'),
+    column('SESSIONS', ({ status }) => String(status.sessions)),
+    column('LOCKED UNTIL', ({ status }) => text(status.lockedUntil)),
+    wide('LAST LOG-IN', ({ status }, now) => ageOf(status.lastLoginTime, now)),
+    wide('NAME SHOWN', ({ metadata }) => text(metadata.displayName)),
+    ageColumn,
+  ],
+}; // prettier-ignore
+const sinks: Kind<SinkView> = {
+  plural: 'sinks', singular: 'sink', short: [], operands: 'NAME', path: () => '/sinks', deletable: true, key: byName,
+  columns: [
+    nameColumn,
+    column('TO', ({ spec }) => spec.to),
+    column('LEVEL', ({ spec }) => spec.level),
+    column('STATE', ({ status }) => status.state),
+    column('SENT', ({ status }, now) => ageOf(status.lastSentTime, now)),
+    column('MESSAGE', ({ status }) => text(status.message)),
+    ageColumn,
+  ],
 }; // prettier-ignore
 
 /* The columns of a kind are only ever given items of that kind: its own lists. */
 export const kinds = [
-  agents, volumes, replications, snapshots, points, recoveries, recoveryschedules, groups, storageclasses, events, tokens,
+  agents, volumes, replications, snapshots, points, grouppoints, recoveries, recoveryschedules, groups, storageclasses, events, tokens, users, sinks,
 ] as unknown as Kind[]; // prettier-ignore
 
 /** By any of its names. @throws UsageError naming the known ones */

@@ -30,9 +30,12 @@ export function parsePoint(text: string): PointChoice {
     throw new Error('is neither latest-data, latest-snapshot, a time such as 2026-11-20T09:00:00Z nor a snapshot name');
   }
 }
-function parseTargetPath(text: string): string {
-  if (!text.startsWith('/')) throw new Error('is not absolute; it is a path on the machine that holds the copy');
-  return text;
+function parseTarget(text: string): { path: string; agent?: string } {
+  const volume = /^([a-z0-9-]+):(\/.*)$/.exec(text);
+  if (volume) return { agent: parseName(volume[1] ?? ''), path: volume[2] ?? '' };
+  if (!text.startsWith('/'))
+    throw new Error('is neither a path (on the machine that holds the copy) nor NODE:PATH, a volume of that node');
+  return { path: text };
 }
 
 /** Shows a recovery until it ends, then what came of it. */
@@ -66,9 +69,9 @@ export const recover = verb(
       group: optional('GROUP', 'all members of the group, to one moment, instead of REPLICATION', parseName),
       point: withDefault('POINT', 'latest-data', 'latest-data, latest-snapshot, a snapshot or a time', parsePoint),
       to: optional(
-        'PATH',
-        'where to; must be absent (of a group: the folder for them). Without: new paths under the recoveries folder',
-        parseTargetPath,
+        '[NODE:]PATH',
+        'where to; must be absent (of a group: the folder for them), or with NODE a volume of it that is written over. Without: new paths under the recoveries folder',
+        parseTarget,
       ),
       name: optional('NAME', 'name of the recovery; without: one is made', parseName),
       ...confirmFlags,
@@ -84,12 +87,15 @@ export const recover = verb(
     const question = 'A failover stops mirroring: the source writes nothing more until it is rolled back.';
     const name = of.replication ?? group ?? '';
     if (type === 'failover' && !(await confirmed(session, options.yes, name, question))) return 1;
+    const over = options.to?.agent === undefined ? '' : `${options.to.agent}:${options.to.path}`;
+    const loss = `Everything that ${over} holds is written over.`;
+    if (over !== '' && !(await confirmed(session, options.yes, options.to?.path ?? '', loss))) return 1;
     const made = await session.client.send<Recovery>('POST', '/recoveries', {
       ...of,
       type,
       point: options.point,
       ...(options.name !== undefined && { name: options.name }),
-      ...(options.to !== undefined && { target: { path: options.to } }),
+      ...(options.to !== undefined && { target: options.to }),
     });
     printObject(session, kind, made, '', 'created');
     return options.wait ? waitForRecovery(session, made, options.timeout) : 0;

@@ -15,6 +15,23 @@ export function redactText(given: string): string {
   return text.reduce((all, [pattern, instead]) => all.replace(pattern, instead), given);
 }
 
+/** Lines of JSON as objects, so that fields count; the rest, such as journald's, as text. */
+export function redactLog(given: string): string {
+  return given
+    .split('\n')
+    .map((line) => {
+      const at = line.indexOf('{"');
+      try {
+        return at < 0
+          ? redactText(line)
+          : redactText(line.slice(0, at)) + JSON.stringify(redact(JSON.parse(line.slice(at))));
+      } catch {
+        return redactText(line);
+      }
+    })
+    .join('\n');
+}
+
 export function redact(value: unknown): unknown {
   if (typeof value === 'string') return redactText(value);
   if (Array.isArray(value)) return value.map(redact);

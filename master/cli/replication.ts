@@ -3,13 +3,21 @@
  */
 import { optional, required, toggle, UsageError, withDefault } from '../../proto/cli.ts';
 import { parseChoice, parseDuration, parseName, parseText } from '../../proto/value.ts';
-import type { Replication, Snapshot } from '../resources.ts';
+import type { Recovery, Replication, Snapshot } from '../resources.ts';
 import { confirmed, confirmFlags } from './confirm.ts';
 import { follow } from './client.ts';
 import { liveLine, stateColour } from './format.ts';
 import { printObject } from './get.ts';
 import { kindOf } from './kinds.ts';
-import { replicationLine, untilNormal, untilResynced, untilVerified, waitFor } from './progress.ts';
+import {
+  recoveryLine,
+  replicationLine,
+  untilEnded,
+  untilNormal,
+  untilResynced,
+  untilVerified,
+  waitFor,
+} from './progress.ts';
 import { verb, type Session } from './verb.ts';
 
 export const waitFlags = {
@@ -127,12 +135,15 @@ function action(
     {
       name,
       summary,
-      operands: 'REPLICATION',
+      operands: name === 'pause' || name === 'resume' ? 'REPLICATION|recovery/NAME' : 'REPLICATION',
       minOperands: 1,
       maxOperands: 1,
       flags: { force: toggle('do what would be refused for safety'), ...confirmFlags, ...waitFlags },
     },
     async (session, { options, operands }) => {
+      // Recoveries can be paused too.
+      if ((name === 'pause' || name === 'resume') && /^recover(y|ies)\//.test(operands[0] ?? ''))
+        return steerRecovery(session, name, operands, options);
       const target = nameOperand(operands, 'replication');
       const question = questions[name];
       if (
@@ -148,6 +159,22 @@ function action(
       return options.wait ? waitForReplication(session, after, until(before), options.timeout) : 0;
     },
   );
+}
+async function steerRecovery(
+  session: Session,
+  name: 'pause' | 'resume',
+  operands: string[],
+  { force, wait, timeout }: { force: boolean; wait: boolean; timeout: number | undefined },
+): Promise<number> {
+  const target = nameOperand([(operands[0] ?? '').replace(/^.*\//, '')], 'recovery');
+  const after = await session.client.send<Recovery>('POST', `/recoveries/${target}/actions/${name}`, { force });
+  printObject(session, kindOf('recoveries'), after, '', name === 'pause' ? 'pausing' : 'resumed');
+  if (!wait) return 0;
+  const line = (object: Recovery) => recoveryLine(object, session.paint);
+  const paused = ({ status }: Recovery) => (status.state === 'Paused' ? 0 : untilEnded({ spec: after.spec, status } as Recovery) === undefined ? undefined : 1); // prettier-ignore
+  const ended = name === 'pause' ? paused : untilEnded;
+  const { status } = await waitFor(session, '/recoveries', after, line, ended, timeout);
+  return status;
 }
 export const pause = action(
   'pause',

@@ -1,6 +1,7 @@
 /**
  * `replctl support-bundle`: what somebody needs who is to find out what is wrong, in one file, without secrets: every object
- * with its status, events, points, metrics, and on a machine with journald the programs' logs of the last day.
+ * with its status, events, points, metrics, the newest log of the master and of each connected agent, and on a machine with
+ * journald the programs' logs of the last day, from before their last start too.
  *
  * Guarantees: what the token may not read, or the master does not answer, is left out and said in summary.json; the file is
  * for the caller alone (0600) and never overwrites another one.
@@ -12,7 +13,7 @@ import { gzipSync } from 'node:zlib';
 import { optional, programVersion } from '../../proto/cli.ts';
 import { messageOf } from '../../proto/errors.ts';
 import { parseText } from '../../proto/value.ts';
-import { redact, redactText } from './redact.ts';
+import { redact, redactLog, redactText } from './redact.ts';
 import { tar, type TarFile } from './tar.ts';
 import { verb } from './verb.ts';
 
@@ -71,6 +72,19 @@ storage stay: look at the file before you give it away (tar -xzf).`,
         agent: metadata.name,
         ...(await client.list(`/agents/${metadata.name}/volumes`)),
       }));
+    for (const [name, path] of [
+      ['logs/master.log', '/log'],
+      ...(lists['agents']?.items ?? []).map(({ metadata }, index) => [
+        `agents/${index}.log`,
+        `/agents/${metadata.name}/log`,
+      ]),
+    ] as [string, string][])
+      try {
+        files.push({ name, content: redactLog((await client.get<{ text: string }>(path)).text) });
+      } catch (error) {
+        if (session.signal.aborted) throw error;
+        missing[name] = messageOf(error);
+      }
     await take('events.json', () => client.list('/events'));
     const version = await client.version().catch((error: unknown) => void (missing['version'] = messageOf(error)));
     try {
@@ -81,7 +95,7 @@ storage stay: look at the file before you give it away (tar -xzf).`,
     for (const unit of units) {
       const argv = ['--unit', unit, '--since', '-24h', '--no-pager', '--output', 'short-iso-precise', '--quiet'];
       const { status, stdout } = spawnSync('journalctl', argv, { encoding: 'utf8', maxBuffer: maxLogBytes });
-      if (status === 0 && stdout !== '') files.push({ name: `logs/${unit}.log`, content: redactText(stdout) });
+      if (status === 0 && stdout !== '') files.push({ name: `logs/${unit}.log`, content: redactLog(stdout) });
     }
     add('summary.json', {
       time: now.toISOString(),

@@ -1,15 +1,16 @@
 /**
  * What every verb of replctl has in common: the flags that say which master and how to print, and what a verb is given.
  *
- * Where the master is: --url, else `endpoints.json` of --data, else REPLICATOR_URL, else `endpoints.json` of
+ * Where the master is: --url, else `endpoints.json` of --data, else REPLICATOR_URL, else where `login` was, else `endpoints.json` of
  * ./cdm-data/master (where the quickstart keeps it) or /var/lib/replicator-master, else http://127.0.0.1:8080. The token
  * and the CA: --token-file and --ca-file, else `admin.token` and `ca.pem` of --data, else REPLICATOR_TOKEN_FILE, else
- * those of the directory that the address came from. So a token of one master is never sent to another by accident.
+ * the session of `login` at this address, else those of the directory that the address came from. So a token of one master is never sent to another by accident.
  */
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { getCACertificates, setDefaultCACertificates } from 'node:tls';
 import {
+  nearest,
   optional,
   readArguments,
   withDefault,
@@ -19,7 +20,8 @@ import {
   type Program,
 } from '../../proto/cli.ts';
 import { parseChoice, parseText } from '../../proto/value.ts';
-import { connect, type Client } from './client.ts';
+import { ApiProblem, connect, type Client } from './client.ts';
+import { keptLogin } from './keptlogin.ts';
 import { painter, type Paint } from './format.ts';
 
 export const outputs = ['table', 'wide', 'json', 'yaml', 'name'] as const;
@@ -66,9 +68,30 @@ export function verb<F extends Flags>(
     async run(argv, signal) {
       const args = readArguments(program, argv);
       if ('wants' in args) return args.wants === 'help' ? { help: program } : { version: program };
-      return work(session(args.options, signal), args);
+      const made = session(args.options, signal);
+      try {
+        return await work(made, args);
+      } catch (error) {
+        throw await hinted(made.client, error);
+      }
     },
   };
+}
+
+/** What is not there may have been meant otherwise: its collection is asked for a name that is near. */
+async function hinted(client: Client, error: unknown): Promise<unknown> {
+  if (!(error instanceof ApiProblem) || error.problem.status !== 404) return error;
+  const missing = /^there is no [a-z ]+ "([^"]+)"$/.exec(error.problem.detail)?.[1];
+  const collection = /^(\/(?:[a-z]+|replications\/[^/]+\/snapshots))\/[^/]+/.exec(error.path);
+  if (missing === undefined || collection === null) return error;
+  const path = error.path.startsWith(`/replications/${missing}/`) ? '/replications' : (collection[1] ?? '');
+  const names = await client.list<{ metadata: { name: string } }>(path).then(
+    ({ items }) => items.map(({ metadata }) => metadata.name),
+    () => [],
+  );
+  const near = nearest(missing, names);
+  if (near !== undefined) error.problem.detail += `. Did you mean ${near}?`;
+  return error;
 }
 
 type CommonOptions = Arguments<Common>['options'];
@@ -85,20 +108,23 @@ function session(options: CommonOptions, signal: AbortSignal): Session {
 }
 
 function open(options: CommonOptions): Client {
-  const url = options.url ?? (options.data === undefined ? environmentUrl() : undefined);
+  const kept = keptLogin();
+  const url = options.url ?? (options.data === undefined ? (environmentUrl() ?? kept?.url) : undefined);
   const directory = options.data ?? (url === undefined ? defaultDirectories.find(hasEndpoints) : undefined);
+  const login = kept?.url === url ? kept : undefined;
   if (options.data !== undefined && url === undefined && !hasEndpoints(options.data))
     throw new UsageError(
       `--data ${options.data}: there is no endpoints.json in it.`,
       'Give the directory that replicator-master was started with, and start the master first.',
     );
   const caFile = options['ca-file'] ?? beside(directory, 'ca.pem');
-  if (caFile !== undefined) setDefaultCACertificates([...getCACertificates('default'), read(caFile, '--ca-file')]);
+  const ca = caFile === undefined ? login?.ca : read(caFile, '--ca-file');
+  if (ca !== undefined) setDefaultCACertificates([...getCACertificates('default'), ca]);
   const ownToken = beside(directory, 'admin.token');
   const environmentToken = process.env['REPLICATOR_TOKEN_FILE'] || undefined;
   const tokenFile =
     options['token-file'] ?? (options.data === undefined ? undefined : ownToken) ?? environmentToken ?? ownToken;
-  const token = tokenFile === undefined ? '' : read(tokenFile, '--token-file').trim();
+  const token = tokenFile === undefined ? (login?.token ?? '') : read(tokenFile, '--token-file').trim();
   return connect(url ?? (directory === undefined ? 'http://127.0.0.1:8080' : endpointOf(directory)), token);
 }
 

@@ -12,11 +12,14 @@ import { request as sendHttps } from 'node:https';
 import type { RequestOptions } from 'node:https';
 import { setTimeout as wait } from 'node:timers/promises';
 import { KubeConfig } from '@kubernetes/client-node';
-import { messageOf } from '../../proto/errors.ts';
+import { parse as parseYaml } from 'yaml';
+import { messageOf, systemErrorCode } from '../../proto/errors.ts';
 
 export interface ClusterOptions {
   /** File; absent: the pod's service account, or as kubectl finds it. */
   kubeconfig?: string;
+  /** Content of one that came from elsewhere: it names no files and runs nothing. */
+  inline?: string;
 }
 
 export interface Answer {
@@ -29,12 +32,22 @@ export class ApiFault extends Error {
   readonly status: number;
   /** The server's word, such as Conflict, AlreadyExists, NotFound, Invalid, Expired. */
   readonly reason: string;
-  constructor(status: number, reason: string, message: string) {
+  /** Fields that it names. */
+  readonly causes: FaultCause[];
+  constructor(status: number, reason: string, message: string, causes: FaultCause[] = []) {
     super(message);
     this.name = 'ApiFault';
     this.status = status;
     this.reason = reason;
+    this.causes = causes;
   }
+}
+/** As it goes between threads. */
+export type Fault = Pick<ApiFault, 'status' | 'reason' | 'message' | 'causes'>;
+export interface FaultCause {
+  /** Such as spec.rpoSeconds. */
+  field: string;
+  message: string;
 }
 
 export interface WatchEvent {
@@ -55,7 +68,8 @@ const watchSeconds = 300;
 
 export function connectApi(options: ClusterOptions): Api {
   const config = new KubeConfig();
-  if (options.kubeconfig !== undefined) config.loadFromFile(options.kubeconfig);
+  if (options.inline !== undefined) loadInline(config, options.inline);
+  else if (options.kubeconfig !== undefined) config.loadFromFile(options.kubeconfig);
   else config.loadFromDefault();
   const server = config.getCurrentCluster()?.server;
   if (server === undefined)
@@ -79,10 +93,18 @@ export function connectApi(options: ClusterOptions): Api {
     if (text !== undefined) options.headers['content-length'] = String(Buffer.byteLength(text));
     if (signal) options.signal = signal;
     return new Promise((resolve, reject) => {
-      const call = (base.protocol === 'http:' ? sendHttp : sendHttps)(url, options, resolve);
-      call.setTimeout(limitMs, () => call.destroy(new Error(`no answer within ${limitMs / 1000} s`)));
-      call.on('error', (error) => reject(new ApiFault(0, 'NoAnswer', `${base.host}: ${messageOf(error)}`)));
-      call.end(text);
+      function ask(isAgain: boolean): void {
+        const call = (base.protocol === 'http:' ? sendHttp : sendHttps)(url, options, resolve);
+        call.setTimeout(limitMs, () => call.destroy(new Error(`no answer within ${limitMs / 1000} s`)));
+        call.on('error', (error) => {
+          // A kept connection that the server had closed already: what it had not read it has not done, and had it been
+          // done, the version or name in it makes the second one a conflict.
+          if (call.reusedSocket && !isAgain && systemErrorCode(error) === 'ECONNRESET') ask(true);
+          else reject(new ApiFault(0, 'NoAnswer', `${base.host}: ${messageOf(error)}`));
+        });
+        call.end(text);
+      }
+      ask(false);
     });
   }
 
@@ -127,6 +149,26 @@ export function connectApi(options: ClusterOptions): Api {
   };
 }
 
+const inlineKeys = {
+  user: ['token', 'username', 'password', 'client-certificate-data', 'client-key-data'],
+  cluster: ['server', 'certificate-authority-data', 'insecure-skip-tls-verify', 'tls-server-name'],
+};
+
+/** @throws Error for one that names files of this machine or programs to run: the library would read and run them */
+function loadInline(config: KubeConfig, text: string): void {
+  const { users = [], clusters = [] } = (parseYaml(text) ?? {}) as { users?: object[]; clusters?: object[] };
+  for (const [kind, list] of [['user', users] as const, ['cluster', clusters] as const])
+    for (const one of list) {
+      const fields = Object.keys((one as Record<string, object>)[kind] ?? {});
+      const wrong = fields.filter((field) => !inlineKeys[kind].includes(field));
+      if (wrong.length > 0)
+        throw new Error(
+          `the kubeconfig has ${wrong.join(', ')} of a ${kind}; only ${inlineKeys[kind].join(', ')} are taken, no files or programs`,
+        );
+    }
+  config.loadFromString(text);
+}
+
 /** Waits, or until the signal aborts; never throws. */
 export async function pause(ms: number, signal: AbortSignal): Promise<void> {
   await wait(ms, undefined, { signal }).catch(() => undefined);
@@ -164,6 +206,11 @@ function parse(text: string): unknown {
 }
 
 function faultOf(status: number, body: unknown, text: string): ApiFault {
-  const { reason, message } = (body ?? {}) as { reason?: string; message?: string };
-  return new ApiFault(status, reason ?? 'Unknown', message ?? `status ${status}: ${text.slice(0, 200)}`);
+  const { reason, message, details } = (body ?? {}) as {
+    reason?: string;
+    message?: string;
+    details?: { causes?: Partial<FaultCause>[] };
+  };
+  const causes = (details?.causes ?? []).map(({ field = '', message = '' }) => ({ field, message }));
+  return new ApiFault(status, reason ?? 'Unknown', message ?? `status ${status}: ${text.slice(0, 200)}`, causes);
 }

@@ -6,7 +6,7 @@
  * after that requests fail at once until a watch or a probe has heard of it again.
  */
 import { MessageChannel, receiveMessageOnPort, Worker } from 'node:worker_threads';
-import { ApiFault } from './api.ts';
+import { ApiFault, type Fault } from './api.ts';
 import type { FromWorker, ToWorker, WorkerData } from './worker.ts';
 
 export type Arrival = Exclude<FromWorker, { type: 'answer' }>;
@@ -120,6 +120,6 @@ export function openBridge(
   };
 }
 
-function faultOf({ status, reason, message }: { status: number; reason: string; message: string }): ApiFault {
-  return new ApiFault(status, reason, message);
+function faultOf({ status, reason, message, causes }: Fault): ApiFault {
+  return new ApiFault(status, reason, message, causes);
 }

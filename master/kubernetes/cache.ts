@@ -8,7 +8,7 @@
  */
 import { isDeepStrictEqual } from 'node:util';
 import type { Kind, Resources } from '../resources.ts';
-import type { Change } from '../store.ts';
+import { groupMoved, type Change } from '../store.ts';
 import { decode, keyOf, type CustomResource, type ObjectMeta } from './codec.ts';
 
 interface Entry {
@@ -26,6 +26,11 @@ interface Entry {
 export interface Cache {
   get<K extends Kind>(kind: K, key: string): Resources[K] | undefined;
   list<K extends Kind>(kind: K): Resources[K][];
+  each<K extends Kind>(kind: K, after?: string): Iterable<Resources[K]>;
+  replicationsOf(agent: string): Resources['Replication'][];
+  replicationsIn(group: string): Resources['Replication'][];
+  snapshotsOf(replication: string): Resources['Snapshot'][];
+  revision(kind: Kind): number;
   /** Metadata as the API server has it. */
   meta(kind: Kind, key: string): ObjectMeta | undefined;
   /** Every resource of the kind with its key, also those that are not taken on yet. */
@@ -46,11 +51,16 @@ export interface Cache {
 const maxGone = 10_000;
 
 export function objectCache(
-  onChange: (change: Omit<Change, 'version'>) => void,
+  onNews: (change: Omit<Change, 'version'>) => void,
   onResource: (kind: Kind, key: string, object: Resources[Kind] | undefined) => void,
 ): Cache {
   const kinds = new Map<Kind, Map<string, Entry>>();
   const gone = new Set<string>();
+  const revisions = new Map<Kind, number>();
+  const onChange = (change: Omit<Change, 'version'>): void => {
+    revisions.set(change.kind, (revisions.get(change.kind) ?? 0) + 1);
+    onNews(change);
+  };
   const of = (kind: Kind): Map<string, Entry> => {
     let entries = kinds.get(kind);
     if (!entries) kinds.set(kind, (entries = new Map<string, Entry>()));
@@ -102,6 +112,29 @@ export function objectCache(
       const entries = [...of(kind)].filter(([, { body }]) => body !== undefined);
       return entries.sort(([a], [b]) => (a < b ? -1 : 1)).map(([, { body }]) => parse<K>(body ?? ''));
     },
+    *each<K extends Kind>(kind: K, after = '') {
+      const keys = [...of(kind)].filter(([key, { body }]) => key > after && body !== undefined).map(([key]) => key);
+      for (const key of keys.sort()) yield parse<K>(of(kind).get(key)?.body ?? '');
+    },
+    replicationsOf: (agent) =>
+      [...of('Replication')]
+        .filter(([, { raw, body }]) => {
+          const { source } = raw.spec as { source?: { agent?: string } };
+          return body !== undefined && source?.agent === agent;
+        })
+        .sort(([a], [b]) => (a < b ? -1 : 1))
+        .map(([, { body }]) => parse<'Replication'>(body ?? '')),
+    replicationsIn: (group) =>
+      [...of('Replication')]
+        .filter(([, { raw, body }]) => body !== undefined && (raw.spec as { group?: string }).group === group)
+        .sort(([a], [b]) => (a < b ? -1 : 1))
+        .map(([, { body }]) => parse<'Replication'>(body ?? '')),
+    snapshotsOf: (replication) =>
+      [...of('Snapshot')]
+        .filter(([key, { body }]) => body !== undefined && key.startsWith(`${replication}/`))
+        .sort(([a], [b]) => (a < b ? -1 : 1))
+        .map(([, { body }]) => parse<'Snapshot'>(body ?? '')),
+    revision: (kind) => revisions.get(kind) ?? 0,
     meta: (kind, key) => of(kind).get(key)?.meta,
     resource: (kind, key) => of(kind).get(key)?.raw,
     resources: (kind) => [...of(kind)].map(([key, { raw }]) => ({ key, raw })),
@@ -154,5 +187,10 @@ function changeOf(
 ): Omit<Change, 'version'> {
   const labels = before?.metadata.labels ?? {};
   const moved = before !== undefined && !isDeepStrictEqual(labels, object.metadata.labels ?? {});
-  return { type, kind, key, object, ...(moved ? { labelsBefore: labels } : {}) };
+  const groupBefore = groupMoved(before, object);
+  return {
+    ...{ type, kind, key, object },
+    ...(moved ? { labelsBefore: labels } : {}),
+    ...(groupBefore === undefined ? {} : { groupBefore }),
+  };
 }

@@ -51,7 +51,17 @@ const ofOne: Rule = {
 /** Of spec. A rule with oldSelf is asked at changes only. */
 const specRules: { [K in Kind]?: Rule[] } = {
   Replication: [
-    ...['source.agent', 'source.path', 'target.storageClass'].map(fixed),
+    fixed('target.storageClass'),
+    {
+      rule: "has(self.source.pvc) || (self.source.agent != '' && self.source.path != '')",
+      message: 'source must name agent and path, or a pvc',
+    },
+    fixedOptional('source.pvc'),
+    // With a pvc the master writes them.
+    ...['source.agent', 'source.path'].map((field) => ({
+      ...fixed(field),
+      rule: `has(self.source.pvc) || self.${field} == oldSelf.${field}`,
+    })),
     {
       rule: '!has(oldSelf.source.volumeMode) || (has(self.source.volumeMode) && self.source.volumeMode == oldSelf.source.volumeMode)',
       message: 'source.volumeMode cannot be changed; create another object instead',
@@ -77,6 +87,10 @@ const specRules: { [K in Kind]?: Rule[] } = {
     {
       rule: 'self == oldSelf',
       message: 'spec cannot be changed, as replicas lie there; create another storage class',
+    },
+    {
+      rule: "self.driver == 'kubernetes' ? has(self.parameters.storageClassName) && !has(self.parameters.path) : has(self.parameters.path) && !has(self.parameters.storageClassName) && !has(self.parameters.accessMode)",
+      message: 'parameters must be path for driver directory, storageClassName (and accessMode) for driver kubernetes',
     },
   ],
   Snapshot: [
@@ -120,7 +134,11 @@ export function definition(of: Kind): Record<string, unknown> {
   return {
     apiVersion: 'apiextensions.k8s.io/v1',
     kind: 'CustomResourceDefinition',
-    metadata: { name: `${plural}.${group}`, labels: { 'app.kubernetes.io/part-of': 'cdm-replicator' } },
+    metadata: {
+      name: `${plural}.${group}`,
+      // See removal-guard.yaml among the manifests.
+      labels: { 'app.kubernetes.io/part-of': 'cdm-replicator', [`${group}/holds-data`]: 'true' },
+    },
     spec: {
       group,
       scope: 'Namespaced',

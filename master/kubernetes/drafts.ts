@@ -4,12 +4,12 @@
  * for again by the operator.
  */
 import { ApiProblem, invalid } from '../api/problem.ts';
-import { mayRecover, recoveryDraft } from '../api/recoveries.ts';
-import { complete, draft as replicationDraft, needPoint } from '../api/replications.ts';
+import { groupNow, mayRecover, recoveryDraft } from '../api/recoveries.ts';
+import { complete, draft as replicationDraft, forgetPlace, needPoint } from '../api/replications.ts';
 import type { Context } from '../api/route.ts';
 import { blankStatus } from '../groups.ts';
 import { apiVersion } from '../resources.ts';
-import type { Kind } from '../resources.ts';
+import type { Kind, ReplicationSpec } from '../resources.ts';
 import type { Draft } from '../store.ts';
 import { keyOf, specOf, type CustomResource } from './codec.ts';
 
@@ -23,13 +23,19 @@ export async function draftOf(context: Context, kind: Kind, raw: CustomResource)
   }
 }
 
+function replicationOf(context: Context, name: string, spec: ReplicationSpec): Draft<Kind> {
+  forgetPlace(spec);
+  return replicationDraft({ metadata: { name } }, complete(context, spec));
+}
+
 async function checked(context: Context, kind: Kind, raw: CustomResource): Promise<Draft<Kind>> {
   const { store, engine } = context;
   const metadata = { name: raw.metadata.name };
-  if (kind === 'Replication') return replicationDraft({ metadata }, complete(context, specOf(kind, raw)));
+  if (kind === 'Replication') return replicationOf(context, metadata.name, specOf(kind, raw));
   if (kind === 'Recovery') {
     const spec = specOf(kind, raw);
-    return recoveryDraft(metadata.name, { ...spec, point: await mayRecover(context, spec) });
+    const point = await mayRecover(context, spec);
+    return recoveryDraft(metadata.name, { ...spec, point }, groupNow(store, spec));
   }
   if (kind === 'StorageClass') {
     const spec = specOf(kind, raw);

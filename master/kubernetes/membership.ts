@@ -13,13 +13,18 @@ import type { Context } from '../api/route.ts';
 import type { Api as RestApi } from '../api/server.ts';
 import type { Engine, EventInput } from '../engine.ts';
 import { follow } from '../follow.ts';
+import type { StorageClass } from '../resources.ts';
+import type { StorageDriver } from '../storage.ts';
 import type { Store } from '../store.ts';
-import { connectApi, type ClusterOptions } from './api.ts';
+import { connectApi, type Api, type ClusterOptions } from './api.ts';
+import { openClaims, type Claims, type ClaimsOptions, type Create } from './claims.ts';
+import { openClusters } from './clusters.ts';
 import { draftOf } from './drafts.ts';
 import { eventWriter } from './events.ts';
 import { group } from './kinds.ts';
 import { lead } from './lease.ts';
 import { runOperator } from './operator.ts';
+import { receiverClass, type ReceiversOptions } from './receivers.ts';
 import { openKubernetesStore, type KubernetesStore } from './store.ts';
 
 export interface MembershipOptions {
@@ -42,10 +47,15 @@ export interface Membership {
   /** Which leader this is, from 0. */
   transitions: number;
   onEvent(event: EventInput): void;
+  /** Sources that are named by claim, in this cluster and in others. */
+  claims(options: Pick<ClaimsOptions, 'kubelet' | 'report'>): Claims;
+  /** Replicas on claims of this cluster. */
+  storage(options: StorageOptions, storageClass: StorageClass): StorageDriver;
   /** Operator and Events, until the signal aborts. */
   run(
     options: {
       context: Omit<Context, 'watches'>;
+      claims: Claims;
       api: RestApi;
       adminToken: string;
       report: (event: EventInput) => void;
@@ -55,6 +65,11 @@ export interface Membership {
   /** After everything else: writes what waits, and lets the next one lead. */
   leave(): Promise<void>;
 }
+
+export type StorageOptions = Pick<ReceiversOptions, 'authority' | 'trusted'> & {
+  image?: string;
+  nodeSelector?: Record<string, string>;
+};
 
 export async function joinCluster(options: MembershipOptions, signal: AbortSignal): Promise<Membership> {
   const { cluster, namespace, identity, clock, log, onLost } = options;
@@ -81,11 +96,24 @@ export async function joinCluster(options: MembershipOptions, signal: AbortSigna
     onFailure: (error) => onLost(`the connection to the API server broke down: ${error.message}`),
   });
   const events = eventWriter({ api, namespace, clock, uidOf: (kind, key) => store.get(kind, key)?.metadata.uid });
+  const image = await ownImage(api, namespace, options.pod);
   return {
     store,
     transitions: leadership.transitions,
     onEvent: (event) => events.add(event),
-    async run({ context, api: rest, adminToken, report }, until) {
+    claims: (claimsOptions) =>
+      openClaims({
+        ...claimsOptions,
+        store,
+        clock,
+        clusters: (onChange) => openClusters({ api, namespace, clock, onChange }),
+      }),
+    storage: ({ nodeSelector = {}, ...more }, storageClass) =>
+      receiverClass(
+        { api, namespace, clock, term: leadership.transitions, image, nodeSelector, ...more },
+        storageClass,
+      ),
+    async run({ context, claims, api: rest, adminToken, report }, until) {
       await labelPod('leader').catch((error: unknown) => log(`the pod cannot be labelled: ${messageOf(error)}`));
       const operator = runOperator(
         {
@@ -98,7 +126,8 @@ export async function joinCluster(options: MembershipOptions, signal: AbortSigna
         },
         until,
       );
-      await Promise.all([operator, events.run(until), revoke(store, context.engine, until)]);
+      const create: Create = (body) => rest.call('POST', '/api/v1/replications', adminToken, body);
+      await Promise.all([operator, events.run(until), revoke(store, context.engine, until), claims.run(create, until)]);
     },
     async leave() {
       await labelPod(null).catch(() => undefined);
@@ -109,11 +138,21 @@ export async function joinCluster(options: MembershipOptions, signal: AbortSigna
   };
 }
 
+/** What a receiver runs is what its master does. */
+async function ownImage(api: Api, namespace: string, pod: string | undefined): Promise<string> {
+  if (pod === undefined) return defaultImage;
+  const path = `/api/v1/namespaces/${namespace}/pods/${pod}`;
+  const found = (await api.request('GET', path)) as { spec: { containers: { image: string }[] } };
+  return found.spec.containers[0]?.image ?? defaultImage;
+}
+
 /** `kubectl delete replicationagent` is what DELETE of an agent is over REST. */
 async function revoke(store: Store, engine: Engine, signal: AbortSignal): Promise<void> {
   for await (const { key, deleted } of follow(store, 'Agent', signal)) if (deleted) engine.revokeAgent(key);
 }
 
+/** Where the master is no pod. */
+const defaultImage = 'cdm-replicator-master';
 const roleLabel = `${group}/role`;
 const table = 'authority';
 const files = ['ca.key', 'ca.pem', 'admin.token'];

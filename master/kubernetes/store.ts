@@ -11,7 +11,7 @@
 import { createHash } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
 import type { Kind, Metadata, Resources } from '../resources.ts';
-import { StoreConflict, StoreUnavailable } from '../store.ts';
+import { StoreConflict, StoreRefused, StoreUnavailable } from '../store.ts';
 import type { Draft, Store } from '../store.ts';
 import { ApiFault, type ClusterOptions } from './api.ts';
 import { openBridge, type Arrival } from './bridge.ts';
@@ -125,7 +125,7 @@ export async function openKubernetesStore(options: KubernetesStoreOptions): Prom
     else secrets.set(name, secret);
   }
 
-  /** @throws StoreConflict, StoreUnavailable, or the API server's refusal */
+  /** @throws StoreRefused, StoreUnavailable, or ApiFault: somebody else was there before, or it is gone */
   function call(method: string, path: string, body?: unknown): unknown {
     options.mayWrite?.();
     try {
@@ -133,6 +133,11 @@ export async function openKubernetesStore(options: KubernetesStoreOptions): Prom
     } catch (error) {
       if (error instanceof ApiFault && (error.status === 0 || error.status >= 500 || error.status === 429))
         throw new StoreUnavailable(`the Kubernetes API server does not take the write: ${error.message}`, error);
+      // A rule of the definition, an admission webhook, a quota: what REST would take is not taken there.
+      if (error instanceof ApiFault && [400, 403, 413, 422].includes(error.status)) {
+        const fields = error.causes.map(({ field, message }) => ({ path: field, message }));
+        throw new StoreRefused(`the Kubernetes API server refuses it: ${error.message}`, fields, error);
+      }
       throw error;
     }
   }
@@ -147,6 +152,13 @@ export async function openKubernetesStore(options: KubernetesStoreOptions): Prom
       if (known) cache.remove(kind, known);
     }
     return true;
+  }
+
+  /** Whoever asked has done nothing wrong: later it goes. An error that is none of a conflict stays what it is. */
+  function busy(error: unknown, what: string): Error {
+    if (error instanceof Error && !(error instanceof ApiFault && (error.status === 409 || error.status === 404)))
+      return error;
+    return new StoreUnavailable(`${what} is being written by others all the time; try again`, error);
   }
 
   function note(kind: Kind, key: string, object: Resources[Kind]): void {
@@ -179,7 +191,8 @@ export async function openKubernetesStore(options: KubernetesStoreOptions): Prom
         cache.put(kind, answer);
         return;
       } catch (error) {
-        if (attempt >= attempts || !lost(error, kind, key)) throw error;
+        if (attempt >= attempts) throw busy(error, `${kind} ${key}`);
+        lost(error, kind, key);
       }
     }
   }
@@ -221,7 +234,7 @@ export async function openKubernetesStore(options: KubernetesStoreOptions): Prom
       if (statusMoved) writeStatus(kind, key, status);
       return cache.get(kind, key) ?? object;
     }
-    throw new StoreConflict('version', `${kind} ${key} is being written by others all the time; try again`);
+    throw busy(undefined, `${kind} ${key}`);
   }
   function remove<K extends Kind>(kind: K, key: string, ifVersion?: string): Resources[K] | undefined {
     if (ifVersion === undefined && cache.get(kind, key) === undefined) return undefined;
@@ -254,7 +267,8 @@ export async function openKubernetesStore(options: KubernetesStoreOptions): Prom
         cache.remove(kind, { metadata: { ...marked.metadata, resourceVersion: object.metadata.resourceVersion } });
         return object;
       } catch (error) {
-        if (attempt >= attempts || !lost(error, kind, key)) throw error;
+        if (attempt >= attempts) throw busy(error, `${kind} ${key}`);
+        lost(error, kind, key);
         if (ifVersion !== undefined && cache.get(kind, key)) need(kind, key, ifVersion);
       }
     }
@@ -276,8 +290,8 @@ export async function openKubernetesStore(options: KubernetesStoreOptions): Prom
         } else takeSecret(call('POST', secretPath, secretOf(table, key, value)) as Secret, false);
         return;
       } catch (error) {
-        if (!(error instanceof ApiFault) || (error.status !== 409 && error.status !== 404) || attempt >= attempts)
-          throw error;
+        if (!(error instanceof ApiFault) || (error.status !== 409 && error.status !== 404)) throw error;
+        if (attempt >= attempts) throw busy(error, `the record ${name}`);
         secrets.delete(name);
         if (value === undefined && error.status === 404) return;
         if (error.status === 409) takeSecret(call('GET', `${secretPath}/${name}`) as Secret, false);
@@ -325,6 +339,13 @@ export async function openKubernetesStore(options: KubernetesStoreOptions): Prom
     list<K extends Kind>(kind: K) {
       return cache.list(kind);
     },
+    each: (kind, after) => cache.each(kind, after),
+    replicationsOf: (agent) => cache.replicationsOf(agent),
+    revision: (kind) => cache.revision(kind),
+    replicationsIn: (group) => cache.replicationsIn(group),
+    snapshotsOf: (replication) => cache.snapshotsOf(replication),
+    // Each write is a request of its own.
+    batch: (work) => work(),
     create<K extends Kind>(kind: K, key: string, draft: Draft<K>) {
       const body = encode(kind, key, draft as unknown as Resources[K]);
       const finalizers = named(kind).finalizer ? { finalizers: [finalizer] } : {};

@@ -89,7 +89,7 @@ function matching(pattern: string, description: unknown): JsonSchema {
   if (!pattern.startsWith('^(/(?!')) throw new Error(`pattern ${pattern} has no form without look-ahead`);
   const message = `must be ${typeof description === 'string' ? description : 'an absolute path'}`;
   return {
-    pattern: '^(/[^/\\x00]+)+$',
+    pattern: `^(/[^/\\x00]+)${pattern.slice(-2)}`,
     'x-kubernetes-validations': [{ rule: "!self.matches('/[.]{1,2}(/|$)')", message }],
   };
 }

@@ -3,12 +3,12 @@
  * carries out requests. Everything goes over one port in order, so what the store has read is never older than what it is
  * answered later.
  *
- * A watch goes on after the last version seen, whatever ends it; a 410 (the history is gone) lists anew. Answers to
- * requests that the store waits for are announced by a shared counter, as it sleeps on that.
+ * Answers to requests that the store waits for are announced by a shared counter, as it sleeps on that.
  */
 import { workerData, type MessagePort } from 'node:worker_threads';
 import { messageOf } from '../../proto/errors.ts';
-import { ApiFault, connectApi, pause, type Api, type ClusterOptions } from './api.ts';
+import { ApiFault, connectApi, type ClusterOptions, type Fault } from './api.ts';
+import { listWatch } from './listwatch.ts';
 
 export interface WorkerData {
   cluster: ClusterOptions;
@@ -23,57 +23,10 @@ export type FromWorker =
   | { type: 'listed'; name: string; items: unknown[] }
   | { type: 'changed'; name: string; change: 'ADDED' | 'MODIFIED' | 'DELETED'; object: unknown }
   | { type: 'line'; name: string; trouble: string | undefined }
-  | { type: 'answer'; id: number; body?: unknown; fault?: { status: number; reason: string; message: string } };
+  | { type: 'answer'; id: number; body?: unknown; fault?: Fault };
 
 const { cluster, collections, answered, port } = workerData as WorkerData;
 const tell = (message: FromWorker): void => port.postMessage(message);
-const pages = 500;
-
-async function listAll(api: Api, path: string, signal: AbortSignal): Promise<{ items: unknown[]; version: string }> {
-  const items: unknown[] = [];
-  let next: string | undefined;
-  for (;;) {
-    const query = `${path.includes('?') ? '&' : '?'}limit=${pages}${next === undefined ? '' : `&continue=${encodeURIComponent(next)}`}`;
-    const page = (await api.request('GET', path + query, undefined, signal)) as {
-      items?: unknown[];
-      metadata: { resourceVersion: string; continue?: string };
-    };
-    items.push(...(page.items ?? []));
-    next = page.metadata.continue;
-    if (next === undefined || next === '') return { items, version: page.metadata.resourceVersion };
-  }
-}
-
-async function follow(api: Api, { name, path }: { name: string; path: string }, signal: AbortSignal): Promise<void> {
-  let version: string | undefined;
-  let pauseMs = 0;
-  while (!signal.aborted) {
-    try {
-      if (version === undefined) {
-        const listed = await listAll(api, path, signal);
-        tell({ type: 'listed', name, items: listed.items });
-        ({ version } = listed);
-      }
-      tell({ type: 'line', name, trouble: undefined });
-      const from = `${path}${path.includes('?') ? '&' : '?'}resourceVersion=${version}`;
-      for await (const { type, object } of api.watch(from, signal)) {
-        version = (object as { metadata: { resourceVersion: string } }).metadata.resourceVersion;
-        if (type !== 'BOOKMARK' && type !== 'ERROR') tell({ type: 'changed', name, change: type, object });
-        pauseMs = 0;
-      }
-    } catch (error) {
-      if (signal.aborted) return;
-      if (error instanceof ApiFault && (error.status === 410 || error.reason === 'Expired')) {
-        version = undefined;
-        continue;
-      }
-      tell({ type: 'line', name, trouble: messageOf(error) });
-      pauseMs = Math.min(10_000, Math.max(250, pauseMs * 2));
-      await pause(pauseMs * (0.75 + Math.random() / 2), signal);
-    }
-  }
-}
-
 const api = connectApi(cluster);
 port.on('message', ({ id, method, path, body }: ToWorker) => {
   api
@@ -81,9 +34,9 @@ port.on('message', ({ id, method, path, body }: ToWorker) => {
     .then(
       (result) => tell({ type: 'answer', id, body: result }),
       (error: unknown) => {
-        const { status, reason, message } =
+        const { status, reason, message, causes } =
           error instanceof ApiFault ? error : new ApiFault(0, 'Internal', messageOf(error));
-        tell({ type: 'answer', id, fault: { status, reason, message } });
+        tell({ type: 'answer', id, fault: { status, reason, message, causes } });
       },
     )
     .finally(() => {
@@ -92,4 +45,14 @@ port.on('message', ({ id, method, path, body }: ToWorker) => {
     });
 });
 const forever = new AbortController().signal;
-for (const collection of collections) void follow(api, collection, forever);
+for (const { name, path } of collections)
+  void listWatch(
+    api,
+    path,
+    {
+      listed: (items) => tell({ type: 'listed', name, items }),
+      changed: (change, object) => tell({ type: 'changed', name, change, object }),
+      line: (trouble) => tell({ type: 'line', name, trouble }),
+    },
+    forever,
+  );

@@ -248,10 +248,11 @@ export async function newReplication(given = {}) {
       { name: 'path', label: t('path'), value: given.path ?? '', hint: t('pathHint'), options: [{ value: given.path ?? '/', label: '' }] }, // prettier-ignore
       { name: 'storageClass', label: t('storageClass'), type: 'select', options: named(classes) },
       { name: 'rpoSeconds', label: t('rpoSeconds'), type: 'number', value: 30 },
+      { name: 'group', label: t('group'), optional: true, value: currentSession()?.groups?.[0] ?? '' },
     ],
     verb: t('create'),
-    async run({ name, agent, path, storageClass, rpoSeconds }) {
-      const spec = { source: { agent, path }, target: { storageClass }, rpoSeconds };
+    async run({ name, agent, path, storageClass, rpoSeconds, group }) {
+      const spec = { source: { agent, path }, target: { storageClass }, rpoSeconds, ...(group ? { group } : {}) };
       await done('POST', '/replications', { metadata: { name }, spec }, t('newReplication'));
       location.hash = `#/replications/${name}`;
     },

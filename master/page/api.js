@@ -8,7 +8,7 @@ const root = '/api/v1';
 /** The master says something each 15 s. */
 const silenceMs = 45_000;
 
-/** @typedef {{ user: string, role: string }} Session */
+/** @typedef {{ user: string, role: string, groups: string[] | null }} Session */
 
 export class Problem extends Error {
   /** @param {{ status: number, code?: string, title?: string, detail?: string, errors?: { path: string, message: string }[] }} problem */
@@ -109,7 +109,9 @@ async function begin(answer) {
 /** @param {string} method @param {string} path as in OpenAPI, such as /replications/{name}/actions/pause */
 export function can(method, path) {
   const operation = openapi?.paths?.[root + path]?.[method.toLowerCase()];
-  return operation !== undefined && session !== null && (operation['x-roles'] ?? []).includes(session.role);
+  if (operation === undefined || session === null || !(operation['x-roles'] ?? []).includes(session.role)) return false;
+  // Who is bound to groups may not change what all share.
+  return session.groups === null || operation['x-groups'] !== false;
 }
 /** Values that a field of a body may have. @param {string} method @param {string} path @param {string} field @returns {string[]} */
 export function choices(method, path, field) {

@@ -8,7 +8,7 @@
 import { readFileSync } from 'node:fs';
 import { ReplicationError } from '../../proto/errors.ts';
 import type { Events } from '../engine.ts';
-import { replicaUid } from '../mirrors.ts';
+import { replicaUid } from '../mirrorstate.ts';
 import type { AgentVolume, Recovery, Replication } from '../resources.ts';
 import { snapshotKey, type Store } from '../store.ts';
 import { nextGeneration } from './generation.ts';
@@ -17,7 +17,7 @@ export interface FailbackOptions {
   store: Store;
   events: Events;
   /** What a path is to a connected agent; undefined: it does not say. */
-  look: (agent: string, path: string) => Promise<AgentVolume | undefined>;
+  look: (agent: string, path: string, write?: boolean) => Promise<AgentVolume | undefined>;
   /** Of this machine; agents of the same one have it too. */
   bootId?: string;
 }
@@ -30,7 +30,8 @@ export async function handOver(options: FailbackOptions, recovery: Recovery, ind
   const old = store.get('Replication', task?.volume ?? '');
   const name = failbackName(task?.volume ?? '');
   const object = `Replication/${name}`;
-  const message = `${path} is mirrored by replication ${name}`;
+  const chosen = recovery.spec.target?.agent;
+  const message = `${chosen === undefined ? '' : `${chosen}:`}${path} is mirrored by replication ${name}`;
   if (!old) {
     // A crash after the last step.
     if (store.get('Replication', name)) return message;
@@ -40,7 +41,7 @@ export async function handOver(options: FailbackOptions, recovery: Recovery, ind
     throw new ReplicationError('Fenced', `${old.metadata.name} is not held by this recovery any more`);
   const made = store.get('Replication', name);
   if (!made) {
-    const agent = await agentFor(options, path);
+    const agent = chosen ?? (await agentFor(options, path));
     store.create('Replication', name, reverse(old, name, agent, path));
     events.emit({ code: 'ReplicationCreated', level: 'INFO', message, object });
   } else if (replicaUid(made) !== replicaUid(old))
@@ -67,8 +68,10 @@ export async function handOver(options: FailbackOptions, recovery: Recovery, ind
   return message;
 }
 
+/** There and back: the second confirmation gives the first name again. */
 function failbackName(name: string): string {
   const suffix = '-failback';
+  if (name.endsWith(suffix) && name.length > suffix.length) return name.slice(0, -suffix.length);
   return `${name.slice(0, 63 - suffix.length)}${suffix}`;
 }
 
@@ -95,6 +98,8 @@ function reverse(
   path: string,
 ) {
   const { displayName, namespace, labels, annotations } = metadata;
+  // What was recovered is no claim of the old cluster's.
+  const { pvc: _, ...source } = spec.source;
   return {
     apiVersion,
     kind,
@@ -105,7 +110,7 @@ function reverse(
       ...(labels === undefined ? {} : { labels }),
       ...(annotations === undefined ? {} : { annotations }),
     },
-    spec: { ...spec, replicationState: 'primary' as const, source: { ...spec.source, agent, path } },
+    spec: { ...spec, replicationState: 'primary' as const, source: { ...source, agent, path } },
     status: {
       ...status,
       phase: 'Pending' as const,
@@ -115,7 +120,10 @@ function reverse(
       conditions: [],
     },
     // It is another volume by its identity, and meant: compared whole, and only what differs is sent.
-    requests: { sync: 0, resync: 1, verify: 0, force: true, replica: requests.replica ?? metadata.uid },
+    requests: {
+      ...{ sync: 0, resync: 1, verify: 0, force: true, replica: requests.replica ?? metadata.uid },
+      ...(requests.fork && { fork: requests.fork }),
+    },
   };
 }
 

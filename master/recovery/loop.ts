@@ -258,6 +258,8 @@ function messageFor({ spec, status }: Recovery, state: RecoveryState): string {
       return 'paused; resume it or cancel it';
     case 'Completed': {
       const next = spec.type === 'failover' ? '; confirm it or roll it back' : '';
+      if (only && spec.target?.agent !== undefined)
+        return `${spec.target.agent}:${only.path ?? ''} holds it, read again and found right${remark}${next}`;
       if (only) return `the copy is at ${only.path ?? ''}${remark}${next}`;
       const good = tasks.length - bad.length;
       return `${good} of ${tasks.length} volumes are recovered${remark}${bad.length > 0 ? '; retry what failed' : ''}${next}`;
@@ -268,6 +270,7 @@ function messageFor({ spec, status }: Recovery, state: RecoveryState): string {
     case 'Cancelled':
       return `cancelled; what was made is removed${leftOver(tasks)}`;
     case 'RolledBack':
+      if (spec.target?.agent !== undefined) return `rolled back${leftOver(tasks)}`;
       return `rolled back; the ${only ? 'copy is' : 'copies are'} removed${leftOver(tasks)}`;
     case 'RollbackIgnored':
       return `rolled back by force${remark}; cleanup lists what is left`;

@@ -70,8 +70,8 @@ export function ask(job: Job, action: Action, force: boolean): string | undefine
       const volume = job.job.volumes[index];
       if (task.state !== 'Failed' || !volume) return;
       Object.assign(task, { state: 'Waiting', message: null, endTime: null });
-      // The point may be gone by now: it is chosen again.
-      if (volume.stage === 'chosen') volume.stage = spec.type === 'failover' ? 'fenced' : 'new';
+      // Of a failover the point is pinned; that of a drill, which had ended, may be gone: it is chosen again.
+      if (volume.stage === 'chosen' && spec.type === 'drill') volume.stage = 'new';
     });
     Object.assign(status, { outcome: null, endTime: null, message: null });
   }

@@ -55,8 +55,12 @@ export function choosePoint(choice: PointChoice, from: Choosable, commonMs?: num
 function find(choice: PointChoice, from: Choosable, commonMs = Infinity): Point | string {
   const { points, snapshots, replication } = from;
   // Times are shown in whole milliseconds: one names all that lies in it.
-  const notAfter = (list: readonly Point[], ms: number): Point | undefined =>
-    newestOf(list.filter(({ sourceUs }) => Math.floor(sourceUs / 1000) <= Math.floor(ms)))[0];
+  const notAfter = (list: readonly Point[], ms: number): Point | undefined => {
+    const fitting = list.filter(({ sourceUs }) => Math.floor(sourceUs / 1000) <= Math.floor(ms));
+    // A time is never later than the truth, but may be earlier by more than that of the point before it.
+    const latestUs = ms === Infinity ? 0 : fitting.reduce((most, { sourceUs }) => Math.max(most, sourceUs), 0);
+    return newestOf(fitting.filter(({ sourceUs }) => sourceUs >= latestUs))[0];
+  };
   if (choice === 'latest-data') return notAfter(points, commonMs) ?? `there is no recovery point of ${replication}`;
   if (choice === 'latest-snapshot')
     return notAfter([...snapshots.values()], commonMs) ?? `there is no snapshot of ${replication} that is Ready`;

@@ -7,11 +7,12 @@
  */
 import type { Clock } from '../../proto/effects.ts';
 import { messageOf } from '../../proto/errors.ts';
-import { mayRecover, recoveryDraft } from '../api/recoveries.ts';
+import { groupNow, mayRecover, recoveryDraft } from '../api/recoveries.ts';
 import type { Engine, Events } from '../engine.ts';
 import { startOrder } from '../groups.ts';
 import type { Recovery, RecoverySchedule, RecoveryScheduleStatus, RecoveryTiming } from '../resources.ts';
 import { nameOf } from '../schedule.ts';
+import { pauseAfter } from '../pacing.ts';
 import type { Store } from '../store.ts';
 import { newestDue, nextDue } from './due.ts';
 import { ask, hasEnded } from './machine.ts';
@@ -33,11 +34,12 @@ const table = 'recovery-schedules';
 export async function runRecoverySchedules(options: RecoverySchedulesOptions, signal: AbortSignal): Promise<void> {
   const { store, clock } = options;
   while (!signal.aborted) {
+    const lookMs = clock.monotonicMs();
     const schedules = store.list('RecoverySchedule');
     const uids = new Set(schedules.map(({ metadata }) => metadata.uid));
     for (const { key } of store.listRecords(table)) if (!uids.has(key)) store.putRecord(table, key, undefined);
     for (const schedule of schedules) await look(options, schedule);
-    await clock.sleep(everyMs, signal).catch(() => undefined);
+    await clock.sleep(pauseAfter(everyMs, clock.monotonicMs() - lookMs), signal).catch(() => undefined);
   }
 }
 
@@ -92,7 +94,7 @@ async function make(
   const asked = { ...(replication && { replication }), ...(group && { group }), type, point: spec.point, target };
   try {
     const point = await mayRecover({ store, engine: options.engine }, asked);
-    const draft = recoveryDraft(name, { ...asked, point });
+    const draft = recoveryDraft(name, { ...asked, point }, groupNow(store, asked));
     draft.metadata.labels = { [scheduleLabel]: metadata.name };
     store.create('Recovery', name, draft);
   } catch (error) {

@@ -14,23 +14,27 @@ import { asReplicationError, ReplicationError } from '../../proto/errors.ts';
 import { runProgram } from '../../proto/program.ts';
 import type { Mirrors } from '../mirrors.ts';
 import type { Point } from '../replica/horizon.ts';
-import type { Replica } from '../replica/replica.ts';
+import type { HeldReplica } from '../held.ts';
 import { demoted } from '../resources.ts';
 import type { Recovery, Replication } from '../resources.ts';
 import type { Store } from '../store.ts';
 import { identityOf, mustBeFree, pathInGroup, removeCopy } from './copy.ts';
+import { dropFork, keepFork } from '../forks.ts';
 import { handOver, type FailbackOptions } from './failback.ts';
 import { nextGeneration } from './generation.ts';
 import type { Effects } from './loop.ts';
 import { choosePoint, commonMoment, type Choosable } from './point.ts';
+import { mustBeWritable, removeStaged, stagedIndex, volumeOf, writeBack, type WriteBackOptions } from './writeback.ts';
 
-export interface VolumesOptions extends FailbackOptions {
+export interface VolumesOptions extends FailbackOptions, WriteBackOptions {
   store: Store;
   clock: Clock;
   mirrors: Pick<Mirrors, 'replica' | 'view' | 'drilled'>;
   allow: Pick<Allow, 'mayWriteRecovery' | 'mayRun'>;
   /** Where copies go that name no path. */
   folder: string;
+  /** Where the indexes of promoted points are kept. */
+  forks: string;
 }
 
 const progressEveryMs = 500;
@@ -44,10 +48,11 @@ const copiesTable = 'recovered-copies';
 const making = 'making';
 
 export function volumeEffects(options: VolumesOptions): Effects {
-  const { store, clock, mirrors, allow, folder } = options;
+  const { store, clock, mirrors, allow, folder, forks } = options;
 
-  const volumeOf = ({ status }: Recovery, index: number): string => status.tasks[index]?.volume ?? '';
-  const keyOf = (recovery: Recovery, index: number): string => `${recovery.metadata.uid}/${volumeOf(recovery, index)}`;
+  const volumeName = ({ status }: Recovery, index: number): string => status.tasks[index]?.volume ?? '';
+  const keyOf = (recovery: Recovery, index: number): string =>
+    `${recovery.metadata.uid}/${volumeName(recovery, index)}`;
 
   function change(recovery: Recovery, how: (object: Recovery) => void): void {
     const { name, uid } = recovery.metadata;
@@ -56,13 +61,13 @@ export function volumeEffects(options: VolumesOptions): Effects {
 
   /** @throws PointGone */
   function replicationOf(recovery: Recovery, index: number): Replication {
-    const name = volumeOf(recovery, index);
+    const name = volumeName(recovery, index);
     const found = store.get('Replication', name);
     if (!found) throw new ReplicationError('PointGone', `replication ${name} was deleted`);
     return found;
   }
 
-  async function openReplica(recovery: Recovery, index: number, signal: AbortSignal): Promise<Replica> {
+  async function openReplica(recovery: Recovery, index: number, signal: AbortSignal): Promise<HeldReplica> {
     for (let waited = false; ; waited = true) {
       const { metadata } = replicationOf(recovery, index);
       const replica = mirrors.replica(metadata.uid);
@@ -79,7 +84,7 @@ export function volumeEffects(options: VolumesOptions): Effects {
     });
   }
 
-  function choosable({ metadata, status }: Replication, replica: Replica): Choosable {
+  function choosable({ metadata, status }: Replication, replica: HeldReplica): Choosable {
     const ready = store
       .list('Snapshot')
       .filter(({ spec, status }) => spec.replication === metadata.name && status.state === 'Ready');
@@ -106,7 +111,7 @@ export function volumeEffects(options: VolumesOptions): Effects {
     if (known !== null && known !== undefined) return known;
     const members: Choosable[] = [];
     for (const [index] of status.tasks.entries()) {
-      const replication = store.get('Replication', volumeOf(recovery, index));
+      const replication = store.get('Replication', volumeName(recovery, index));
       if (replication) members.push(choosable(replication, await openReplica(recovery, index, signal)));
     }
     const moment = commonMoment(spec.point, members);
@@ -117,11 +122,21 @@ export function volumeEffects(options: VolumesOptions): Effects {
   /** @throws TargetRefused */
   async function pathFor({ metadata, spec }: Recovery, replication: Replication): Promise<string> {
     const { group, target } = spec;
+    if (target?.agent !== undefined) return target.path;
     const suffix = replication.spec.source.volumeMode === 'Block' ? '.raw' : '';
     // Names have no dots: no two recoveries have one path.
     const own = group === undefined ? metadata.name : `${metadata.name}.${replication.metadata.name}`;
     const chosen = target && (group === undefined ? target.path : pathInGroup(target.path, replication));
     return allow.mayWriteRecovery(chosen ?? `${folder}/${own}${suffix}`);
+  }
+
+  /** Where the copy is made on this machine: what is handed out, or what is sent to an agent's volume from. */
+  function copyPath({ metadata, spec }: Recovery, name: string, path: string): string {
+    return volumeOf(spec) === undefined ? path : `${folder}/${metadata.name}.${name}.staged`;
+  }
+
+  async function removeMade(recovery: Recovery, path: string): Promise<void> {
+    await (volumeOf(recovery.spec) === undefined ? removeCopy(path) : removeStaged(path));
   }
 
   return {
@@ -132,7 +147,10 @@ export function volumeEffects(options: VolumesOptions): Effects {
 
     async fence(recovery, index, signal) {
       const { uid } = recovery.metadata;
-      const { metadata } = replicationOf(recovery, index);
+      const { metadata, requests } = replicationOf(recovery, index);
+      const volume = volumeOf(recovery.spec);
+      // The source is not stopped for what cannot be done.
+      if (volume && requests.fencedBy !== uid) await mustBeWritable(options, volume);
       const { status } = store.update('Replication', metadata.name, ({ spec, status, requests }) => {
         if (requests.fencedBy === uid) return;
         if (requests.fencedBy !== undefined && requests.fencedBy !== demoted)
@@ -166,35 +184,69 @@ export function volumeEffects(options: VolumesOptions): Effects {
     async copy(recovery, index, signal) {
       const key = keyOf(recovery, index);
       const replica = await openReplica(recovery, index, signal);
-      const { spec, metadata } = replicationOf(recovery, index);
+      const replication = replicationOf(recovery, index);
+      const { spec, metadata } = replication;
       const task = recovery.status.tasks[index];
       const point = pointBySequence(replica, task?.point?.sequence);
-      const path = task?.path;
-      if (!point || typeof path !== 'string')
+      const volume = volumeOf(recovery.spec);
+      if (!point || typeof task?.path !== 'string') {
+        // Another one is chosen when it is tried again.
+        change(recovery, ({ spec, job }) =>
+          Object.assign(job.volumes[index] ?? {}, { stage: spec.type === 'failover' ? 'fenced' : 'new' }),
+        );
         throw new ReplicationError('PointGone', `point ${task?.point?.sequence} is no longer kept; choose another one`);
+      }
       // What stands at a path that an earlier run of ours had begun is ours; anything else there was somebody's before.
+      const path = copyPath(recovery, metadata.name, task.path);
       const before = store.getRecord(copiesTable, key);
-      if (before !== undefined && (before === making || before === (await identityOf(path)))) await removeCopy(path);
-      await mustBeFree(path, spec.source.volumeMode);
-      await fs.mkdir(dirname(path), { recursive: true, mode: 0o700 });
-      store.putRecord(copiesTable, key, making);
+      const isWhole = before !== undefined && before !== making && before === (await identityOf(path));
+      const isStaged = isWhole && volume !== undefined;
       let usableMs: number | undefined;
       let toldMs = -Infinity;
+      let toldStep = '';
       const isDrill = recovery.spec.type === 'drill';
+      // Its index: to send from, and to compare the old source with later.
+      const isKept = volume !== undefined || (!isDrill && spec.source.volumeMode === 'Block');
+      // Beside where it stays: a copy may lie on another filesystem.
+      const keptAt = volume ? stagedIndex(path) : `${forks}/${recovery.metadata.uid}.${metadata.uid}.index`;
+      const progress = (text: string, bytesDone: number, bytesTotal: number): void => {
+        const nowMs = clock.monotonicMs();
+        if (text === 'verifying' && !volume) usableMs ??= clock.nowMs();
+        if (text === toldStep && nowMs - toldMs < progressEveryMs) return;
+        toldMs = nowMs;
+        toldStep = text;
+        step(recovery, index, text, bytesDone, bytesTotal);
+      };
+      if (!isStaged) {
+        if (isWhole || before === making) await removeMade(recovery, path);
+        await mustBeFree(path, spec.source.volumeMode);
+        await fs.mkdir(dirname(path), { recursive: true, mode: 0o700 });
+        await fs.mkdir(forks, { recursive: true, mode: 0o700 });
+        store.putRecord(copiesTable, key, making);
+      }
       try {
-        const { verified, withheld } = await replica.recover(point, path, {
-          verify: isDrill,
-          signal,
-          progress(text, bytesDone, bytesTotal) {
-            const nowMs = clock.monotonicMs();
-            if (text === 'verifying') usableMs ??= clock.nowMs();
-            if (nowMs - toldMs < progressEveryMs) return;
-            toldMs = nowMs;
-            step(recovery, index, text, bytesDone, bytesTotal);
-          },
-        });
+        const made = isStaged
+          ? { verified: false, withheld: 0 }
+          : await replica.recover(point, path, {
+              verify: isDrill && !volume,
+              ...(isKept && { keepIndexAt: keptAt }),
+              signal,
+              progress,
+            });
+        if (volume) {
+          store.putRecord(copiesTable, key, await identityOf(path));
+          // Written over from here on: nothing of the old source's own is left to be compared.
+          const { fork } = replication.requests;
+          if (fork?.agent === volume.agent && fork.path === volume.path) dropFork(store, metadata.name);
+          await writeBack(options, recovery, replication, point, path, signal, progress);
+        }
+        const { withheld } = made;
+        // Its agent has read it whole.
+        const verified = made.verified || volume !== undefined;
         const endMs = clock.nowMs();
         store.putRecord(copiesTable, key, await identityOf(path));
+        if (isKept && !isDrill) await keepFork(store, forks, keptAt, recovery, replication, point.sequence);
+        if (volume) await removeMade(recovery, path);
         change(recovery, ({ job }) =>
           Object.assign(job.volumes[index] ?? {}, { usableMs: usableMs ?? endMs, verified }),
         );
@@ -216,6 +268,7 @@ export function volumeEffects(options: VolumesOptions): Effects {
       const path = recovery.status.tasks[index]?.path ?? '';
       const [program, ...rest] = spec.check?.argv ?? [];
       if (!spec.check || program === undefined) return undefined;
+      if (volumeOf(recovery.spec)) return 'not checked by spec.check: it runs on the machine of the master';
       step(recovery, index, 'checking', 0, 0);
       const startMs = clock.monotonicMs();
       const { exitStatus, failure, output } = await runProgram(
@@ -245,10 +298,21 @@ export function volumeEffects(options: VolumesOptions): Effects {
       const key = keyOf(recovery, index);
       const path = recovery.status.tasks[index]?.path ?? null;
       const copy = store.getRecord(copiesTable, key);
+      const volume = volumeOf(recovery.spec);
       let remark: string | undefined;
       // First, so that a copy that cannot be removed keeps no source from being mirrored.
-      release(store, recovery.metadata.uid, volumeOf(recovery, index));
-      if (path !== null && copy !== undefined) {
+      release(store, recovery.metadata.uid, volumeName(recovery, index));
+      if (store.get('Replication', volumeName(recovery, index))?.requests.fork?.recovery === recovery.metadata.name)
+        dropFork(store, volumeName(recovery, index));
+      if (volume && copy !== undefined) {
+        await removeMade(recovery, copyPath(recovery, volumeName(recovery, index), ''));
+        const isDone = ['copied', 'ready'].includes(recovery.job.volumes[index]?.stage ?? 'new');
+        const state = isDone
+          ? 'holds what was recovered'
+          : 'may be half written, and its agent mirrors it only by force';
+        remark = `${volume.agent}:${volume.path} is left alone: it ${state}`;
+        store.putRecord(copiesTable, key, undefined);
+      } else if (path !== null && copy !== undefined) {
         const present = await identityOf(path);
         if (copy === making || present === undefined || present === copy) await removeCopy(path);
         else remark = `the copy was gone, and what stands at ${path} now is not of this recovery: it is left alone`;
@@ -271,7 +335,7 @@ function release(store: Store, recoveryUid: string, name: string): void {
   });
 }
 
-function pointBySequence(replica: Replica, sequence: number | undefined): Point | undefined {
+function pointBySequence(replica: HeldReplica, sequence: number | undefined): Point | undefined {
   const inJournal = replica.points.find((point) => point.sequence === sequence);
   if (inJournal) return inJournal;
   const snapshots = replica.snapshotNames.map((name) => replica.snapshotPoint(name));

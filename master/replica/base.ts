@@ -8,8 +8,9 @@
  */
 import { ReplicationError } from '../../proto/errors.ts';
 import { unknownHash } from '../../proto/granule.ts';
-import type { CommitRecord } from './frame.ts';
-import type { Journal, JournalRecord } from './journal.ts';
+import type { Data } from '../../proto/wire.ts';
+import type { CommitRecord, JournalRecord } from './frame.ts';
+import type { Journal } from './journal.ts';
 import type { VolumeIndex } from './volumeindex.ts';
 
 export interface Base {
@@ -18,6 +19,10 @@ export interface Base {
   readonly indexPath: string;
   /** Content of an epoch that is committed in the journal. Nothing of it counts before `settle`. */
   write(record: Exclude<JournalRecord, { commit: unknown }>): Promise<void>;
+  /** Only the bytes, into place, before their epoch is committed (placing.ts). Absent: not for this kind. */
+  place?(data: Data, raw: Buffer): Promise<void>;
+  /** After `place`: what lies beyond the size of the index is cut off, what is there is durable. */
+  cut?(): Promise<void>;
   /** A commit that is passed on the way to the next settle: what is written next belongs to a later epoch. */
   endEpoch?(): Promise<void>;
   /** Everything written is durable and the index stands at this commit. */
@@ -28,10 +33,11 @@ export interface Base {
    */
   cloneTo(contentPath: string, indexPath: string, signal: AbortSignal, progress: Progress): Promise<Base>;
   sync(): Promise<void>;
-  /** Re-reads every byte; answers what is not as the index says. */
+  /** Re-reads every byte, or the granules of these windows (placing.ts); answers what is not as the index says. */
   verify(
     signal: AbortSignal,
     progress: Progress,
+    windows?: readonly number[],
   ): Promise<{ readBytes: number; bad: { object: number; granule: number }[] }>;
   /** Of what `verify` found bad, for people. */
   nameOf(piece: { object: number; granule: number }): string;
@@ -54,23 +60,103 @@ export async function redo(
   signal: AbortSignal,
   progress?: (bytes: number) => void,
 ): Promise<void> {
+  await apply(base, journal, through, signal, progress, () => true);
+}
+
+/**
+ * As `redo`, of a block volume that nobody reads before it is there: what a later epoch brings anew is neither read nor
+ * written, so that the time follows what the volume holds, not how often that was written. Broken off it is of no use.
+ */
+export async function redoNewest(
+  base: Base,
+  journal: Journal,
+  through: number,
+  signal: AbortSignal,
+  progress?: (bytes: number) => void,
+): Promise<void> {
+  const newest = new Newest();
+  let number = 0;
+  for await (const record of journal.read(base.index.sequence, through, () => false)) {
+    signal.throwIfAborted();
+    number++;
+    if (!('data' in record)) continue;
+    for (const { first, count } of record.data.runs) newest.set(first, count, number);
+    if (newest.isFull) return redo(base, journal, through, signal, progress);
+  }
+  let at = 0;
+  await apply(base, journal, through, signal, progress, (record) => {
+    at++;
+    if (!('data' in record)) return true;
+    const own = at;
+    return record.data.runs.some(({ first, count }) => newest.has(first, count, own));
+  });
+}
+
+const pageGranules = 4096;
+/** 64 MiB. */
+const maxPages = 4096;
+
+/** Which record brings a granule last, by number. */
+class Newest {
+  readonly #pages = new Map<number, Uint32Array>();
+
+  get isFull(): boolean {
+    return this.#pages.size > maxPages;
+  }
+
+  set(first: number, count: number, number: number): void {
+    for (const [page, from, to] of pagesOf(first, count)) {
+      if (this.isFull) return;
+      const numbers = this.#pages.get(page) ?? new Uint32Array(pageGranules);
+      this.#pages.set(page, numbers);
+      numbers.fill(number, from, to);
+    }
+  }
+
+  /** Any of them is brought last by this one. */
+  has(first: number, count: number, number: number): boolean {
+    for (const [page, from, to] of pagesOf(first, count))
+      if (this.#pages.get(page)?.subarray(from, to).includes(number)) return true;
+    return false;
+  }
+}
+
+function* pagesOf(first: number, count: number): Generator<[page: number, from: number, to: number]> {
+  for (let at = first; at < first + count;) {
+    const page = Math.floor(at / pageGranules);
+    const end = Math.min(first + count, (page + 1) * pageGranules);
+    yield [page, at - page * pageGranules, end - page * pageGranules];
+    at = end;
+  }
+}
+
+async function apply(
+  base: Base,
+  journal: Journal,
+  through: number,
+  signal: AbortSignal,
+  progress: ((bytes: number) => void) | undefined,
+  wants: (record: JournalRecord) => boolean,
+): Promise<void> {
   // Of a redo that was broken off: it is read again.
   base.index.discard();
   let bytes = 0;
   let { sizeBytes } = base.index;
-  for await (const record of journal.read(base.index.sequence, through)) {
+  let isWanted = true;
+  const wanted = (record: JournalRecord): boolean => (isWanted = wants(record));
+  for await (const record of journal.read(base.index.sequence, through, wanted)) {
     signal.throwIfAborted();
     if (!('commit' in record)) {
-      await writeOrMark(base, record);
+      if (isWanted) await writeOrMark(base, record);
       if ('data' in record) {
-        bytes += record.data.rawBytes;
+        if (isWanted) bytes += record.data.rawBytes;
         progress?.(record.data.rawBytes);
       }
     } else {
       // A volume that shrinks loses its end there and then: growing again later brings zeros, not what was there before.
-      const shrinks = record.commit.sizeBytes < sizeBytes;
+      const isResized = record.commit.sizeBytes !== sizeBytes;
       ({ sizeBytes } = record.commit);
-      if (record.commit.sequence === through || bytes >= settleBytes || shrinks) {
+      if (record.commit.sequence === through || bytes >= settleBytes || isResized) {
         await base.settle(record.commit);
         bytes = 0;
       } else {
@@ -85,6 +171,10 @@ export async function redo(
  * epoch brings them again (recovery refuses those by their digest) and lets the newer ones be.
  */
 async function writeOrMark(base: Base, record: Exclude<JournalRecord, { commit: unknown }>): Promise<void> {
+  if ('data' in record && record.placed) {
+    base.index.stageData(record.data);
+    return;
+  }
   try {
     await base.write(record);
   } catch (error) {

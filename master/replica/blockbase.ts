@@ -5,13 +5,16 @@ import { granuleBytes, granuleCount, granuleHash, hashBytes, isZeroHash } from '
 import { runBytes, unpack } from '../../proto/payload.ts';
 import type { Base, Progress } from './base.ts';
 import { BlockIndex } from './blockindex.ts';
-import type { CommitRecord } from './frame.ts';
-import type { JournalRecord } from './journal.ts';
+import type { Data } from '../../proto/wire.ts';
+import type { CommitRecord, JournalRecord } from './frame.ts';
 import { copyIndex } from './indexdatabase.ts';
+import { windowGranules } from './placing.ts';
 
 /** Read at once while verifying: 16 MiB is one page of the index. */
 const chunkGranules = 256;
 const readBytes = 1 << 20;
+/** Written before the disk is set to work on it: the commit then waits for the rest of it only. */
+const startSyncBytes = 8 << 20;
 
 export class BlockBase implements Base {
   readonly index: BlockIndex;
@@ -19,6 +22,8 @@ export class BlockBase implements Base {
   readonly #imagePath: string;
   readonly indexPath: string;
   readonly #image: DiskFile;
+  /** Written since the disk was last set to work. */
+  #written = { from: Infinity, to: 0, bytes: 0 };
 
   private constructor(disk: Disk, imagePath: string, indexPath: string, image: DiskFile) {
     this.#disk = disk;
@@ -46,19 +51,41 @@ export class BlockBase implements Base {
   async write(record: Exclude<JournalRecord, { commit: unknown }>): Promise<void> {
     if (!('data' in record)) throw new ReplicationError('ReplicaDamaged', 'nodes in the journal of a block volume');
     const { data } = record;
-    const raw = unpack(data);
+    await this.place(data, unpack(data));
+    this.index.stageData(data);
+  }
+
+  async place(data: Data, raw: Buffer): Promise<void> {
     let at = 0;
     for (const run of data.runs) {
       const position = run.first * granuleBytes;
       const length = runBytes(run);
       if (run.zero) {
-        await this.#image.zero(position, length);
+        // Zeros have one hash whatever their length: a last granule that was shorter then is zero to its end.
+        await this.#image.zero(position, run.count * granuleBytes);
       } else {
         await this.#image.write([raw.subarray(at, at + length)], position);
         at += length;
+        this.#startSync(position, length);
       }
     }
-    this.index.stageData(data);
+  }
+
+  #startSync(position: number, length: number): void {
+    const { from, to, bytes } = this.#written;
+    this.#written = {
+      from: Math.min(from, position),
+      to: Math.max(to, position + length),
+      bytes: bytes + length,
+    };
+    if (this.#written.bytes < startSyncBytes) return;
+    this.#image.startSync?.(this.#written.from, this.#written.to - this.#written.from);
+    this.#written = { from: Infinity, to: 0, bytes: 0 };
+  }
+
+  async cut(): Promise<void> {
+    await this.#image.truncate(this.index.sizeBytes);
+    await this.#image.sync();
   }
 
   async settle(commit: CommitRecord): Promise<void> {
@@ -94,6 +121,7 @@ export class BlockBase implements Base {
   async verify(
     signal: AbortSignal,
     progress: Progress,
+    windows?: readonly number[],
   ): Promise<{ readBytes: number; bad: { object: number; granule: number }[] }> {
     const size = this.index.sizeBytes;
     const count = granuleCount(size);
@@ -103,6 +131,7 @@ export class BlockBase implements Base {
     // A short image reads as if the rest were damaged, a long one is no danger: settle cuts it.
     for (let first = 0; first < count; first += chunkGranules) {
       signal.throwIfAborted();
+      if (windows && !windows.includes(Math.floor(first / windowGranules))) continue;
       const hashes = this.index.hashes(first, Math.min(chunkGranules, count - first));
       const end = Math.min(size, (first + chunkGranules) * granuleBytes);
       const data = await this.#image.nextData(first * granuleBytes);

@@ -5,6 +5,7 @@
  * and is read only where it stands whole; the journal is trimmed only after the base has it durably.
  * Copies of block volumes, a scrub beside them, share the base: it stays where it is until they are done, and moves then at
  * the latest when the journal is over its limit, before copies that come later. Copies of trees wait for each other.
+ * What went straight into the image (placing.ts) is of commits that the base has to reach before anybody reads it.
  * Failure: a move that was broken off goes on where it stopped, before anything reads the base.
  */
 import type { Clock } from '../../proto/effects.ts';
@@ -16,6 +17,8 @@ import type { VolumeMode } from '../../proto/wire.ts';
 import type { Journal } from './journal.ts';
 import type { Timeline } from './timeline.ts';
 import type { VolumeIndex } from './volumeindex.ts';
+
+const never = new AbortController().signal;
 
 interface Parts {
   base: Base;
@@ -50,26 +53,34 @@ export class Checkpoint {
     this.#timeline = parts.timeline;
   }
 
+  /** Commits that the base does not have, or has and the journal keeps. */
+  get owes(): boolean {
+    return this.#unfinished || this.#head.sequence > this.#base.index.sequence || this.#short;
+  }
+
   /**
    * Applies what has left the journal's time to the base and drops it from the journal. Before the first point every
-   * commit is applied at once.
+   * commit is applied at once. Of `pinned` (sequences) those that are points of the journal stay points.
    */
   async advance(
     journalSeconds: number,
     maxJournalBytes: number,
     signal: AbortSignal,
+    pinned: readonly number[] = [],
   ): Promise<{ short: boolean; withheld: number }> {
     // Nobody waits for copies without need: they end sooner or later, and what the base owes stays in the journal.
     if (this.#work.shared && this.#journal.bytes <= maxJournalBytes)
       return { short: this.#short, withheld: this.#base.withheld ?? 0 };
     return this.#work.run(async () => {
+      const listed = this.#timeline.points.filter((point) => pinned.includes(point.sequence));
+      const oldest = Math.min(this.#timeline.oldestPinned ?? Infinity, listed[0]?.sequence ?? Infinity);
       const { sequence, short } = baseTarget({
         points: this.#timeline.points,
         nowUs: this.#clock.nowMs() * 1000,
         journalUs: journalSeconds * 1e6,
         journalBytes: this.#journal.bytes,
         maxJournalBytes,
-        pinned: this.#timeline.oldestPinned,
+        pinned: oldest === Infinity ? undefined : oldest,
       });
       this.#short = short;
       const target = sequence ?? this.#head.sequence;
@@ -106,6 +117,36 @@ export class Checkpoint {
     }
   }
 
+  /** The base stands at the newest commit of which something was placed. */
+  async follow(): Promise<void> {
+    await this.#work.run(() => this.#finish(never));
+  }
+
+  /** What lies in the image of epochs that were not committed is unknown from now on, durably. Answers how much that is. */
+  async settlePlaced(): Promise<number> {
+    const { placing } = this.#timeline.note;
+    if (!placing) return 0;
+    return this.#work.run(async () => {
+      await this.#finish(never);
+      const { index } = this.#base;
+      await this.#base.cut?.();
+      // Commits of before that are lost with the journal: where they have written is not known any more.
+      const windows = index.sequence < placing.epoch - 1 ? undefined : placing.windows;
+      const { bad } = await this.#base.verify(never, () => undefined, windows);
+      this.#forget(bad);
+      await this.endPlacing();
+      return bad.length;
+    });
+  }
+
+  /** Nothing is placed from now on, or nothing that is not in the index. */
+  async endPlacing(): Promise<void> {
+    if (!this.#timeline.note.placing) return;
+    makeDurable(this.#base.index.database);
+    makeDurable(this.#head.database);
+    await this.#timeline.setNote({ placing: undefined });
+  }
+
   /** Without bringing the base anywhere first: for what only must not run beside a move. */
   async exclusively<T>(work: () => Promise<T>): Promise<T> {
     return this.#work.run(work);
@@ -118,11 +159,8 @@ export class Checkpoint {
   async settleHalfApplied(onDoubt: (why: string) => void): Promise<void> {
     const { applying } = this.#timeline.note;
     if (applying === undefined || applying <= this.#head.sequence) return;
-    const { bad } = await this.#base.verify(new AbortController().signal, () => undefined);
-    for (const { object, granule } of bad) {
-      this.#base.index.markUnknown(object, granule);
-      this.#head.markUnknown(object, granule);
-    }
+    const { bad } = await this.#base.verify(never, () => undefined);
+    this.#forget(bad);
     const { newest } = this.#base.index;
     this.#timeline.replace(bad.length === 0 && newest?.point === true ? [newest] : []);
     onDoubt(
@@ -131,16 +169,23 @@ export class Checkpoint {
     await this.#timeline.setNote({ applying: 0 });
   }
 
-  /** Only points are copied: before the first one there is nothing that a half-applied base could spoil. */
+  #forget(bad: { object: number; granule: number }[]): void {
+    for (const { object, granule } of bad) {
+      this.#base.index.markUnknown(object, granule);
+      this.#head.markUnknown(object, granule);
+    }
+  }
+
+  /** A tree is copied only at points: before the first one there is nothing that a half-applied base could spoil. */
   async #begin(target: number): Promise<void> {
-    if (this.#timeline.points.length > 0) await this.#timeline.setNote({ applying: target });
+    if (this.#timeline.points.length > 0 || this.#mode === 'Block') await this.#timeline.setNote({ applying: target });
     this.#timeline.dropBelow(target);
     this.#applying = target;
   }
 
   /** Where the base has to go before anybody may read it. */
   get #target(): number {
-    return Math.max(this.#applying, this.#timeline.note.applying ?? 0);
+    return Math.max(this.#applying, this.#timeline.note.applying ?? 0, this.#journal.placedThrough);
   }
 
   get #unfinished(): boolean {

@@ -10,12 +10,13 @@ import type { Clock, Effects } from '../../proto/effects.ts';
 import { asReplicationError, ReplicationError } from '../../proto/errors.ts';
 import { Lock } from '../../proto/lock.ts';
 import type { VolumeMode } from '../../proto/wire.ts';
-import { redo, type Base, type Progress } from './base.ts';
+import { redo, redoNewest, type Base, type Progress } from './base.ts';
 import type { Checkpoint } from './checkpoint.ts';
 import type { Point } from './horizon.ts';
 import { removeIndex } from './indexdatabase.ts';
 import type { Journal } from './journal.ts';
-import { contentName, inside, openBase, type Place } from './place.ts';
+import { readSnapshot, type KeptSnapshot } from './open.ts';
+import { contentName, inside, named, openBase, type Place } from './place.ts';
 import { readLock, removeFolder, unlock, writeLock } from './snapshotlock.ts';
 import type { Timeline } from './timeline.ts';
 import { removeTreeBase } from './treebase.ts';
@@ -44,7 +45,7 @@ export class Copies {
   readonly #journal: Journal;
   readonly #timeline: Timeline;
   readonly #checkpoint: Checkpoint;
-  readonly #snapshots: Map<string, Base>;
+  readonly #snapshots: Map<string, KeptSnapshot>;
   /** Locking and removing snapshots. */
   readonly #noting = new Lock();
   /** By which locks end. */
@@ -59,7 +60,7 @@ export class Copies {
       journal: Journal;
       timeline: Timeline;
       checkpoint: Checkpoint;
-      snapshots: Map<string, Base>;
+      snapshots: Map<string, KeptSnapshot>;
       lockClock: Clock;
     },
   ) {
@@ -84,15 +85,16 @@ export class Copies {
       options.keepIndexAt ?? `${this.#place.indexFolder}/copy-${this.#effects.random.bytes(8).toString('hex')}.db`;
     const pin = this.#timeline.pin(point.sequence);
     let copy: Base | undefined;
+    let from = '';
     try {
-      copy = await this.#cloneBefore(point, contentPath, indexPath, signal, (done, total) =>
+      ({ copy, from } = await this.#cloneBefore(point, contentPath, indexPath, signal, (done, total) =>
         progress('copying', done, total),
-      );
+      ));
       // From here on the copy needs the journal, not the base any more.
       pin.sequence = copy.index.sequence;
       const redoTotal = this.#journal.bytes;
       let redone = 0;
-      await redo(copy, this.#journal, point.sequence, signal, (bytes) =>
+      await (this.#mode === 'Block' ? redoNewest : redo)(copy, this.#journal, point.sequence, signal, (bytes) =>
         progress('applying the journal', (redone += bytes), redoTotal),
       );
       if (!copy.index.digest.equals(point.digest)) {
@@ -124,7 +126,8 @@ export class Copies {
         await this.#removeContent(contentPath);
       }
       if (options.keepIndexAt !== undefined) await removeIndex(indexPath);
-      throw asReplicationError(error, 'TargetFailed');
+      // Its index is a copy of that one, with all damage.
+      throw asReplicationError(from === '' ? error : named(error, from), 'TargetFailed');
     } finally {
       this.#timeline.unpin(pin);
       await copy?.close();
@@ -143,21 +146,34 @@ export class Copies {
     indexPath: string,
     signal: AbortSignal,
     progress: Progress,
-  ): Promise<Base> {
-    const fits = (base: Base) => {
+  ): Promise<{ copy: Base; from: string }> {
+    const fits = (sequence: number) => {
       const journalBase = this.#journal.baseSequence ?? this.#head.sequence;
-      const { sequence } = base.index;
       return sequence === point.sequence || (sequence < point.sequence && sequence >= journalBase);
     };
     // Work on the base goes on while we wait for our turn, so the choice is made when it is ours.
     return this.#checkpoint.hold(signal, async (base) => {
-      const from = [base, ...this.#snapshots.values()]
-        .filter(fits)
-        .sort((a, b) => b.index.sequence - a.index.sequence)[0];
-      if (!from)
+      const snapshots = [...this.#snapshots].map(([name, { point }]) => ({ name, sequence: point?.sequence ?? 0 }));
+      const nearest = [{ name: undefined, sequence: base.index.sequence }, ...snapshots]
+        .filter(({ sequence }) => fits(sequence))
+        .sort((a, b) => b.sequence - a.sequence)[0];
+      if (!nearest)
         throw new ReplicationError('PointGone', `point ${point.sequence} is no longer kept; choose one that is listed`);
-      return from.cloneTo(contentPath, indexPath, signal, progress);
+      const { name } = nearest;
+      const from = name === undefined ? base : await this.#openSnapshot(name);
+      try {
+        return { copy: await from.cloneTo(contentPath, indexPath, signal, progress), from: from.indexPath };
+      } catch (error) {
+        throw named(error, from.indexPath);
+      } finally {
+        if (from !== base) await from.close();
+      }
     });
+  }
+
+  async #openSnapshot(name: string): Promise<Base> {
+    const place = inside(inside(this.#place, 'snapshots'), name);
+    return openBase(this.#effects.disk, place, this.#mode, 'read');
   }
 
   /**
@@ -189,16 +205,12 @@ export class Copies {
     await disk.rename(unfinished.folder, finished.folder);
     if (unfinished.indexFolder !== unfinished.folder) await rename(unfinished.indexFolder, finished.indexFolder);
     await disk.syncDirectory(folder.folder);
-    this.#snapshots.set(name, await openBase(disk, finished, this.#mode, 'read'));
+    this.#snapshots.set(name, await readSnapshot(disk, finished, this.#mode));
   }
 
-  snapshotBytes(name: string): number | undefined {
-    return this.#snapshots.get(name)?.index.sizeBytes;
-  }
-
-  /** Names of the snapshots that are whole. */
-  get snapshotNames(): string[] {
-    return [...this.#snapshots.keys()];
+  /** Those that are whole, by name. */
+  get snapshots(): ReadonlyMap<string, KeptSnapshot> {
+    return this.#snapshots;
   }
 
   /** Until when it is locked on storage, milliseconds since the epoch. */
@@ -219,11 +231,6 @@ export class Copies {
     return inside(inside(this.#place, 'snapshots'), name).folder;
   }
 
-  /** The point that a snapshot holds; undefined when there is no such snapshot. */
-  snapshotPoint(name: string): Point | undefined {
-    return this.#snapshots.get(name)?.index.newest;
-  }
-
   /** No error when there is none. @throws SnapshotLocked */
   async deleteSnapshot(name: string): Promise<void> {
     await this.#noting.run(() => this.#delete(name));
@@ -232,9 +239,7 @@ export class Copies {
   async #delete(name: string): Promise<void> {
     await this.#checkpoint.exclusively(async () => {
       await unlock(this.#effects.disk, this.#folderOf(name), name, this.#lockClock.nowMs());
-      const base = this.#snapshots.get(name);
       this.#snapshots.delete(name);
-      await base?.close();
       const { disk } = this.#effects;
       const all = inside(this.#place, 'snapshots');
       const { folder, indexFolder } = inside(all, name);
@@ -246,9 +251,5 @@ export class Copies {
       await disk.remove(going);
       await rm(indexFolder, { recursive: true, force: true });
     });
-  }
-
-  async close(): Promise<void> {
-    for (const base of this.#snapshots.values()) await base.close();
   }
 }

@@ -12,16 +12,18 @@ export interface CommitRecord extends Commit {
   generation: string;
 }
 
-type Record = { data: Data } | { nodes: Nodes } | { commit: CommitRecord };
+/** `placed`: its bytes went straight into the image (placing.ts), and only what it says of them is kept. */
+export type JournalRecord = { data: Data; placed?: boolean } | { nodes: Nodes } | { commit: CommitRecord };
 
-const kinds = { data: 1, nodes: 2, commit: 3 } as const;
+const kinds = { data: 1, nodes: 2, commit: 3, placed: 4 } as const;
 const none = Buffer.alloc(0);
 
-export function encodeFrameMeta(record: Record): { kind: number; meta: Buffer; payload: Buffer } {
+export function encodeFrameMeta(record: JournalRecord): { kind: number; meta: Buffer; payload: Buffer } {
   if ('data' in record) {
     // Without its payload the message is not a valid Data by itself, so raw_bytes says what it will be.
     const { payload, ...rest } = record.data;
-    return { kind: kinds.data, meta: encode('JournalData', { ...rest, payload: none }), payload };
+    const meta = encode('JournalData', { ...rest, payload: none });
+    return record.placed ? { kind: kinds.placed, meta, payload: none } : { kind: kinds.data, meta, payload };
   }
   if ('nodes' in record) return { kind: kinds.nodes, meta: encode('Nodes', record.nodes), payload: none };
   return { kind: kinds.commit, meta: encode('JournalCommit', record.commit), payload: none };
@@ -33,13 +35,14 @@ export function decodeFrameMeta(
   meta: Buffer,
   payload: Buffer,
   payloadLength: number,
-): Record | undefined {
+): JournalRecord | undefined {
   try {
     if (kind === kinds.data) {
       const data = decode('JournalData', meta);
       if (data.compression === 0 && data.rawBytes !== payloadLength) return undefined;
       return { data: { ...data, payload } };
     }
+    if (kind === kinds.placed) return { data: decode('JournalData', meta), placed: true };
     if (kind === kinds.nodes) return { nodes: decode('Nodes', meta) };
     if (kind === kinds.commit) return { commit: decode('JournalCommit', meta) };
     return undefined;

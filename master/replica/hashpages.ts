@@ -7,9 +7,11 @@
  * committed, `discard` forgets them. Transactions are the caller's.
  */
 import type { DatabaseSync, StatementSync } from 'node:sqlite';
+import { levelDigest, pageHashes } from '../../proto/digest.ts';
 import { hash, hashBytes, unknownHash } from '../../proto/granule.ts';
+import { asBytes, IndexDamaged } from './indexdatabase.ts';
 
-export const pageHashes = 256;
+export { pageHashes };
 const pageBytes = pageHashes * hashBytes;
 const zeroPage = Buffer.alloc(pageBytes);
 const zeroPageHash = hash(zeroPage);
@@ -26,6 +28,8 @@ export class HashPages {
   #copies = 0;
   /** Hashes of staged pages that already are in the table (spill). */
   #spilled = new Map<number, Buffer>();
+  /** A page was found to be another one than was stored. */
+  damaged = false;
   /** Entries that hold unknownHash. */
   unknown = 0;
 
@@ -178,7 +182,7 @@ export class HashPages {
 
   *#stored(): Generator<[number, Buffer]> {
     for (const row of this.#database.prepare('SELECT number, hashes FROM page').iterate()) {
-      yield [Number(row['number']), asBuffer(row['hashes'] as Uint8Array)];
+      yield [Number(row['number']), asBuffer(row['hashes'])];
     }
   }
 
@@ -188,7 +192,14 @@ export class HashPages {
 
   #storedPage(number: number): Buffer {
     const row = this.#selectPage.get(number);
-    return row ? asBuffer(row['hashes'] as Uint8Array) : zeroPage;
+    const page = row ? asBuffer(row['hashes']) : zeroPage;
+    const at = number * hashBytes;
+    const known = this.#spilled.get(number) ?? this.#level.subarray(at, at + hashBytes);
+    const sum = page === zeroPage ? zeroPageHash : hash(page);
+    // What SQLite's file holds can rot: then nothing is told of it, and nothing written on top.
+    if (known.length === 0 || sum.equals(known)) return page;
+    this.damaged = true;
+    throw new IndexDamaged(`page ${number} of the index's hashes is not what was stored`);
   }
 
   #writable(number: number): Buffer {
@@ -234,7 +245,8 @@ export function markDifferent(
 }
 
 /** SQLite's bytes as a Buffer, not copied. */
-export function asBuffer(bytes: Uint8Array): Buffer {
+export function asBuffer(value: unknown): Buffer {
+  const bytes = asBytes(value);
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
 }
 
@@ -252,10 +264,4 @@ function pageCount(count: number): number {
 
 function blankLevel(pages: number): Buffer {
   return Buffer.alloc(pages * hashBytes, zeroPageHash);
-}
-
-function levelDigest(level: Buffer, sizeBytes: number): Buffer {
-  const size = Buffer.alloc(8);
-  size.writeBigUInt64LE(BigInt(sizeBytes));
-  return hash(level, size);
 }

@@ -39,8 +39,3 @@ export function baseTarget(input: {
   }
   return { sequence: points[index]?.sequence, short };
 }
-
-/** The newest point whose source time is not after `sourceUs`. */
-export function pointAt(points: readonly Point[], sourceUs: number): Point | undefined {
-  return points.findLast((point) => point.sourceUs <= sourceUs);
-}

@@ -4,8 +4,13 @@
  */
 import { constants, copyFile, open, rm } from 'node:fs/promises';
 import { DatabaseSync } from 'node:sqlite';
+import { ReplicationError } from '../../proto/errors.ts';
+import { hash, hashBytes } from '../../proto/granule.ts';
 import { decode, encode } from '../../proto/wire.ts';
 import type { CommitRecord } from './frame.ts';
+
+/** In the database's user_version: positions are followed by their hash. Those of version 0 are without. */
+const format = 1;
 
 export function openIndexDatabase(path: string): DatabaseSync {
   const database = new DatabaseSync(path);
@@ -14,14 +19,36 @@ export function openIndexDatabase(path: string): DatabaseSync {
   return database;
 }
 
-/** The commit at which the index stands; undefined = blank. */
+/** Of an index itself, not of the bytes that it tells of. */
+export class IndexDamaged extends ReplicationError {
+  constructor(message: string) {
+    super('ReplicaDamaged', message);
+  }
+}
+
+/** @throws ReplicaDamaged when SQLite answers something else, as it does for a file in which bits have changed */
+export function asBytes(value: unknown): Uint8Array {
+  if (value instanceof Uint8Array) return value;
+  throw new IndexDamaged('a row of it holds something else than bytes');
+}
+
+/** The commit at which the index stands; undefined = blank. @throws ReplicaDamaged */
 export function readPosition(database: DatabaseSync): CommitRecord | undefined {
   const row = database.prepare('SELECT newest FROM position').get();
-  return row && decode('JournalCommit', row['newest'] as Uint8Array);
+  if (!row) return undefined;
+  const stored = asBytes(row['newest']);
+  const message = stored.subarray(0, Math.max(0, stored.length - hashBytes));
+  // SQLite does not notice bits that others changed in its file.
+  if (hash(message).equals(stored.subarray(message.length))) return decode('JournalCommit', message);
+  if (database.prepare('PRAGMA user_version').get()?.['user_version'] === 0) return decode('JournalCommit', stored);
+  throw new IndexDamaged('the commit that it stands at does not have its hash any more');
 }
 
 export function writePosition(database: DatabaseSync, newest: CommitRecord): void {
-  database.prepare('INSERT OR REPLACE INTO position (only, newest) VALUES (1, ?)').run(encode('JournalCommit', newest));
+  const message = encode('JournalCommit', newest);
+  const stored = Buffer.concat([message, hash(message)]);
+  database.prepare('INSERT OR REPLACE INTO position (only, newest) VALUES (1, ?)').run(stored);
+  database.exec(`PRAGMA user_version = ${format}`);
 }
 
 /** What is committed is durable: no power cut takes it back. */

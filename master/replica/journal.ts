@@ -8,20 +8,20 @@
  * applied or scrubbed, not by the frame; hashing them twice would cost as much as receiving them.
  *
  * On disk: segments `<first sequence, 16 digits>.log`, each a row of frames:
- *   0  magic "CDM1"   4  kind (1 data, 2 nodes, 3 commit)   8  meta length   12 payload length
+ *   0  magic "CDM1"   4  kind (1 data, 2 nodes, 3 commit, 4 placed)   8  meta length   12 payload length
  *   16 sequence of the epoch (u64)   24 BLAKE3-128 of bytes 0..23 and meta   40 meta   then payload
  * meta is the protobuf message Data (without payload), Nodes or JournalCommit; integers are little-endian.
  */
 import type { Disk, DiskFile } from '../../proto/effects.ts';
 import { ReplicationError } from '../../proto/errors.ts';
 import { hash } from '../../proto/granule.ts';
-import { maxDataBytes, maxMessageBytes, type Data, type Nodes } from '../../proto/wire.ts';
-import { decodeFrameMeta, encodeFrameMeta, type CommitRecord } from './frame.ts';
+import { maxDataBytes, maxMessageBytes } from '../../proto/wire.ts';
+import { decodeFrameMeta, encodeFrameMeta, type CommitRecord, type JournalRecord } from './frame.ts';
 
 const headerBytes = 40;
+const startBytes = 4096;
+const none = Buffer.alloc(0);
 const magic = 0x314d4443;
-
-export type JournalRecord = { data: Data } | { nodes: Nodes } | { commit: CommitRecord };
 
 interface Segment {
   first: number;
@@ -40,6 +40,11 @@ export class Journal {
   #file: DiskFile | undefined;
   /** End of the newest commit in the open segment; what is behind it belongs to the open epoch. */
   #committedBytes = 0;
+
+  /** Newest commit of an epoch with placed content: its bytes are in the image already. 0 = none. */
+  placedThrough = 0;
+  /** The open epoch has placed content. */
+  #placed = false;
 
   /** Something in the middle cannot be read any more: what is behind it is lost, and opening anew finds where it ends. */
   damaged = false;
@@ -97,11 +102,12 @@ export class Journal {
     const file = await this.#disk.open(segment.path, 'read');
     try {
       let epoch: JournalRecord[] = [];
-      for await (const { record, sequence, end } of frames(file, false)) {
+      for await (const { record, sequence, end } of frames(file, () => false)) {
         if (sequence !== segment.last + 1) break;
         if ('commit' in record) {
           if (record.commit.sequence !== sequence) break;
           onEpoch(epoch, record.commit);
+          if (epoch.some(isPlaced)) this.placedThrough = sequence;
           epoch = [];
           segment.last = sequence;
           segment.bytes = end;
@@ -143,6 +149,7 @@ export class Journal {
     if (!this.#file) throw new Error('journal: append on a closed journal');
     await this.#file.write(frame, segment.bytes);
     segment.bytes += length;
+    this.#placed ||= isPlaced(record);
   }
 
   /** Closes the epoch: data durable first, then the commit record, then that durable too (I1, I2). */
@@ -153,6 +160,8 @@ export class Journal {
     await this.#file?.sync();
     segment.last = commit.sequence;
     this.#committedBytes = segment.bytes;
+    if (this.#placed) this.placedThrough = commit.sequence;
+    this.#placed = false;
   }
 
   /** Forgets the open epoch, durably: nothing of it may come back between the frames of the next one. */
@@ -162,6 +171,7 @@ export class Journal {
     await this.#file.truncate(this.#committedBytes);
     await this.#file.sync();
     open.bytes = this.#committedBytes;
+    this.#placed = false;
   }
 
   /** Starts anew with nothing in it. */
@@ -171,10 +181,19 @@ export class Journal {
     await this.#disk.syncDirectory(this.#folder);
     this.#segments = [];
     this.#committedBytes = 0;
+    this.placedThrough = 0;
+    this.#placed = false;
   }
 
-  /** Records of the epochs above `after` up to and with `through`, payloads read. @throws PointGone, ReplicaDamaged */
-  async *read(after: number, through: number): AsyncGenerator<JournalRecord> {
+  /**
+   * Records of the epochs above `after` up to and with `through`. `wants` says of each whether its payload is read; it is
+   * left empty else. @throws PointGone, ReplicaDamaged
+   */
+  async *read(
+    after: number,
+    through: number,
+    wants: (record: JournalRecord) => boolean = () => true,
+  ): AsyncGenerator<JournalRecord> {
     if (after >= through) return;
     const base = this.baseSequence;
     if (base === undefined || base > after || (this.lastSequence ?? 0) < through) {
@@ -185,7 +204,9 @@ export class Journal {
       if (segment.last <= after || segment.first > through) continue;
       const file = await this.#disk.open(segment.path, 'read');
       try {
-        for await (const { record, sequence } of frames(file, true)) {
+        // What lies before was wanted earlier.
+        const ours = (record: JournalRecord, sequence: number): boolean => sequence > after && wants(record);
+        for await (const { record, sequence } of frames(file, ours)) {
           if (sequence <= after) continue;
           if (sequence > through) break;
           yield record;
@@ -245,6 +266,10 @@ export class Journal {
   }
 }
 
+function isPlaced(record: JournalRecord): boolean {
+  return 'data' in record && record.placed === true;
+}
+
 function encodeFrame(sequence: number, record: JournalRecord): Buffer[] {
   const { kind, meta, payload } = encodeFrameMeta(record);
   const header = Buffer.alloc(headerBytes);
@@ -260,26 +285,33 @@ function encodeFrame(sequence: number, record: JournalRecord): Buffer[] {
 /** Frames from the start of the file to its end or to the first one that is not right. */
 async function* frames(
   file: DiskFile,
-  withPayload: boolean,
+  wants: (record: JournalRecord, sequence: number) => boolean,
 ): AsyncGenerator<{ record: JournalRecord; sequence: number; end: number }> {
   const size = await file.size();
-  const header = Buffer.alloc(headerBytes);
+  // Header and meta of most frames come with one read.
+  const start = Buffer.alloc(startBytes);
   for (let at = 0; at + headerBytes <= size;) {
-    await file.read(header, at);
-    const kind = header.readUInt32LE(4);
-    const metaLength = header.readUInt32LE(8);
-    const payloadLength = header.readUInt32LE(12);
-    const end = at + headerBytes + metaLength + payloadLength;
-    if (header.readUInt32LE(0) !== magic || metaLength > maxMessageBytes || payloadLength > maxDataBytes || end > size)
+    const head = start.subarray(0, Math.min(startBytes, size - at));
+    await file.read(head, at);
+    const kind = head.readUInt32LE(4);
+    const metaLength = head.readUInt32LE(8);
+    const payloadLength = head.readUInt32LE(12);
+    const payloadAt = at + headerBytes + metaLength;
+    const end = payloadAt + payloadLength;
+    if (head.readUInt32LE(0) !== magic || metaLength > maxMessageBytes || payloadLength > maxDataBytes || end > size)
       return;
     const meta = Buffer.alloc(metaLength);
-    await file.read(meta, at + headerBytes);
-    if (!hash(header.subarray(0, 24), meta).equals(header.subarray(24, headerBytes))) return;
-    const payload = Buffer.alloc(withPayload ? payloadLength : 0);
-    if (withPayload) await file.read(payload, at + headerBytes + metaLength);
-    const record = decodeFrameMeta(kind, meta, payload, payloadLength);
+    if (headerBytes + metaLength <= head.length) head.copy(meta, 0, headerBytes, headerBytes + metaLength);
+    else await file.read(meta, at + headerBytes);
+    if (!hash(head.subarray(0, 24), meta).equals(head.subarray(24, headerBytes))) return;
+    const record = decodeFrameMeta(kind, meta, none, payloadLength);
     if (!record) return;
-    yield { record, sequence: Number(header.readBigUInt64LE(16)), end };
+    const sequence = Number(head.readBigUInt64LE(16));
+    if (wants(record, sequence) && 'data' in record && payloadLength > 0) {
+      record.data.payload = Buffer.alloc(payloadLength);
+      await file.read(record.data.payload, payloadAt);
+    }
+    yield { record, sequence, end };
     at = end;
   }
 }

@@ -7,16 +7,17 @@
  * offers everything (resync). Points are given up for proven damage only: whatever else goes wrong is thrown, and the
  * replica is opened again later with all that it has.
  */
-import { mkdir } from 'node:fs/promises';
+import { mkdir, readdir, rm } from 'node:fs/promises';
 import type { Disk } from '../../proto/effects.ts';
 import { messageOf, ReplicationError } from '../../proto/errors.ts';
 import { isOfStorage, isSqliteDamage } from '../../proto/sqlite.ts';
 import type { VolumeMode } from '../../proto/wire.ts';
 import type { Base } from './base.ts';
-import type { CommitRecord } from './frame.ts';
+import type { CommitRecord, JournalRecord } from './frame.ts';
 import type { Point } from './horizon.ts';
 import { copyIndex, removeIndex } from './indexdatabase.ts';
-import { Journal, type JournalRecord } from './journal.ts';
+import { Journal } from './journal.ts';
+import type { ReplicaNote } from './note.ts';
 import { inside, openBase, openIndex, type Place } from './place.ts';
 import { removeFolder } from './snapshotlock.ts';
 import type { VolumeIndex } from './volumeindex.ts';
@@ -26,7 +27,19 @@ export interface Opened {
   base: Base;
   journal: Journal;
   points: Point[];
-  snapshots: Map<string, Base>;
+  snapshots: Map<string, KeptSnapshot>;
+}
+
+/** A snapshot on storage. It is opened when a copy is made of it, and never written. */
+export interface KeptSnapshot {
+  /** The commit that it holds; undefined: of a volume that had none. */
+  readonly point: Point | undefined;
+  /** Of the volume in it. */
+  readonly sizeBytes: number;
+}
+
+export function headPathOf(place: Place): string {
+  return `${place.indexFolder}/head.db`;
 }
 
 export async function openHead(
@@ -36,6 +49,8 @@ export async function openHead(
   segmentBytes: number,
   onDoubt: (why: string) => void,
 ): Promise<Opened> {
+  await mkdir(place.indexFolder, { recursive: true });
+  await removeLeftovers(place.indexFolder);
   const basePlace = inside(place, 'base');
   const journalFolder = `${place.folder}/journal`;
   await disk.mkdir(basePlace.folder);
@@ -49,12 +64,8 @@ export async function openHead(
   // What is acknowledged later must not hang on names that a power cut takes back.
   if (mode === 'Block') await disk.syncDirectory(basePlace.folder);
   await disk.syncDirectory(place.folder);
-  const snapshots = new Map<string, Base>();
-  undo.defer(async () => {
-    for (const snapshot of snapshots.values()) await snapshot.close();
-  });
-  await openSnapshots(disk, place, mode, snapshots, onDoubt);
-  const headPath = `${place.indexFolder}/head.db`;
+  const snapshots = await readSnapshots(disk, place, mode, onDoubt);
+  const headPath = headPathOf(place);
 
   let head = await openOrCopy(base, mode, headPath, onDoubt);
   let headOpen = true;
@@ -91,6 +102,12 @@ export async function openHead(
     undo.move();
     return { head, base, journal, points: pointsOf(base, commits), snapshots };
   }
+}
+
+/** Indexes of copies that a crash cut off. */
+async function removeLeftovers(indexFolder: string): Promise<void> {
+  const names = (await readdir(indexFolder)).filter((name) => name.startsWith('copy-'));
+  for (const name of names) await rm(`${indexFolder}/${name}`, { force: true });
 }
 
 /** The head's index; one that SQLite cannot read is a cache that is lost. */
@@ -152,8 +169,9 @@ async function replay(
   const last = journal.lastSequence ?? base.index.sequence;
   wrong ??= misfit(journal, head, base, Math.max(last, base.index.sequence));
   const newest = commits.at(-1);
-  if (wrong === undefined && newest && head.unknown === 0 && !head.digest.equals(newest.digest)) {
-    wrong = `its digest is not that of commit ${newest.sequence}`;
+  const expected = newest ?? head.newest;
+  if (wrong === undefined && expected && head.unknown === 0 && !head.digest.equals(expected.digest)) {
+    wrong = `its digest is not that of commit ${expected.sequence}`;
   }
   return { journal, commits, wrong, fault };
 }
@@ -192,13 +210,13 @@ function pointsOf(base: Base, commits: CommitRecord[]): Point[] {
   return [...(newest ? [newest] : []), ...commits].filter((commit) => commit.point);
 }
 
-async function openSnapshots(
+async function readSnapshots(
   disk: Disk,
   place: Place,
   mode: VolumeMode,
-  snapshots: Map<string, Base>,
   onDoubt: (why: string) => void,
-): Promise<void> {
+): Promise<Map<string, KeptSnapshot>> {
+  const snapshots = new Map<string, KeptSnapshot>();
   const folder = inside(place, 'snapshots');
   await mkdir(folder.indexFolder, { recursive: true });
   // What is there now is told to be there.
@@ -210,10 +228,38 @@ async function openSnapshots(
       continue;
     }
     try {
-      snapshots.set(name, await openBase(disk, one, mode, 'read'));
+      snapshots.set(name, await readSnapshot(disk, one, mode));
     } catch (error) {
       if (isOfStorage(error)) throw error;
       onDoubt(`snapshot ${name} cannot be opened: ${messageOf(error)}`);
     }
   }
+  return snapshots;
+}
+
+export async function readSnapshot(disk: Disk, place: Place, mode: VolumeMode): Promise<KeptSnapshot> {
+  const base = await openBase(disk, place, mode, 'read');
+  try {
+    return { point: base.index.newest, sizeBytes: base.index.sizeBytes };
+  } finally {
+    await base.close();
+  }
+}
+
+/**
+ * The note cannot be believed: nobody older than the newest commit may write, and the base may be on its way to any point,
+ * which it ends by going to the newest one. The points before that are given up; the master says again who may write.
+ */
+export function renew(
+  note: ReplicaNote,
+  damage: string,
+  { head, points }: Opened,
+  onDoubt: (why: string) => void,
+): void {
+  onDoubt(`the note was made anew, points but the newest are given up: ${damage}`);
+  note.generation = head.newest?.generation ?? '0';
+  const newest = points.at(-1);
+  if (newest) note.applying = newest.sequence;
+  // Where a first copy has written is not known any more: an epoch that is beyond has the image read whole.
+  else if (note.volumeMode === 'Block') note.placing = { epoch: head.sequence + 2, windows: [] };
 }

@@ -2,8 +2,11 @@
 import type { Disk } from '../../proto/effects.ts';
 import type { VolumeMode } from '../../proto/wire.ts';
 import type { Base } from './base.ts';
+import { messageOf, ReplicationError } from '../../proto/errors.ts';
+import { isSqliteDamage } from '../../proto/sqlite.ts';
 import { BlockBase } from './blockbase.ts';
 import { BlockIndex } from './blockindex.ts';
+import { IndexDamaged } from './indexdatabase.ts';
 import { TreeBase } from './treebase.ts';
 import { TreeIndex } from './treeindex.ts';
 import type { VolumeIndex } from './volumeindex.ts';
@@ -38,7 +41,21 @@ export async function openBase(
 ): Promise<Base> {
   const contentPath = `${place.folder}/${contentName(mode)}`;
   const indexPath = `${place.indexFolder}/index.db`;
-  return mode === 'Block'
-    ? BlockBase.open(disk, contentPath, indexPath, access)
-    : TreeBase.open(contentPath, indexPath);
+  try {
+    return await (mode === 'Block'
+      ? BlockBase.open(disk, contentPath, indexPath, access)
+      : TreeBase.open(contentPath, indexPath));
+  } catch (error) {
+    throw named(error, indexPath);
+  }
+}
+
+/** Damage of an index says which file it is and what can be done. */
+export function named(error: unknown, indexPath: string): unknown {
+  if (!(error instanceof IndexDamaged) && !isSqliteDamage(error)) return error;
+  return new ReplicationError(
+    'ReplicaDamaged',
+    `${indexPath} is damaged: ${messageOf(error)}. Put it back from a backup, or delete the replication and make it anew`,
+    { cause: error },
+  );
 }

@@ -13,53 +13,44 @@
  * Layout of the place: replica.json, journal/, base/{image.raw | tree, index.db}, head.db, snapshots/<name>/ as base/.
  */
 import assert from 'node:assert/strict';
-import { mkdir, readdir, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { asReplicationError, ReplicationError } from '../../proto/errors.ts';
+import { asReplicationError, messageOf, ReplicationError } from '../../proto/errors.ts';
 import type { Clock, Effects } from '../../proto/effects.ts';
 import { Lock } from '../../proto/lock.ts';
 import { unpack } from '../../proto/payload.ts';
-import type { Commit, Data, Node, Nodes } from '../../proto/wire.ts';
-import type { VolumeMode } from '../../proto/wire.ts';
+import { isSqliteDamage } from '../../proto/sqlite.ts';
+import type { Commit, Data, Node, Nodes, VolumeMode } from '../../proto/wire.ts';
 import type { Base, Progress } from './base.ts';
 import { Checkpoint } from './checkpoint.ts';
 import { Copies, type Copied, type CopyOptions } from './copies.ts';
-import type { CommitRecord } from './frame.ts';
-import { pointAt, type Point } from './horizon.ts';
-import { openHead } from './open.ts';
+import type { CommitRecord, JournalRecord } from './frame.ts';
+import type { Point } from './horizon.ts';
+import { removeIndex } from './indexdatabase.ts';
+import { headPathOf, openHead, renew, type KeptSnapshot, type Opened } from './open.ts';
 import type { Journal } from './journal.ts';
 import { readNote, type ReplicaNote } from './note.ts';
-import type { Place } from './place.ts';
+import { defaultLimits, type ReplicaLimits } from './limits.ts';
+import { Placing } from './placing.ts';
+import { named, type Place } from './place.ts';
 import { scrubReplica } from './scrub.ts';
 import { Timeline } from './timeline.ts';
 import type { VolumeIndex } from './volumeindex.ts';
+import { checkSource, type ReplicaHead, type ReplicaSession, type Writer } from './writer.ts';
 
-export interface ReplicaLimits {
-  /** The journal gives up its oldest points beyond this. */
-  maxJournalBytes: number;
-  /** Bytes since the last commit; a sender that goes on is refused. */
-  maxEpochBytes: number;
-  /** The journal is given back to the disk in pieces of about this. */
-  segmentBytes: number;
+export interface ReplicaOptions {
+  effects: Effects;
+  place: Place;
+  mode: VolumeMode;
+  limits?: ReplicaLimits;
+  /** Hears why an index was built anew. */
+  onDoubt?: (why: string) => void;
+  /** By which the journal's time passes and locks end; default the effects' clock. See trustedclock.ts. */
+  trusted?: Clock;
 }
-export const defaultLimits: ReplicaLimits = {
-  maxJournalBytes: 64 * 2 ** 30,
-  maxEpochBytes: 512 << 20,
-  segmentBytes: 64 << 20,
-};
 
-/** Of hashes in memory until the epoch closes: 128 MiB. A sender that means well commits long before. */
+const none = Buffer.alloc(0);
+/** 128 MiB of hashes until the epoch closes. A sender that means well commits long before. */
 const maxStagedPages = 32768;
-
-export interface ReplicaHead {
-  sequence: number;
-  initialized: boolean;
-  sizeBytes: number;
-  digest: Buffer;
-  sourceId: string;
-  blank: boolean;
-  unknown: number;
-}
 
 export class Replica {
   readonly #effects: Effects;
@@ -70,6 +61,7 @@ export class Replica {
   readonly #journal: Journal;
   readonly #timeline: Timeline;
   readonly #checkpoint: Checkpoint;
+  readonly #placing: Placing;
   readonly #copies: Copies;
   #session: ReplicaSession | undefined;
   /** Everything that writes journal and head. */
@@ -78,13 +70,15 @@ export class Replica {
   #behind: CommitRecord | undefined;
   /** Bytes written to the journal since it was opened. */
   #journaledBytes = 0;
+  readonly #headPath: string;
+  #headLost = false;
 
   private constructor(
     effects: Effects,
     place: Place,
     mode: VolumeMode,
     limits: ReplicaLimits,
-    opened: Awaited<ReturnType<typeof openHead>>,
+    opened: Opened,
     note: ReplicaNote,
     lockClock: Clock,
   ) {
@@ -93,31 +87,26 @@ export class Replica {
     this.#limits = limits;
     ({ head: this.#head, base: this.#base, journal: this.#journal } = opened);
     this.#timeline = new Timeline(effects.disk, place.folder, note, opened.points);
+    this.#headPath = headPathOf(place);
     const parts = { ...opened, timeline: this.#timeline, lockClock };
     this.#checkpoint = new Checkpoint(lockClock, mode, parts);
+    this.#placing = new Placing({ ...parts, checkpoint: this.#checkpoint });
     this.#copies = new Copies(effects, place, mode, { ...parts, checkpoint: this.#checkpoint });
   }
 
-  /** Opens, or makes a blank one. `onDoubt` hears why an index was built anew. */
-  static async open(options: {
-    effects: Effects;
-    place: Place;
-    mode: VolumeMode;
-    limits?: ReplicaLimits;
-    onDoubt?: (why: string) => void;
-    /** By which the journal's time passes and locks end; default the effects' clock. See trustedclock.ts. */
-    trusted?: Clock;
-  }): Promise<Replica> {
+  /** Opens, or makes a blank one. */
+  static async open(options: ReplicaOptions): Promise<Replica> {
     const { effects, place, mode, limits = defaultLimits, onDoubt = () => undefined } = options;
     await effects.disk.mkdir(place.folder);
     await effects.disk.syncDirectory(dirname(place.folder));
-    await mkdir(place.indexFolder, { recursive: true });
-    await removeLeftovers(place.indexFolder);
-    const note = await readNote(effects.disk, place.folder, mode);
+    const { note, damage } = await readNote(effects.disk, place.folder, mode);
     const opened = await openHead(effects.disk, place, mode, limits.segmentBytes, onDoubt);
+    if (damage !== undefined) renew(note, damage, opened, onDoubt);
     const replica = new Replica(effects, place, mode, limits, opened, note, options.trusted ?? effects.clock);
     try {
+      if (damage !== undefined) await replica.#timeline.setNote({});
       await replica.#checkpoint.settleHalfApplied(onDoubt);
+      await replica.#checkpoint.settlePlaced();
       return replica;
     } catch (error) {
       await replica.close();
@@ -138,18 +127,26 @@ export class Replica {
     };
   }
 
-  /** A session is attached. */
-  get hasWriter(): boolean {
-    return this.#session !== undefined;
-  }
-
   get generation(): string {
     return this.#timeline.note.generation;
   }
 
   /** Closing it and opening it again brings it to where it still is whole. */
   get damaged(): boolean {
-    return this.#journal.damaged;
+    return this.#journal.damaged || this.#base.index.damaged || this.#isHeadLost;
+  }
+
+  /** The head's index is a cache: one that rotted goes when the replica is closed, and is made anew when it is opened. */
+  get #isHeadLost(): boolean {
+    return this.#headLost || this.#head.damaged;
+  }
+
+  /** What the head's index could not do, as it is to be told. */
+  #ofHead(error: unknown): unknown {
+    if (isSqliteDamage(error)) this.#headLost = true;
+    if (!this.#isHeadLost) return error;
+    const message = `${this.#headPath} is damaged and is made anew from base and journal: ${messageOf(error)}`;
+    return new ReplicationError('ReplicaDamaged', message, { cause: error });
   }
 
   /** Bytes written to journal and base since it was opened. */
@@ -157,8 +154,23 @@ export class Replica {
     return this.#journaledBytes + this.#checkpoint.writtenBytes;
   }
 
+  /** Whether the base has still to follow, now or when the journal's time has passed. */
+  get owes(): boolean {
+    return this.#checkpoint.owes;
+  }
+
+  /** Where the base stands. */
+  get baseSequence(): number {
+    return this.#base.index.sequence;
+  }
+
   get journalBytes(): number {
     return this.#journal.bytes;
+  }
+
+  /** Nothing is open that closing would lose, or that makes opening costly: neither an epoch nor a first copy. */
+  get isSettled(): boolean {
+    return this.#journal.openBytes === 0 && this.#behind === undefined && this.#timeline.note.placing === undefined;
   }
 
   /** Those that can be recovered now, oldest first. */
@@ -170,12 +182,13 @@ export class Replica {
     return this.#timeline.newest;
   }
 
-  pointAt(sourceUs: number): Point | undefined {
-    return pointAt(this.#timeline.points, sourceUs);
+  /** When points (sequences) were drilled, microseconds since the epoch. */
+  get drilled(): Readonly<Record<number, number>> {
+    return this.#timeline.note.drilled;
   }
 
   drilledUs(sequence: number): number | undefined {
-    return this.#timeline.note.drilled[sequence];
+    return this.drilled[sequence];
   }
 
   async noteDrill(sequence: number, us: number): Promise<void> {
@@ -187,13 +200,7 @@ export class Replica {
    * first is there is a BackupCollision.
    * @throws Fenced, BackupCollision, SourceChanged, SourceShrunk
    */
-  async attach(writer: {
-    name: string;
-    generation: string;
-    sourceId: string;
-    sizeBytes: number;
-    force: boolean;
-  }): Promise<ReplicaSession> {
+  async attach(writer: Writer): Promise<ReplicaSession> {
     return this.#writing.run(async () => {
       const present = BigInt(this.#timeline.note.generation);
       if (BigInt(writer.generation) < present) {
@@ -205,7 +212,7 @@ export class Replica {
           `${this.#session.writer} already writes this replica; stop one of the two`,
         );
       }
-      this.#checkSource(writer);
+      checkSource(this.#mode, this.#head, writer);
       if (BigInt(writer.generation) > present) await this.#timeline.setNote({ generation: writer.generation });
       // Whoever was there must not go on when half of what it sent is forgotten.
       this.#session = undefined;
@@ -213,24 +220,6 @@ export class Replica {
       this.#session = { writer: writer.name, generation: writer.generation, sourceId: writer.sourceId };
       return this.#session;
     });
-  }
-
-  #checkSource(writer: { sourceId: string; sizeBytes: number; force: boolean }): void {
-    const { sequence, sourceId, sizeBytes } = this.#head;
-    if (sequence === 0 || writer.force) return;
-    if (sourceId !== writer.sourceId) {
-      throw new ReplicationError(
-        'SourceChanged',
-        'the source is another volume than the one mirrored so far (formatted, replaced or mounted elsewhere). ' +
-          'Bring the old one back, or run resync with force to mirror this one',
-      );
-    }
-    if (this.#mode === 'Block' && writer.sizeBytes < sizeBytes) {
-      throw new ReplicationError(
-        'SourceShrunk',
-        `the source has ${writer.sizeBytes} bytes, its replica ${sizeBytes}. Grow it again, or run resync with force to cut the replica`,
-      );
-    }
   }
 
   /** Raises who may write: older sessions and older generations write nothing from now on. */
@@ -256,35 +245,55 @@ export class Replica {
     this.#follow();
     this.#head.discard();
     await this.#journal.discard();
+    await this.#placing.discard();
   }
 
   want(session: ReplicaSession, object: number, first: number, hashes: Buffer): Buffer {
     this.#mustWrite(session);
-    return this.#head.want(object, first, hashes);
+    try {
+      return this.#head.want(object, first, hashes);
+    } catch (error) {
+      throw this.#ofHead(error);
+    }
   }
 
   /** Checks and journals content. @throws HashMismatch, EpochTooLarge, TargetFull */
   async data(session: ReplicaSession, data: Data): Promise<void> {
-    unpack(data);
-    await this.#write(session, () => this.#head.stageData(data), { data });
+    const raw = unpack(data);
+    await this.#write(
+      session,
+      () => this.#head.stageData(data),
+      async () => {
+        if (await this.#placing.place(data, raw)) return { data: { ...data, payload: none }, placed: true };
+        this.#journaledBytes += data.payload.length;
+        return { data };
+      },
+    );
   }
 
   async nodes(session: ReplicaSession, nodes: Nodes): Promise<void> {
-    await this.#write(session, () => this.#head.stageNodes(nodes), { nodes });
+    await this.#write(
+      session,
+      () => this.#head.stageNodes(nodes),
+      () => Promise.resolve({ nodes }),
+    );
   }
 
-  async #write(session: ReplicaSession, stage: () => void, record: { data: Data } | { nodes: Nodes }): Promise<void> {
+  async #write(session: ReplicaSession, stage: () => void, record: () => Promise<JournalRecord>): Promise<void> {
     await this.#writing.run(async () => {
       this.#mustWrite(session);
-      if (this.#journal.openBytes > this.#limits.maxEpochBytes) {
+      if (this.#journal.openBytes + this.#placing.bytes > this.#limits.maxEpochBytes) {
         throw new ReplicationError('EpochTooLarge', `more than ${this.#limits.maxEpochBytes} bytes without a commit`);
       }
       if (this.#head.stagedPages > maxStagedPages) {
         throw new ReplicationError('EpochTooLarge', `more than ${maxStagedPages} scattered stretches without a commit`);
       }
-      stage();
-      await this.#guarded(() => this.#journal.append(this.#head.sequence + 1, record));
-      if ('data' in record) this.#journaledBytes += record.data.payload.length;
+      try {
+        stage();
+      } catch (error) {
+        throw this.#ofHead(error);
+      }
+      await this.#guarded(async () => this.#journal.append(this.#head.sequence + 1, await record()));
     });
   }
 
@@ -295,7 +304,7 @@ export class Replica {
       if (commit.sequence !== this.#head.sequence + 1) {
         throw new ReplicationError('SequenceGap', `commit ${commit.sequence} does not follow ${this.#head.sequence}`);
       }
-      const unknown = this.#head.stagedUnknown(commit.sizeBytes);
+      const { unknown, digest } = this.#staged(commit.sizeBytes);
       if (commit.point && unknown > 0) {
         throw new ReplicationError(
           'ReplicaDamaged',
@@ -304,16 +313,39 @@ export class Replica {
       }
       const record: CommitRecord = {
         ...commit,
-        digest: this.#head.stagedDigest(commit.sizeBytes),
+        digest,
         committedUs: Math.round(this.#effects.clock.nowMs() * 1000),
         sourceId: session.sourceId,
         generation: session.generation,
       };
-      await this.#guarded(() => this.#journal.commit(record));
+      await this.#guarded(async () => {
+        await this.#placing.sync();
+        await this.#journal.commit(record);
+      });
       this.#behind = record;
+      const placed = this.#placing.committed();
       this.#follow();
+      await this.#endEpoch(placed, commit.point);
       return record;
     });
+  }
+
+  async #endEpoch(placed: boolean, point: boolean): Promise<void> {
+    try {
+      if (placed) await this.#checkpoint.follow();
+      if (point) await this.#checkpoint.endPlacing();
+    } catch (error) {
+      this.#session = undefined;
+      throw asReplicationError(error, 'TargetFailed');
+    }
+  }
+
+  #staged(sizeBytes: number): { unknown: number; digest: Buffer } {
+    try {
+      return { unknown: this.#head.stagedUnknown(sizeBytes), digest: this.#head.stagedDigest(sizeBytes) };
+    } catch (error) {
+      throw this.#ofHead(error);
+    }
   }
 
   /** The index goes to the commit that the journal has got. Until it could, nobody writes: the next commit would follow the wrong one. */
@@ -324,7 +356,7 @@ export class Replica {
       this.#head.commit(record);
     } catch (error) {
       this.#session = undefined;
-      throw asReplicationError(error, 'TargetFailed');
+      throw asReplicationError(this.#ofHead(error), 'TargetFailed');
     }
     this.#behind = undefined;
     assert(this.#head.digest.equals(record.digest), 'the index must end at the digest that was made durable');
@@ -350,8 +382,12 @@ export class Replica {
   }
 
   /** All nodes of the newest commit (Filesystem). */
-  manifest(): Iterable<Node> {
-    return this.#head.manifest();
+  *manifest(): Iterable<Node> {
+    try {
+      yield* this.#head.manifest();
+    } catch (error) {
+      throw this.#ofHead(error);
+    }
   }
 
   /** See Checkpoint.advance. Call it after commits and now and then. */
@@ -359,13 +395,22 @@ export class Replica {
     journalSeconds: number,
     signal: AbortSignal,
     maxJournalBytes = this.#limits.maxJournalBytes,
+    pinned: readonly number[] = [],
   ): Promise<{ short: boolean; withheld: number }> {
-    return this.#checkpoint.advance(journalSeconds, maxJournalBytes, signal);
+    return this.#ofBase(() => this.#checkpoint.advance(journalSeconds, maxJournalBytes, signal, pinned));
+  }
+
+  async #ofBase<T>(work: () => Promise<T>): Promise<T> {
+    try {
+      return await work();
+    } catch (error) {
+      throw named(error, this.#base.indexPath);
+    }
   }
 
   /** See Copies.recover. */
   async recover(point: Point, contentPath: string, options: CopyOptions): Promise<Copied> {
-    return this.#copies.recover(point, contentPath, options);
+    return this.#ofBase(() => this.#copies.recover(point, contentPath, options));
   }
 
   /** See Copies.snapshot. */
@@ -376,16 +421,26 @@ export class Replica {
     progress: Progress,
     lockedUntilMs?: number,
   ): Promise<void> {
-    await this.#copies.snapshot(name, point, signal, progress, lockedUntilMs);
+    await this.#ofBase(() => this.#copies.snapshot(name, point, signal, progress, lockedUntilMs));
+  }
+
+  /** Those that are whole, by name. */
+  get snapshots(): ReadonlyMap<string, KeptSnapshot> {
+    return this.#copies.snapshots;
+  }
+
+  get snapshotNames(): string[] {
+    return [...this.snapshots.keys()];
   }
 
   /** Size of the volume in it. */
   snapshotBytes(name: string): number | undefined {
-    return this.#copies.snapshotBytes(name);
+    return this.snapshots.get(name)?.sizeBytes;
   }
 
-  get snapshotNames(): string[] {
-    return this.#copies.snapshotNames;
+  /** The point that a snapshot holds; undefined when there is no such snapshot. */
+  snapshotPoint(name: string): Point | undefined {
+    return this.snapshots.get(name)?.point;
   }
 
   async snapshotLock(name: string): Promise<number | undefined> {
@@ -395,11 +450,6 @@ export class Replica {
   /** See Copies.lock. */
   async lockSnapshot(name: string, untilMs: number): Promise<number> {
     return this.#copies.lock(name, untilMs);
-  }
-
-  /** The point that a snapshot holds; undefined when there is no such snapshot. */
-  snapshotPoint(name: string): Point | undefined {
-    return this.#copies.snapshotPoint(name);
   }
 
   /** @throws SnapshotLocked */
@@ -417,12 +467,17 @@ export class Replica {
     progress: Progress,
   ): Promise<{ readBytes: number; badGranules: number }> {
     const parts = { journal: this.#journal, timeline: this.#timeline, checkpoint: this.#checkpoint, mode: this.#mode };
-    const { readBytes, bad } = await scrubReplica(parts, this.#head.sequence, signal, progress);
-    await this.#writing.run(async () => {
+    const { readBytes, bad } = await this.#ofBase(() => scrubReplica(parts, this.#head.sequence, signal, progress));
+    return this.#writing.run(async () => {
       this.#mustWrite(session);
-      for (const { object, granule } of bad) this.#head.markUnknown(object, granule);
+      try {
+        bad.push(...this.#head.unsound());
+        for (const { object, granule } of bad) this.#head.markUnknown(object, granule);
+      } catch (error) {
+        throw this.#ofHead(error);
+      }
+      return { readBytes, badGranules: bad.length };
     });
-    return { readBytes, badGranules: bad.length };
   }
 
   async close(): Promise<void> {
@@ -432,21 +487,8 @@ export class Replica {
         await this.#journal.close();
         this.#head.close();
         await this.#base.close();
-        await this.#copies.close();
+        if (this.#isHeadLost) await removeIndex(this.#headPath);
       }),
     );
   }
-}
-
-/** Who writes, as long as it is the present one. */
-export interface ReplicaSession {
-  readonly writer: string;
-  readonly generation: string;
-  readonly sourceId: string;
-}
-
-/** Indexes of copies that a crash cut off. */
-async function removeLeftovers(indexFolder: string): Promise<void> {
-  const names = (await readdir(indexFolder)).filter((name) => name.startsWith('copy-'));
-  for (const name of names) await rm(`${indexFolder}/${name}`, { force: true });
 }

@@ -8,7 +8,7 @@
  */
 import type { Disk } from '../../proto/effects.ts';
 import { messageOf, ReplicationError } from '../../proto/errors.ts';
-import { readText, writeText } from './note.ts';
+import { readText, seal, unseal, writeText } from './note.ts';
 
 const noteName = 'lock.json';
 /** What of a snapshot's folder is made immutable: of a tree only the note, as each file would have to be. */
@@ -19,7 +19,7 @@ export async function readLock(disk: Disk, folder: string): Promise<number | und
   const path = `${folder}/${noteName}`;
   if ((await disk.size(path)) === undefined) return undefined;
   try {
-    const { lockedUntil } = JSON.parse(await readText(disk, path)) as { lockedUntil: string };
+    const { lockedUntil } = unseal<{ lockedUntil: string }>(await readText(disk, path), ['lockedUntil']);
     const ms = Date.parse(lockedUntil);
     return Number.isNaN(ms) ? Infinity : ms;
   } catch {
@@ -32,7 +32,7 @@ export async function writeLock(disk: Disk, folder: string, untilMs: number): Pr
   const present = await readLock(disk, folder);
   if (present !== undefined && present >= untilMs) return present;
   await loosen(disk, folder);
-  await writeText(disk, folder, noteName, JSON.stringify({ lockedUntil: new Date(untilMs).toISOString() }));
+  await writeText(disk, folder, noteName, seal({ lockedUntil: new Date(untilMs).toISOString() }));
   await each(disk, folder, true);
   return untilMs;
 }

@@ -7,7 +7,7 @@
 import type { Disk } from '../../proto/effects.ts';
 import { Lock } from '../../proto/lock.ts';
 import type { Point } from './horizon.ts';
-import { writeNote, type ReplicaNote } from './note.ts';
+import { format, writeNote, type ReplicaNote } from './note.ts';
 
 /** First the point that the base may not pass, then where the redo of the one who holds it begins. */
 export interface Pin {
@@ -73,7 +73,7 @@ export class Timeline {
 
   async setNote(change: Partial<ReplicaNote>): Promise<void> {
     await this.#noting.run(async () => {
-      const note = { ...this.#note, ...change };
+      const note = { ...this.#note, ...change, format };
       await writeNote(this.#disk, this.#folder, note);
       this.#note = note;
     });

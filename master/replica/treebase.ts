@@ -21,7 +21,7 @@ import type { Data, Node } from '../../proto/wire.ts';
 import type { Base, Progress } from './base.ts';
 import type { CommitRecord } from './frame.ts';
 import { copyIndex, removeIndex } from './indexdatabase.ts';
-import type { JournalRecord } from './journal.ts';
+import type { JournalRecord } from './frame.ts';
 import { TreeFiles } from './treefiles.ts';
 import { TreeIndex } from './treeindex.ts';
 import { workPhases } from './treelog.ts';
@@ -36,7 +36,8 @@ import {
   type Handle,
 } from './treepath.ts';
 import { verifyTree } from './treeverify.ts';
-import { attach, detach, restore, stagedContent, type Work } from './treework.ts';
+import { stagedContent, type Work } from './treetask.ts';
+import { attach, detach, restore } from './treework.ts';
 
 const directoryFlags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
 const maxUnnoted = 10_000;
@@ -107,14 +108,12 @@ export class TreeBase implements Base {
   async #writeData(data: Data): Promise<void> {
     const raw = unpack(data);
     let at = 0;
-    for (const run of data.runs) {
-      const position = run.first * granuleBytes;
+    const runs = data.runs.map((run) => {
       const length = runBytes(run);
-      this.#step();
-      const bytes = run.zero ? undefined : raw.subarray(at, at + length);
-      await this.#openFiles().write(run.object, bytes, position, length);
-      if (!run.zero) at += length;
-    }
+      const bytes = run.zero ? undefined : raw.subarray(at, (at += length));
+      return { slot: run.object, bytes, position: run.first * granuleBytes, length };
+    });
+    await this.#openFiles().write(runs, this.#step);
   }
 
   /** A new epoch on top of what is committed: nothing may be left in the staging folder of one that was given up. */
@@ -189,7 +188,7 @@ export class TreeBase implements Base {
     return {
       root: this.#root,
       staging: this.#staging,
-      changes: () => index.work.changes(),
+      changes: (which) => index.work.changes(which),
       change: (slot) => index.work.change(slot),
       node: (slot) => index.node(slot),
       slotOf: (parent, name) => index.slotOf(parent, name),
@@ -268,6 +267,8 @@ export class TreeBase implements Base {
   async cloneTo(contentPath: string, indexPath: string, signal: AbortSignal, progress: Progress): Promise<TreeBase> {
     await this.#giveUp();
     await this.#finish();
+    // A crash may have left what had only yet to be removed.
+    await this.#clean();
     const wasThere = await refuseUnlessEmpty(contentPath);
     const unfinished = `${indexPath}.unfinished`;
     let copy: TreeBase | undefined;
@@ -311,7 +312,13 @@ export class TreeBase implements Base {
       await attach({
         ...copy.#work(),
         *changes() {
-          for (const node of index.nodes()) yield fromNothing(node);
+          for (const node of index.nodes()) {
+            if (!index.isSound(node)) {
+              const path = JSON.stringify(index.path(node.slot).toString());
+              throw new ReplicationError('ReplicaDamaged', `what the index says of ${path} has changed; run verify`);
+            }
+            yield fromNothing(node);
+          }
         },
         change: (slot) => {
           const node = index.node(slot);

@@ -50,7 +50,9 @@ export class TreeContent {
 
   put(slot: number, first: number, hashes: Buffer): void {
     eachPart(first, hashes.length / hashBytes, (number, inPage, length, done) => {
-      const page = length === pageHashes ? Buffer.alloc(pageBytes) : Buffer.from(this.#page(slot, number));
+      const old = length === pageHashes ? none : this.#stored(slot, number);
+      const page = Buffer.alloc(Math.max(old.length, (inPage + length) * hashBytes));
+      old.copy(page);
       hashes.copy(page, inPage * hashBytes, done * hashBytes, (done + length) * hashBytes);
       this.#store(slot, number, page);
     });
@@ -129,7 +131,7 @@ export class TreeContent {
         const number = Number(row['number']);
         if (number >= pages) break;
         zerosUntil(number);
-        const page = padded(asBuffer(row['hashes'] as Uint8Array));
+        const page = padded(asBuffer(row['hashes']));
         unknown += countUnknown(page);
         hasher.update(page.subarray(0, (count - number * pageHashes) * hashBytes));
         next = number + 1;
@@ -150,11 +152,12 @@ export class TreeContent {
   /** Up to the last hash that is not zero. */
   #stored(slot: number, number: number): Buffer {
     const row = this.#select.get(slot, number);
-    return row ? asBuffer(row['hashes'] as Uint8Array) : none;
+    return row ? asBuffer(row['hashes']) : none;
   }
 
+  /** What the page does not reach is zero. */
   #store(slot: number, number: number, page: Buffer): void {
-    let length = pageHashes;
+    let length = page.length / hashBytes;
     while (length > 0 && isZeroHash(page, length - 1)) length--;
     if (length === 0) this.#delete.run(slot, number);
     else this.#put.run(slot, number, page.subarray(0, length * hashBytes));

@@ -9,11 +9,21 @@ import { constants, promises as fs } from 'node:fs';
 import { ReplicationError } from '../../proto/errors.ts';
 import { diskFile } from '../../proto/system.ts';
 import { nodeTypes, type Node } from '../../proto/wire.ts';
+import { minBatch, writeFiles } from './treebatches.ts';
 import type { TreeIndex } from './treeindex.ts';
 import { at, Directories, isMissing, lstatEntry, openFile, type Handle, type OpenFile } from './treepath.ts';
-import { stagedContent } from './treework.ts';
+import { stagedContent } from './treetask.ts';
 
 const openAtOnce = 64;
+
+export interface ContentRun {
+  slot: number;
+  bytes: Buffer | undefined;
+  position: number;
+  length: number;
+}
+
+type StagedRun = ContentRun & { bytes: Buffer };
 
 export class TreeFiles {
   readonly #index: TreeIndex;
@@ -30,8 +40,48 @@ export class TreeFiles {
     this.#directories = new Directories(root, staging, async (slot) => index.committedNode(slot)?.names[0]);
   }
 
-  /** Bytes, or undefined for a hole, which does not make the file longer. */
-  async write(slot: number, bytes: Buffer | undefined, position: number, length: number): Promise<void> {
+  /**
+   * Each with its bytes, or undefined for a hole, which does not make the file longer.
+   * @param step called before each
+   */
+  async write(runs: Iterable<ContentRun>, step: () => void): Promise<void> {
+    let batch: StagedRun[] = [];
+    const writeBatch = async (): Promise<void> => {
+      const some = batch;
+      batch = [];
+      await this.#writeStaged(some);
+    };
+    try {
+      for (const run of runs) {
+        step();
+        const { slot, bytes } = run;
+        if (bytes && !this.#open.has(slot) && !this.#inTree(slot)) {
+          batch.push({ ...run, bytes });
+          continue;
+        }
+        // One of them may be of the same file.
+        await writeBatch();
+        await this.#writeOne(run);
+      }
+    } finally {
+      await writeBatch();
+    }
+  }
+
+  /** Into the staging folder, opened and closed at once: there are many of them, and hardly any comes again. */
+  async #writeStaged(batch: StagedRun[]): Promise<void> {
+    if (batch.length < minBatch) {
+      for (const run of batch) await this.#writeOne(run);
+      return;
+    }
+    const files = batch.map((run) => ({ ...run, name: stagedContent(run.slot).toString('latin1') }));
+    const before = await writeFiles(this.#staging, files);
+    batch.forEach(({ slot, position, length }, index) => {
+      this.#sizes.set(slot, Math.max(before[index] ?? 0, position + length));
+    });
+  }
+
+  async #writeOne({ slot, bytes, position, length }: ContentRun): Promise<void> {
     const file = diskFile(await this.#file(slot));
     if (!bytes) return file.zero(position, length);
     await file.write([bytes], position);

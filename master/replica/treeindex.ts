@@ -14,36 +14,42 @@
 import type { DatabaseSync } from 'node:sqlite';
 import assert from 'node:assert/strict';
 import { ReplicationError } from '../../proto/errors.ts';
-import { granuleCount, hashBytes, unknownHash, zeroHash } from '../../proto/granule.ts';
+import { granuleCount, hashBytes, isZeroHash, unknownHash, zeroHash } from '../../proto/granule.ts';
 import { checkedNode, compareNames, maxFileBytes, maxSlots, nodeHash } from '../../proto/node.ts';
 import { rollBack, transaction } from '../../proto/sqlite.ts';
 import { encode, nodeTypes, type Data, type Name, type Node, type Nodes } from '../../proto/wire.ts';
 import type { CommitRecord } from './frame.ts';
-import { asBuffer, HashPages } from './hashpages.ts';
+import { asBuffer, HashPages, pageHashes } from './hashpages.ts';
 import { openIndexDatabase, readPosition, writePosition } from './indexdatabase.ts';
 import { Rows } from './rows.ts';
 import { TreeContent } from './treecontent.ts';
 import { toNode, TreeLog } from './treelog.ts';
+import { unknowns, UnknownSlots } from './unknownslots.ts';
 import type { VolumeIndex } from './volumeindex.ts';
 
 const isDirectory = (node: Node | undefined): boolean => node?.type === nodeTypes.directory;
 const isFile = (node: Node | undefined): boolean => node?.type === nodeTypes.file;
 
-/** Why a slot is unknown. */
-const unknowns = { node: 1, content: 2 } as const;
 /** Staged pages of node hashes in memory: 4 MiB. */
 const maxStagedPages = 1024;
+/** Staged nodes in memory while an epoch ends: some 10 MiB. */
+const maxStagedNodes = 10_000;
 const batchRows = 1000;
 
 const tables = `
   CREATE TABLE IF NOT EXISTS node (slot INTEGER PRIMARY KEY, state BLOB NOT NULL, size INTEGER NOT NULL) STRICT;
   CREATE TABLE IF NOT EXISTS name (parent INTEGER NOT NULL, name BLOB NOT NULL, slot INTEGER NOT NULL,
     PRIMARY KEY (parent, name)) STRICT, WITHOUT ROWID;
-  CREATE TABLE IF NOT EXISTS unknown (slot INTEGER PRIMARY KEY, why INTEGER NOT NULL) STRICT;
   CREATE TEMP TABLE staged (slot INTEGER PRIMARY KEY, state BLOB NOT NULL, hash BLOB NOT NULL) STRICT;
   CREATE TEMP TABLE touched (slot INTEGER PRIMARY KEY) STRICT;
   CREATE TEMP TABLE lost (slot INTEGER PRIMARY KEY) STRICT;
 `;
+
+const changedSlots = `
+  SELECT slot, MAX(staged) AS staged, MAX(touched) AS touched, MAX(lost) AS lost FROM (
+    SELECT slot, 1 AS staged, 0 AS touched, 0 AS lost FROM staged
+    UNION ALL SELECT slot, 0, 1, 0 FROM touched UNION ALL SELECT slot, 0, 0, 1 FROM lost)
+  GROUP BY slot ORDER BY slot`;
 
 export class TreeIndex implements VolumeIndex {
   readonly database: DatabaseSync;
@@ -51,6 +57,7 @@ export class TreeIndex implements VolumeIndex {
   readonly #keepsWork: boolean;
   readonly #hashes: HashPages;
   readonly #rows: Rows;
+  readonly #unknown: UnknownSlots;
   /** For a base: what commits change on the tree. */
   readonly work: TreeLog;
   /** An epoch is open: the transaction runs. */
@@ -75,11 +82,12 @@ export class TreeIndex implements VolumeIndex {
     // The tree is changed after the index has said how: that must not be taken back by a power cut.
     if (this.#keepsWork) this.database.exec('PRAGMA synchronous = FULL');
     this.#rows = new Rows(this.database);
+    this.#unknown = new UnknownSlots(this.database, this.#rows);
     this.work = new TreeLog(this.database, this.#rows, (slot) => this.node(slot));
     this.content = new TreeContent(this.database);
     this.newest = readPosition(this.database);
     this.#hashes = new HashPages(this.database, this.sizeBytes);
-    this.unknown = this.#rows.count('unknown');
+    this.unknown = this.#unknown.count;
   }
 
   get sequence(): number {
@@ -97,6 +105,38 @@ export class TreeIndex implements VolumeIndex {
 
   get digest(): Buffer {
     return this.#hashes.digest(this.sizeBytes);
+  }
+
+  get damaged(): boolean {
+    return this.#hashes.damaged;
+  }
+
+  /** It is what its hash was made of, and its names lead to it. */
+  isSound(node: Node): boolean {
+    if (this.isUnknown(node.slot)) return true;
+    if (!node.names.every(({ parent, name }) => this.slotOf(parent, name) === node.slot)) return false;
+    return nodeHash(node).equals(this.#hashes.hashes(node.slot, 1));
+  }
+
+  /** Slots that have a hash and no node. */
+  *missing(): Generator<number> {
+    for (let first = 0; first < this.sizeBytes; first += pageHashes) {
+      const hashes = this.#hashes.hashes(first, Math.min(pageHashes, this.sizeBytes - first));
+      for (let at = 0; at * hashBytes < hashes.length; at++)
+        if (!isZeroHash(hashes, at) && !this.node(first + at)) yield first + at;
+    }
+  }
+
+  *unsound(): Generator<{ object: number; granule: number }> {
+    if (this.#pending) return;
+    for (const node of this.nodes()) {
+      const { slot, sizeBytes, contentRoot } = node;
+      if (!this.isSound(node)) yield { object: 0, granule: slot };
+      if (!isFile(node) || this.isUnknown(slot)) continue;
+      const count = granuleCount(sizeBytes);
+      if (this.content.root(slot, count).root.equals(contentRoot)) continue;
+      for (let granule = 0; granule < count; granule++) yield { object: slot, granule };
+    }
   }
 
   /** Something was staged since the newest commit. */
@@ -121,7 +161,7 @@ export class TreeIndex implements VolumeIndex {
     );
     for (const row of rows) {
       const at = Number(row['slot']) - first;
-      const same = asBuffer(row['hash'] as Uint8Array).equals(hashes.subarray(at * hashBytes, (at + 1) * hashBytes));
+      const same = asBuffer(row['hash']).equals(hashes.subarray(at * hashBytes, (at + 1) * hashBytes));
       const bit = 1 << (at & 7);
       bitmap[at >> 3] = same ? (bitmap[at >> 3] ?? 0) & ~bit : (bitmap[at >> 3] ?? 0) | bit;
     }
@@ -168,7 +208,7 @@ export class TreeIndex implements VolumeIndex {
 
   stagedUnknown(): number {
     this.endEpoch();
-    return this.#rows.count('unknown');
+    return this.#unknown.count;
   }
 
   commit(commit: CommitRecord): void {
@@ -183,13 +223,14 @@ export class TreeIndex implements VolumeIndex {
     this.#closed();
     this.#marks = [];
     this.newest = commit;
-    this.unknown = this.#rows.count('unknown');
+    this.unknown = this.#unknown.count;
   }
 
   discard(): void {
     if (!this.#open) return;
     rollBack(this.database);
     this.#hashes.discard();
+    this.#unknown.discard();
     this.#closed();
     const marks = this.#marks;
     this.#marks = [];
@@ -203,10 +244,10 @@ export class TreeIndex implements VolumeIndex {
     const node = this.node(slot);
     if (!node) return;
     if (object !== 0) this.content.put(object, granule, unknownHash);
-    this.#addUnknown(slot, object === 0 ? unknowns.node : unknowns.content);
+    this.#unknown.add(slot, object === 0 ? unknowns.node : unknowns.content);
     if (this.#open) this.#stageHash(slot, node);
     else this.#hashes.set(slot, unknownHash);
-    if (!this.#open) this.unknown = this.#rows.count('unknown');
+    if (!this.#open) this.unknown = this.#unknown.count;
   }
 
   /** All in one transaction. No epoch may be open. */
@@ -219,7 +260,7 @@ export class TreeIndex implements VolumeIndex {
   /** A node that is not known has no modification time and a content root that nothing has. */
   *manifest(): Iterable<Node> {
     for (const node of this.nodes()) {
-      if (this.isUnknown(node.slot)) {
+      if (this.isUnknown(node.slot) || !this.isSound(node)) {
         const contentRoot = isFile(node) ? unknownHash : node.contentRoot;
         yield { ...node, contentRoot, mtimeSeconds: 0, mtimeNanoseconds: 0 };
       } else {
@@ -240,7 +281,7 @@ export class TreeIndex implements VolumeIndex {
   }
 
   isUnknown(slot: number): boolean {
-    return this.#why(slot) !== 0;
+    return this.#unknown.why(slot) !== 0;
   }
 
   /** Bytes of all files. */
@@ -263,10 +304,10 @@ export class TreeIndex implements VolumeIndex {
         after,
         batchRows,
       );
-      for (const row of rows) yield { name: asBuffer(row['name'] as Uint8Array), slot: Number(row['slot']) };
+      for (const row of rows) yield { name: asBuffer(row['name']), slot: Number(row['slot']) };
       const last = rows.at(-1);
       if (!last) return;
-      after = asBuffer(last['name'] as Uint8Array);
+      after = asBuffer(last['name']);
     }
   }
 
@@ -306,9 +347,12 @@ export class TreeIndex implements VolumeIndex {
 
   #endEpoch(): void {
     this.database.exec('DELETE FROM lost; DELETE FROM ended');
+    // Gone through three times: in memory as long as they are few.
+    const few = this.#rows.count('staged') <= maxStagedNodes ? [...this.#readStaged()] : undefined;
+    const staged = (): Iterable<Node> => few ?? this.#readStaged();
     const noDirectories: number[] = [];
     const sameContent = new Set<number>();
-    for (const node of this.#staged()) {
+    for (const node of staged()) {
       const before = this.node(node.slot);
       if (before?.sizeBytes === node.sizeBytes && before.contentRoot.equals(node.contentRoot))
         sameContent.add(node.slot);
@@ -319,7 +363,7 @@ export class TreeIndex implements VolumeIndex {
       this.#putNode(node.slot, node);
       if (isDirectory(before) && !isDirectory(node)) noDirectories.push(node.slot);
     }
-    for (const node of this.#staged()) {
+    for (const node of staged()) {
       for (const name of node.names) {
         this.#takeName(name, noDirectories);
         this.#rows.run('INSERT INTO name (parent, name, slot) VALUES (?, ?, ?)', name.parent, name.name, node.slot);
@@ -328,10 +372,10 @@ export class TreeIndex implements VolumeIndex {
     for (let slot = noDirectories.pop(); slot !== undefined; slot = noDirectories.pop()) {
       for (const { name } of this.children(slot)) this.#takeName({ parent: slot, name }, noDirectories);
     }
-    this.#checkParents();
-    const slots = 'SELECT slot FROM staged UNION SELECT slot FROM touched UNION SELECT slot FROM lost ORDER BY slot';
-    for (const row of this.database.prepare(slots).iterate()) {
-      this.#endSlot(Number(row['slot']), sameContent);
+    this.#checkParents(staged());
+    for (const row of this.database.prepare(changedSlots).iterate()) {
+      const [isStaged, wasTouched, wasLost] = [row['staged'] === 1, row['touched'] === 1, row['lost'] === 1];
+      this.#endSlot(Number(row['slot']), { isStaged, wasTouched, wasLost }, sameContent);
     }
     this.database.exec('DELETE FROM staged; DELETE FROM touched');
   }
@@ -356,10 +400,10 @@ export class TreeIndex implements VolumeIndex {
   }
 
   /** Every staged node lies in a directory that leads to the root. */
-  #checkParents(): void {
+  #checkParents(staged: Iterable<Node>): void {
     const good = new Set([0]);
     const hasRoot = isDirectory(this.node(0));
-    for (const node of this.#staged()) {
+    for (const node of staged) {
       if (node.names.length > 0 && !hasRoot) refuse('there is no root directory, slot 0');
       for (const { parent } of node.names) {
         const climbed = new Set<number>([node.slot]);
@@ -378,25 +422,26 @@ export class TreeIndex implements VolumeIndex {
   }
 
   /** Content and hash of a slot that the epoch changed. */
-  #endSlot(slot: number, sameContent: Set<number>): void {
+  #endSlot(
+    slot: number,
+    { isStaged, wasTouched, wasLost }: { isStaged: boolean; wasTouched: boolean; wasLost: boolean },
+    sameContent: Set<number>,
+  ): void {
     const node = this.node(slot);
-    const isStaged = this.#isStaged(slot);
-    const wasTouched = this.#rows.get('SELECT 1 FROM touched WHERE slot = ?', slot) !== undefined;
-    const wasLost = this.#rows.get('SELECT 1 FROM lost WHERE slot = ?', slot) !== undefined;
     if (!isStaged && !wasLost) this.work.note(slot, node, this.isUnknown(slot));
-    if (isStaged) this.#removeUnknown(slot, unknowns.node);
+    if (isStaged) this.#unknown.remove(slot, unknowns.node);
     if (node && isFile(node)) {
       const settled = sameContent.has(slot) && !wasTouched && !this.isUnknown(slot);
       if ((isStaged || wasTouched) && !settled) this.#checkContent(node, isStaged);
     } else if (wasTouched && !isStaged && !wasLost) {
       // Content that a progress commit saves before its node has come.
-      this.#addUnknown(slot, unknowns.content);
+      this.#unknown.add(slot, unknowns.content);
     } else {
       // What lost its last name to another took its content along, also what the epoch had just put into it.
       this.content.remove(slot);
-      this.#removeUnknown(slot, unknowns.content);
+      this.#unknown.remove(slot, unknowns.content);
     }
-    if (!node) this.#removeUnknown(slot, unknowns.node);
+    if (!node) this.#unknown.remove(slot, unknowns.node);
     // Content without its node may be longer than that says; when it is back to what its node says, so is its length.
     const isBack = wasTouched && isFile(node) && !this.isUnknown(slot);
     if (isStaged || (wasLost && !node) || isBack) this.work.end(slot, node);
@@ -407,16 +452,16 @@ export class TreeIndex implements VolumeIndex {
     const { slot, sizeBytes } = node;
     // A progress commit saves how a file grows before the node that says so has come.
     if (!isStaged && this.content.reachesBeyond(slot, granuleCount(sizeBytes))) {
-      return this.#addUnknown(slot, unknowns.content);
+      return this.#unknown.add(slot, unknowns.content);
     }
     this.content.end(slot, granuleCount(sizeBytes));
     const { root, unknown } = this.content.root(slot, granuleCount(sizeBytes));
-    if (root.equals(node.contentRoot)) return this.#removeUnknown(slot, unknowns.content);
+    if (root.equals(node.contentRoot)) return this.#unknown.remove(slot, unknowns.content);
     // What rotted in the journal is not the sender's fault: unknown until it is sent again.
     if (isStaged && unknown === 0) {
       refuse(`the content of slot ${slot}, ${show(this.path(slot))}, does not add up to its node`);
     }
-    this.#addUnknown(slot, unknowns.content);
+    this.#unknown.add(slot, unknowns.content);
   }
 
   #stageHash(slot: number, node: Node | undefined): void {
@@ -435,7 +480,7 @@ export class TreeIndex implements VolumeIndex {
 
   /** Content was staged for the slot in which there is no file (yet). */
   hasLooseContent(slot: number): boolean {
-    return this.#why(slot) !== 0 && !isFile(this.node(slot));
+    return this.#unknown.why(slot) !== 0 && !isFile(this.node(slot));
   }
 
   /** As the newest commit left it, whatever the epochs after it say. */
@@ -464,7 +509,7 @@ export class TreeIndex implements VolumeIndex {
     this.#refused = undefined;
   }
 
-  *#staged(): Generator<Node> {
+  *#readStaged(): Generator<Node> {
     for (const row of this.database.prepare('SELECT state FROM staged ORDER BY slot').iterate()) {
       yield toNode(row['state']) as Node;
     }
@@ -483,20 +528,6 @@ export class TreeIndex implements VolumeIndex {
         encode('Node', node),
         node.sizeBytes,
       );
-  }
-
-  #why(slot: number): number {
-    return Number(this.#rows.get('SELECT why FROM unknown WHERE slot = ?', slot)?.['why'] ?? 0);
-  }
-
-  #addUnknown(slot: number, why: number): void {
-    this.#rows.run('INSERT OR REPLACE INTO unknown (slot, why) VALUES (?, ?)', slot, this.#why(slot) | why);
-  }
-
-  #removeUnknown(slot: number, why: number): void {
-    const left = this.#why(slot) & ~why;
-    if (left === 0) this.#rows.run('DELETE FROM unknown WHERE slot = ?', slot);
-    else this.#rows.run('UPDATE unknown SET why = ? WHERE slot = ?', left, slot);
   }
 }
 

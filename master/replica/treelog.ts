@@ -32,6 +32,13 @@ const tables = `
   CREATE TEMP TABLE ended (slot INTEGER PRIMARY KEY, size INTEGER) STRICT;
 `;
 
+const changesOf = {
+  all: 'SELECT * FROM work WHERE slot > ? ORDER BY slot LIMIT ?',
+  old: 'SELECT * FROM work WHERE slot > ? AND before IS NOT NULL ORDER BY slot LIMIT ?',
+  sizeless: 'SELECT work.* FROM work JOIN node USING (slot) WHERE slot > ? AND size = 0 ORDER BY slot LIMIT ?',
+};
+export type Which = keyof typeof changesOf;
+
 export class TreeLog {
   readonly #database: DatabaseSync;
   readonly #rows: Rows;
@@ -100,9 +107,9 @@ export class TreeLog {
     });
   }
 
-  /** By slot. */
-  *changes(): Generator<TreeChange> {
-    for (const row of this.#rows.bySlot('SELECT * FROM work WHERE slot > ? ORDER BY slot LIMIT ?')) {
+  /** By slot. `old`: of what was there. `sizeless`: of what has no bytes now, all directories among it. */
+  *changes(which: Which = 'all'): Generator<TreeChange> {
+    for (const row of this.#rows.bySlot(changesOf[which])) {
       yield this.#toChange(row);
     }
   }
@@ -144,5 +151,5 @@ export class TreeLog {
 }
 
 export function toNode(state: unknown): Node | undefined {
-  return state === undefined || state === null ? undefined : decode('Node', asBuffer(state as Uint8Array));
+  return state === undefined || state === null ? undefined : decode('Node', asBuffer(state));
 }

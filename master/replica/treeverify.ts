@@ -37,13 +37,15 @@ export async function verifyTree(
     signal.throwIfAborted();
     const buffer = buffers.pop() ?? Buffer.alloc(readBytes);
     try {
-      if (!(await isRight(index, directories, loosened, node))) found.bad.push({ object: 0, granule: node.slot });
+      if (!index.isSound(node) || !(await isRight(index, directories, loosened, node)))
+        found.bad.push({ object: 0, granule: node.slot });
       if (node.type === nodeTypes.file) await verifyContent(index, directories, loosened, node, buffer, found, signal);
     } finally {
       buffers.push(buffer);
     }
     progress((done += node.sizeBytes), total);
   });
+  for (const slot of index.missing()) found.bad.push({ object: 0, granule: slot });
   return found;
 }
 

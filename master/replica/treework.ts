@@ -17,7 +17,8 @@ import { ReplicationError, systemErrorCode } from '../../proto/errors.ts';
 import { compareNames } from '../../proto/node.ts';
 import { nodeTypes, type Name, type Node } from '../../proto/wire.ts';
 import type { TreeChange } from './treelog.ts';
-import { isDevice, isSameObject, makeNode, setState, typeOf } from './treenode.ts';
+import { placeMany, removeMany } from './treemany.ts';
+import { isDevice, makeNode, setState, typeOf } from './treenode.ts';
 import {
   at,
   chmodEntry,
@@ -33,41 +34,27 @@ import {
   type Entry,
   type Handle,
 } from './treepath.ts';
+import { isReplaced, staged, stagedContent, stagedTrash, type Work } from './treetask.ts';
 
 const atOnce = 8;
-
-export interface Work {
-  root: Handle;
-  staging: Handle;
-  changes(): Iterable<TreeChange>;
-  change(slot: number): TreeChange | undefined;
-  /** As the tree is to be. */
-  node(slot: number): Node | undefined;
-  slotOf(parent: number, name: Buffer): number | undefined;
-  /** Puts the content of a new file to `n<slot>` if it is not there yet. */
-  content?: (node: Node) => Promise<void>;
-  /** Gets what was given more permissions for its owner; `attach` gives them back. */
-  loosened: Set<number>;
-  withhold(slot: number, isWithheld: boolean): void;
-  /** Called before every step; throwing stops the work there. */
-  step(): void;
-}
-
-export const staged = (slot: number): Buffer => Buffer.from(String(slot));
-export const stagedContent = (slot: number): Buffer => Buffer.from(`n${slot}`);
-const stagedTrash = (slot: number): Buffer => Buffer.from(`x${slot}`);
+/** Changes that are looked at together. */
+const chunkChanges = 256;
 
 const isDirectory = (node: Node | undefined): boolean => node?.type === nodeTypes.directory;
-
-/** The object that was in the slot is not the one that will be. */
-function isReplaced({ before, after, fresh, damaged }: TreeChange): boolean {
-  if (!before || !after || fresh || !isSameObject(before, after)) return true;
-  return damaged && after.type !== nodeTypes.file && after.type !== nodeTypes.directory;
-}
 
 function keptNames(change: TreeChange): Name[] {
   const after = isReplaced(change) ? [] : (change.after?.names ?? []);
   return (change.before?.names ?? []).filter((name) => after.some((other) => compareNames(name, other) === 0));
+}
+
+function* chunks(changes: Iterable<TreeChange>): Generator<TreeChange[]> {
+  let chunk: TreeChange[] = [];
+  for (const change of changes) {
+    if (chunk.push(change) < chunkChanges) continue;
+    yield chunk;
+    chunk = [];
+  }
+  if (chunk.length > 0) yield chunk;
 }
 
 // ---- phase 1
@@ -76,12 +63,12 @@ export async function detach(work: Work): Promise<void> {
   const directories = new Directories(work.root, work.staging, (slot) => locateBefore(work, slot), work.loosened);
   try {
     // One after the other: a way must not move while another looks for it.
-    for (const change of work.changes())
+    for (const change of work.changes('old'))
       if (isDirectory(change.before)) await detachDirectory(work, directories, change);
-    await each(work.changes(), atOnce, async (change) => {
+    await each(work.changes('old'), atOnce, async (change) => {
       if (!isDirectory(change.before)) await detachNames(work, directories, change);
     });
-    await each(work.changes(), atOnce, (change) => clearNames(work, directories, change));
+    for (const changes of chunks(work.changes())) await clearAll(work, directories, changes);
   } finally {
     await directories.close();
   }
@@ -126,16 +113,33 @@ function isRemovedWhole(change: TreeChange | undefined): boolean {
 }
 
 /** What has a new name in the old tree, or lies unknown in a damaged directory, is foreign. */
-async function clearNames(work: Work, directories: Directories, change: TreeChange): Promise<void> {
-  const { slot, after, damaged } = change;
-  if (!after) return;
+async function clearAll(work: Work, directories: Directories, changes: TreeChange[]): Promise<void> {
+  const replaced = new Map<number, boolean>();
+  const isNew = (slot: number): boolean => {
+    let is = replaced.get(slot);
+    if (is === undefined) {
+      const change = work.change(slot);
+      replaced.set(slot, (is = change !== undefined && isReplaced(change)));
+    }
+    return is;
+  };
+  const names = changes.flatMap((change) => newNames(change, isNew));
+  const left = await removeMany(work, directories, names);
+  await each(left, atOnce, (name) => clear(work, directories, name));
+  await each(changes, atOnce, (change) => clearDamaged(work, directories, change));
+}
+
+/** Names that it gets in directories of the old tree. */
+function newNames(change: TreeChange, isNew: (slot: number) => boolean): Name[] {
   const kept = keptNames(change);
-  for (const name of after.names) {
-    const parent = work.change(name.parent);
-    if (parent && isReplaced(parent)) continue;
-    if (!kept.some((other) => compareNames(name, other) === 0)) await clear(work, directories, name);
-  }
-  if (!damaged || !isDirectory(after) || isReplaced(change)) return;
+  return (change.after?.names ?? []).filter(
+    (name) => !isNew(name.parent) && !kept.some((other) => compareNames(name, other) === 0),
+  );
+}
+
+async function clearDamaged(work: Work, directories: Directories, change: TreeChange): Promise<void> {
+  const { slot, after, damaged } = change;
+  if (!damaged || !after || !isDirectory(after) || isReplaced(change)) return;
   await ifThere(() =>
     directories.with(slot, 'write', async (directory) => {
       for await (const name of entryNames(directory)) {
@@ -186,16 +190,21 @@ export async function attach(work: Work): Promise<void> {
   const directories = new Directories(work.root, work.staging, locate, work.loosened);
   try {
     const ready = new Set([0]);
-    for (const { after } of work.changes())
+    for (const { after } of work.changes('sizeless'))
       if (after && isDirectory(after)) await attachDown(work, directories, after, ready);
-    await each(work.changes(), atOnce, async (change) => {
-      if (change.after && !isDirectory(change.after)) await attachObject(work, directories, change, change.after);
-    });
-    await each(work.changes(), atOnce, async ({ after }) => {
-      if (after && !isDirectory(after)) await setOne(work, directories, after);
-    });
+    const parents = new Set<number>();
+    for (const changes of chunks(work.changes())) {
+      for (const { before, after } of changes)
+        for (const { parent } of [...(before?.names ?? []), ...(after?.names ?? [])]) parents.add(parent);
+      const others = changes.filter(({ after }) => after && !isDirectory(after));
+      await each(await placeMany(work, directories, others), atOnce, async (change) => {
+        if (!change.after) return;
+        await attachObject(work, directories, change, change.after);
+        await setOne(work, directories, change.after);
+      });
+    }
     // Their entries are all in place now: these times stay.
-    await each(touchedDirectories(work), atOnce, (node) => setOne(work, directories, node));
+    await each(touchedDirectories(work, parents), atOnce, (node) => setOne(work, directories, node));
     await restore(directories, work);
   } finally {
     await directories.close();
@@ -222,13 +231,9 @@ export async function restore(directories: Directories, tree: Pick<Work, 'root' 
 }
 
 /** All changed ones, and those whose entries changed. */
-function* touchedDirectories(work: Work): Generator<Node> {
-  const others = new Set<number>();
-  for (const { before, after } of work.changes()) {
-    if (after && isDirectory(after)) yield after;
-    for (const { parent } of [...(before?.names ?? []), ...(after?.names ?? [])]) others.add(parent);
-  }
-  for (const slot of others) {
+function* touchedDirectories(work: Work, parents: Set<number>): Generator<Node> {
+  for (const { after } of work.changes('sizeless')) if (after && isDirectory(after)) yield after;
+  for (const slot of parents) {
     const node = work.change(slot) ? undefined : work.node(slot);
     if (node && isDirectory(node)) yield node;
   }

@@ -42,6 +42,10 @@ export interface VolumeIndex {
   discard(): void;
   /** All nodes by slot (Filesystem; none for Block). */
   manifest(): Iterable<Node>;
+  /** Its file holds something else than was stored: it is to be opened again, or made anew. */
+  readonly damaged: boolean;
+  /** What of it does not add up, where that cannot be seen in passing (Filesystem). Outside any epoch. */
+  unsound(): Iterable<{ object: number; granule: number }>;
   /** At once, outside any epoch. */
   markUnknown(object: number, granule: number): void;
   close(): void;

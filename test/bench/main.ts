@@ -5,54 +5,108 @@
  */
 import { mkdirSync, mkdtempSync, realpathSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { parseArguments, printUsageError, optional, toggle, UsageError, withDefault } from '../../proto/cli.ts';
 import { parseChoice, parseSize, parseText } from '../../proto/value.ts';
+import { ageOfPgbench } from './age.ts';
 import { bench } from './bench.ts';
 import { cases } from './cases.ts';
+import { benchManyFiles, manyFilesPeers, manyFilesTable, type ManyFilesResult } from './manyfiles.ts';
 import { peers } from './peers.ts';
-import { emptyResults, newest, report, resultsFolder, save } from './results.ts';
+import { emptyResults, kept, report, resultsFolder, save, type Result } from './results.ts';
+import { Missing } from './subject.ts';
 import { contents, remove } from './volumes.ts';
+
+const manyFiles = 'many-files';
+const age = 'age-pgbench';
+const names = [...Object.keys(cases), age];
 
 const program = {
   name: 'npm run bench --',
   summary: 'Measure ours against peers, side by side.',
   flags: {
-    case: optional('NAME', `one of ${Object.keys(cases).join(' ')} (default: all)`, parseChoice(...Object.keys(cases))),
-    peer: optional('NAME', `one of ${Object.keys(peers).join(' ')} (default: all)`, parseChoice(...Object.keys(peers))),
+    case: optional(
+      'NAME',
+      `one of ${names.join(' ')} (default: all), or ${manyFiles} (with --files, beside rsync and lsyncd)`,
+      parseChoice(...names, manyFiles),
+    ),
+    peer: optional(
+      'NAME',
+      `one of ${Object.keys(peers).join(' ')} (default: all); of ${manyFiles} also lsyncd or none (default: ${manyFilesPeers.join(' and ')})`,
+      parseChoice(...Object.keys(peers), 'lsyncd', 'none'),
+    ),
     runs: withDefault('N', '5', 'runs of each, in turn', parseCount),
     size: withDefault('SIZE', '2GiB', 'of the image; a tree has a third of it', parseSize),
+    seconds: withDefault('N', '600', 'of age-pgbench: how long it is mirrored, over all runs', parseCount),
     content: withDefault('KIND', 'mixed', `of the image: ${contents.join(' ')}`, parseChoice(...contents)),
+    files: withDefault('N', '1000000', `of ${manyFiles}`, parseCount),
+    'file-bytes': withDefault('SIZE', '10KiB', `of ${manyFiles}, on average`, parseSize),
     json: optional('FILE', 'where the results go (default: test/bench/results, by commit)', parseText),
+    profile: optional(
+      'FOLDER',
+      'CPU profiles of agent and master go there (.cpuprofile, for any flame graph viewer)',
+      parseText,
+    ),
     report: toggle("measure nothing: write README's table and the plot from the newest results that are kept"),
   },
 };
 
 function parseCount(text: string): number {
-  if (!/^[1-9]\d{0,2}$/.test(text)) throw new Error('is no number from 1 to 999');
+  if (!/^[1-9]\d{0,7}$/.test(text)) throw new Error('is no number from 1 to 99999999');
   return Number(text);
 }
 
 const { options } = parseArguments(program, process.argv.slice(2));
+if (options.profile !== undefined)
+  process.env['REPLICATOR_NODE_FLAGS'] = `--cpu-prof --cpu-prof-dir=${resolve(options.profile)}`;
 if (options.report) {
-  const found = newest();
-  if (!found) printUsageError(program.name, new UsageError('No results are kept.', 'Run npm run bench first.'));
-  else report(found);
+  if (!report()) printUsageError(program.name, new UsageError('No results are kept.', 'Run npm run bench first.'));
+} else if (options.case === manyFiles) {
+  const folder = realpathSync(mkdtempSync(join(tmpdir(), 'replicator-bench-')));
+  // All that is made lies in it, also what is left when this is cut off.
+  process.env['TMPDIR'] = folder;
+  const { files, runs, 'file-bytes': meanBytes } = options;
+  const check = files <= 100_000;
+  const beside = options.peer === undefined ? manyFilesPeers : [options.peer].filter((name) => name !== 'none');
+  const say = (line: string): unknown => process.stdout.write(`${line}\n`);
+  const results: ManyFilesResult[] = [];
+  // Hours with a million files: what is done by then counts.
+  const stopped = (): never => {
+    say(`cut off\n${manyFilesTable(results)}`);
+    remove(folder);
+    process.exit(1);
+  };
+  process.once('SIGINT', stopped).once('SIGTERM', stopped);
+  try {
+    await benchManyFiles({ folder, files, meanBytes, runs, check, peers: beside }, say, results);
+    say(manyFilesTable(results));
+  } finally {
+    remove(folder);
+  }
 } else {
   const folder = realpathSync(mkdtempSync(join(tmpdir(), 'replicator-bench-')));
   const results = emptyResults();
   const path = options.json ?? join(resultsFolder, `${results.commit}.json`);
+  const say = (line: string): void => void process.stdout.write(`${line}\n`);
+  const keep = (result: Result): void => {
+    results.results.push(result);
+    save(path, kept(path, results));
+  };
   try {
-    for (const name of options.case === undefined ? Object.keys(cases) : [options.case]) {
+    for (const name of options.case === undefined ? names : [options.case]) {
+      if (name === age) {
+        await ageOfPgbench(options, say).then(keep, (error: unknown) => {
+          if (!(error instanceof Missing)) throw error;
+          say(`${name}: skipped, ${error.message}`);
+        });
+        continue;
+      }
       for (const peer of options.peer === undefined ? Object.keys(peers) : [options.peer]) {
         const own = join(folder, `${name}-${peer}`);
         mkdirSync(own);
-        const result = await bench(name, peer, { ...options, folder: own }, (line) =>
-          process.stdout.write(`${line}\n`),
-        );
+        const result = await bench(name, peer, { ...options, folder: own }, say);
         remove(own);
-        if (result) results.results.push(result);
-        save(path, results);
+        if (result) keep(result);
         if (cases[name]?.theirs === undefined) break;
       }
     }

@@ -13,7 +13,7 @@ import { Missing, type Subject } from './subject.ts';
 import type { Volume } from './volumes.ts';
 
 /** Found, or installed from the distribution where that may be done. @throws Missing */
-function need(command: string, packageName: string): void {
+export function need(command: string, packageName: string): void {
   const has = (): boolean =>
     spawnSync('sh', ['-c', `PATH=$PATH:/usr/sbin:/sbin command -v ${command}`], { stdio: 'ignore' }).status === 0;
   if (has()) return;
@@ -112,27 +112,27 @@ function withSlash(volume: Volume): string {
   return volume.kind === 'image' ? volume.path : `${volume.path}/`;
 }
 
+/** Its module `data` is the folder, which is made. */
+export async function rsyncDaemon(target: string): Promise<{ port: number; daemon: ChildProcess }> {
+  mkdirSync(target, { recursive: true });
+  const port = await freePort();
+  const config = `${target}.conf`;
+  writeFileSync(
+    config,
+    `use chroot = no\nuid = ${process.getuid?.()}\ngid = ${process.getgid?.()}\n[data]\npath = ${target}\nread only = no\n`,
+  );
+  const flags = ['--daemon', '--no-detach', '--address=127.0.0.1', `--port=${port}`, `--config=${config}`];
+  return { port, daemon: await daemonOf(port, 'rsync', flags) };
+}
+
 /** rsync with a daemon at the other end; through stunnel with a shared key, as VolSync has it, or in the clear. */
 async function rsync(name: string, flags: string, isEncrypted: boolean, { folder }: PeerOptions): Promise<Subject> {
   need('rsync', 'rsync');
   if (isEncrypted) need('stunnel', 'stunnel4');
   const target = join(folder, name);
-  mkdirSync(target, { recursive: true });
-  const [port, tlsPort, ownPort] = [await freePort(), await freePort(), await freePort()];
-  const config = join(folder, `${name}.conf`);
-  writeFileSync(
-    config,
-    `use chroot = no\nuid = ${process.getuid?.()}\ngid = ${process.getgid?.()}\n[data]\npath = ${target}\nread only = no\n`,
-  );
-  const daemons = [
-    await daemonOf(port, 'rsync', [
-      '--daemon',
-      '--no-detach',
-      '--address=127.0.0.1',
-      `--port=${port}`,
-      `--config=${config}`,
-    ]),
-  ];
+  const [tlsPort, ownPort] = [await freePort(), await freePort()];
+  const { port, daemon } = await rsyncDaemon(target);
+  const daemons = [daemon];
   if (isEncrypted) {
     const secrets = join(folder, `${name}.psk`);
     writeFileSync(secrets, `bench:${'0123456789abcdef'.repeat(4)}\n`, { mode: 0o600 });

@@ -69,16 +69,23 @@ export function dropCaches(): void {
   }
 }
 
+/** User and system time so far of these and all below them. */
+export function cpuSeconds(roots: number[]): number {
+  return group(roots).reduce((sum, one) => sum + one.ticks, 0) / ticksPerSecond;
+}
+
 /** @param roots asked for at the beginning and the end: what starts in between hangs below one of them */
 export async function measure(roots: () => number[], hops: number, work: () => Promise<void>): Promise<Figures> {
   const peaks = new Map<number, number>();
+  /** Of those asked for at the beginning, as seen last: what one that is killed has used is in no other's sum. */
+  const last = new Map(roots().map((pid) => [pid, 0]));
   const look = (): void => {
-    for (const { pid } of group(roots())) {
+    for (const { pid, ticks } of group(roots())) {
+      if (last.has(pid)) last.set(pid, ticks);
       const kib = Number(/VmHWM:\s+(\d+)/.exec(text(`/proc/${pid}/status`))?.[1] ?? 0);
       if (kib > 0) peaks.set(pid, kib);
     }
   };
-  const ticks = (): number => group(roots()).reduce((sum, one) => sum + one.ticks, 0);
   for (const { pid } of group(roots())) {
     try {
       writeFileSync(`/proc/${pid}/clear_refs`, '5');
@@ -86,7 +93,7 @@ export async function measure(roots: () => number[], hops: number, work: () => P
       // Its peak is that of its life.
     }
   }
-  const before = { ticks: ticks(), bytes: loopbackBytes() };
+  const before = { seconds: cpuSeconds(roots()), bytes: loopbackBytes() };
   const startMs = performance.now();
   const timer = setInterval(look, 20);
   try {
@@ -98,7 +105,9 @@ export async function measure(roots: () => number[], hops: number, work: () => P
   const wireBytes = Math.round((loopbackBytes() - before.bytes) / hops);
   look();
   const rssMaxMiB = [...peaks.values()].reduce((sum, kib) => sum + kib, 0) / 1024;
-  return { wallSeconds, cpuSeconds: (ticks() - before.ticks) / ticksPerSecond, rssMaxMiB, wireBytes };
+  const now = new Set(processes().map(({ pid }) => pid));
+  const killed = [...last].reduce((sum, [pid, used]) => sum + (now.has(pid) ? 0 : used), 0) / ticksPerSecond;
+  return { wallSeconds, cpuSeconds: cpuSeconds(roots()) + killed - before.seconds, rssMaxMiB, wireBytes };
 }
 
 /** Calls that make data durable, and how often: while `work` runs, every process of the group is traced. */

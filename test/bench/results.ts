@@ -3,6 +3,7 @@ import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { cpus, totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
+import { ageTable, type AgeFigures } from './age.ts';
 import type { Figures } from './processes.ts';
 
 export interface Result {
@@ -21,6 +22,8 @@ export interface Result {
   spread: { ours: [number, number]; theirs: [number, number] | null };
   /** Calls that make data durable, in one further run; null when they could not be counted. */
   syncs: { ours: Record<string, number> | null; theirs: Record<string, number> | null };
+  /** Of age-pgbench. */
+  age?: AgeFigures;
 }
 
 export interface Results {
@@ -79,14 +82,25 @@ export function save(path: string, results: Results): void {
   writeFileSync(path, `${JSON.stringify(results, null, 2)}\n`);
 }
 
-/** The newest of those that are kept. */
-export function newest(): Results | undefined {
+/** What is there of the same commit stays, but of the same case and peer. */
+export function kept(path: string, results: Results): Results {
+  const before = existsSync(path) ? (JSON.parse(readFileSync(path, 'utf8')) as Results).results : [];
+  const isNew = ({ case: name, peer }: Result): boolean =>
+    !results.results.some((one) => one.case === name && one.peer === peer);
+  return { ...results, results: [...before.filter(isNew), ...results.results] };
+}
+
+/** Those of age-pgbench, or the others, as they were measured last. */
+function newest(isAge: boolean): Results | undefined {
   if (!existsSync(resultsFolder)) return undefined;
   const paths = readdirSync(resultsFolder)
     .filter((name) => name.endsWith('.json'))
     .map((name) => join(resultsFolder, name));
-  const last = paths.sort((a, b) => statSync(a).mtimeMs - statSync(b).mtimeMs).at(-1);
-  return last === undefined ? undefined : (JSON.parse(readFileSync(last, 'utf8')) as Results);
+  return paths
+    .sort((a, b) => statSync(a).mtimeMs - statSync(b).mtimeMs)
+    .map((path) => JSON.parse(readFileSync(path, 'utf8')) as Results)
+    .map((found) => ({ ...found, results: found.results.filter(({ age }) => (age !== undefined) === isAge) }))
+    .findLast(({ results }) => results.length > 0);
 }
 
 const bytes = (value: number): string =>
@@ -97,7 +111,8 @@ const bytes = (value: number): string =>
       : `${Math.round(value / 1024)} KiB`;
 
 export function table({ machine, commit, date, results }: Results): string {
-  const rows = results.map(({ case: name, peer, size, runs, ours, theirs, ratio }) =>
+  const timed = results.filter(({ age }) => !age);
+  const rows = timed.map(({ case: name, peer, size, runs, ours, theirs, ratio }) =>
     [
       name,
       bytes(size),
@@ -111,12 +126,16 @@ export function table({ machine, commit, date, results }: Results): string {
       `${bytes(ours.wireBytes)} / ${theirs ? bytes(theirs.wireBytes) : '-'}`,
     ].join(' | '),
   );
-  return [
-    `${machine.cores} cores (${machine.cpu}), ${machine.memoryGiB} GiB, Linux ${machine.kernel}, commit ${commit}, ${date.slice(0, 10)}; ours / theirs, medians of alternating runs.`,
+  const heading = [
     '',
     '| case | size | peer | runs | seconds | ratio | CPU s | ratio | MiB (agent + master) | on the wire |',
     '|---|---|---|---|---|---|---|---|---|---|',
+  ];
+  return [
+    `${machine.cores} cores (${machine.cpu}), ${machine.memoryGiB} GiB, Linux ${machine.kernel}, commit ${commit}, ${date.slice(0, 10)}.${rows.length > 0 ? ' Ours / theirs, medians of alternating runs.' : ''}`,
+    ...(rows.length > 0 ? heading : []),
     ...rows.map((row) => `| ${row} |`),
+    ...ageTable(results),
   ].join('\n');
 }
 
@@ -158,13 +177,20 @@ export function plot({ results, commit }: Results): string {
 
 const marks = ['<!-- bench: made by npm run bench -- --report -->', '<!-- end of bench -->'] as const;
 
-/** README's table and the plot beside the results. */
-export function report(results: Results): void {
+/** README's tables and the plot beside the results, from what is kept; false when that is nothing. */
+export function report(): boolean {
+  const [timed, age] = [newest(false), newest(true)];
+  if (!timed && !age) return false;
   const path = join(root, 'README.md');
   const text = readFileSync(path, 'utf8');
   const [from, to] = marks.map((mark) => text.indexOf(mark)) as [number, number];
   if (from < 0 || to < from) throw new Error(`README.md has no place for it: ${marks.join(' .. ')}`);
-  writeFileSync(join(resultsFolder, 'ratios.svg'), plot(results));
-  const middle = `\n\n${table(results)}\n\n![ratios](test/bench/results/ratios.svg)\n\n`;
-  writeFileSync(path, text.slice(0, from + marks[0].length) + middle + text.slice(to));
+  const parts: string[] = [];
+  if (timed) {
+    writeFileSync(join(resultsFolder, 'ratios.svg'), plot(timed));
+    parts.push(table(timed), '![ratios](test/bench/results/ratios.svg)');
+  }
+  if (age) parts.push(table(age));
+  writeFileSync(path, `${text.slice(0, from + marks[0].length)}\n\n${parts.join('\n\n')}\n\n${text.slice(to)}`);
+  return true;
 }

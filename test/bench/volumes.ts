@@ -10,7 +10,7 @@ import {
   writeFileSync,
   writeSync,
 } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { Dice } from '../sim/dice.ts';
 
 const mib = 2 ** 20;
@@ -88,6 +88,26 @@ export function makeTree(path: string, sizeBytes: number): Volume {
 
 function fileOf(path: string, at: number): string {
   return join(path, `d${Math.floor(at / 100)}`, `file${at}`);
+}
+
+/** `files` files of 1 byte to twice the mean, 100 in a directory, 100 directories in one. */
+export function makeManyFiles(path: string, files: number, meanBytes: number): Volume {
+  const dice = new Dice(files);
+  const piece = dice.bytes(mib);
+  let sizeBytes = 0;
+  for (let at = 0; at < files; at++) {
+    const file = manyFile(path, at);
+    if (at % 100 === 0) mkdirSync(dirname(file), { recursive: true });
+    const length = 1 + dice.below(2 * meanBytes);
+    const from = dice.below(mib - length);
+    writeFileSync(file, piece.subarray(from, from + length));
+    sizeBytes += length;
+  }
+  return { path, kind: 'tree', sizeBytes, files };
+}
+
+export function manyFile(path: string, at: number): string {
+  return join(path, `t${Math.floor(at / 10_000)}`, `d${Math.floor(at / 100)}`, `f${at}`);
 }
 
 /** A hundredth of it is other than before, durably; another hundredth for each `turn`. */

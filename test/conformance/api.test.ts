@@ -426,6 +426,8 @@ t.test('the same Idempotency-Key does the same write once, for 24 hours', async 
   t.equal(again.headers.get('idempotency-replayed'), 'true');
   t.equal(store.list('Recovery').length, 1);
   refused(t, await call('POST', `${v1}/recoveries`, { ...drill, name: 'x' }, given), 422, 'KeyReused');
+  const other = { headers: { ...given.headers, 'if-match': '' } };
+  refused(t, await call('POST', `${v1}/recoveries`, drill, other), 422, 'KeyReused');
   refused(
     t,
     await call('POST', `${v1}/recoveries`, drill, { headers: { 'idempotency-key': 'x'.repeat(300) } }),

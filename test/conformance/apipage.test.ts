@@ -1,5 +1,7 @@
 /** The page's files and what browsers are told with every answer. */
 import t from 'tap';
+import { get } from 'node:http';
+import { maxWatchesOfCaller } from '../../master/api/watch.ts';
 import { refused, serve, v1 } from './apiserver.ts';
 
 t.test('the page comes with a strict policy, and again only when it has changed', async (t) => {
@@ -46,6 +48,19 @@ t.test('answers of the API may be neither kept, framed nor run', async (t) => {
   t.match((await call('GET', '/docs')).headers.get('content-security-policy'), /default-src 'self'/);
 });
 
+t.test("an answer has the caller's request id, where that can stand in a log, else one of its own", async (t) => {
+  const { call } = await serve(t);
+  for (const [given, answered] of [
+    ['drill-7:2026.11', 'drill-7:2026.11'],
+    ['two words', /^[0-9a-f-]{36}$/],
+    ['x'.repeat(65), /^[0-9a-f-]{36}$/],
+  ] as const) {
+    const answer = await call('GET', `${v1}/agents/none`, undefined, { headers: { 'x-request-id': given } });
+    t.match(answer.headers.get('x-request-id'), answered);
+    t.match(answer.body, { requestId: answered });
+  }
+});
+
 t.test(
   'a method that a path does not have is 405 with those that it has; what cannot be read is a problem document',
   async (t) => {
@@ -71,6 +86,38 @@ t.test('one caller in a loop is slowed down, others are not', async (t) => {
   if (late) refused(t, late, 429, 'TooManyRequests', /a second/);
   t.equal(late?.headers.get('retry-after'), '1');
   t.equal((await call('GET', `${v1}/session`)).status, 200);
+});
+
+t.test('what is open on this machine is not open to pages under a foreign name', async (t) => {
+  const { api } = await serve(t);
+  const status = (host: string): Promise<number | undefined> =>
+    new Promise((resolve, reject) => {
+      get(`${api.url}/metrics`, { headers: { host } }, (answer) => resolve(answer.resume().statusCode)).on(
+        'error',
+        reject,
+      );
+    });
+  const { port } = new URL(api.url);
+  for (const host of [`127.0.0.1:${port}`, `localhost:${port}`, `[::1]:${port}`])
+    t.equal(await status(host), 200, host);
+  for (const host of [`evil.example:${port}`, 'evil.example', '127.0.0.1.evil.example'])
+    t.equal(await status(host), 401, host);
+});
+
+t.test('nobody takes all watches', async (t) => {
+  const { api, call, tokens } = await serve(t);
+  const secret = tokens.create('greedy', 'user')?.secret ?? '';
+  const stop = new AbortController();
+  t.teardown(() => stop.abort());
+  const watch = (token: string): Promise<Response> =>
+    fetch(`${api.url}${v1}/watch?kinds=Agent`, { headers: { authorization: `Bearer ${token}` }, signal: stop.signal });
+  // Held: an answer that nobody refers to any more is given up with its line.
+  const held: Response[] = [];
+  while (held.length < maxWatchesOfCaller) held.push(await watch(secret));
+  t.ok(held.every(({ status }) => status === 200));
+  t.equal((await watch(secret)).status, 429);
+  t.equal((await watch(tokens.create('modest', 'user')?.secret ?? '')).status, 200);
+  t.equal((await call('GET', `${v1}/agents`, undefined, { token: secret })).status, 200, 'lists go on');
 });
 
 t.test('the OpenAPI document says which roles may call an operation', async (t) => {

@@ -21,11 +21,13 @@ t.test('every route has its rights, and each role gets what the table says', asy
     operators: ['admin', 'manager', 'operator'],
   };
   const rowOf = (method: string, path: string): string =>
-    method === 'GET' || path.startsWith(`${v1}/session`)
-      ? 'read'
-      : /\/(snapshots|recoveries|recoveryschedules)/.test(path)
-        ? 'operators'
-        : 'admins';
+    path.endsWith('/log')
+      ? 'admins'
+      : method === 'GET' || path.startsWith(`${v1}/session`)
+        ? 'read'
+        : /\/(snapshots|recoveries|recoveryschedules)/.test(path)
+          ? 'operators'
+          : 'admins';
   for (const [key, right] of Object.entries(rights)) {
     const [method = '', url = ''] = key.split(' ');
     const path = url.replace(/:\w+/g, 'none');

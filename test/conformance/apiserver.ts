@@ -44,9 +44,15 @@ export interface Server {
   points: PointView[];
   volumes: AgentVolume[];
   revoked: string[];
+  /** What the metrics are. */
+  metrics: { text: string };
   call: (method: string, path: string, body?: unknown, given?: Given) => Promise<Answer>;
   /** The data of server-sent events and their ids, as they come. */
-  watch: (path: string, lastEventId?: string) => AsyncGenerator<{ id: string; data: { type: string; object: Json } }>;
+  watch: (
+    path: string,
+    lastEventId?: string,
+    token?: string,
+  ) => AsyncGenerator<{ id: string; data: { type: string; object: Json } }>;
   close: () => Promise<void>;
 }
 
@@ -88,6 +94,7 @@ async function startServer(options: { maxChanges?: number; heartbeatMs?: number 
       parameters.path === '/etc' ? [{ path: 'spec.parameters.path', message: 'is a system directory' }] : [],
     revokeAgent: (name) => void revoked.push(name),
   };
+  const metrics = { text: 'replicator_up 1\n' };
   const sinks = openSinks({ store, events, clock });
   const stopping = new AbortController();
   const sending = sinks.run(stopping.signal);
@@ -107,7 +114,7 @@ async function startServer(options: { maxChanges?: number; heartbeatMs?: number 
     clock,
     trusted: clock,
     listen: { host: '127.0.0.1', port: 0 },
-    metrics: { contentType: 'text/plain; version=0.0.4', text: async () => 'replicator_up 1\n' },
+    metrics: { contentType: 'text/plain; version=0.0.4', text: async () => metrics.text },
     version: '1.2.3',
     newJoinToken: () => 'join-secret',
     ...(heartbeatMs === undefined ? {} : { heartbeatMs }),
@@ -134,12 +141,12 @@ async function startServer(options: { maxChanges?: number; heartbeatMs?: number 
       body: (isJson ? JSON.parse(found) : undefined) as Json,
     };
   }
-  async function* watch(path: string, lastEventId?: string): ReturnType<Server['watch']> {
+  async function* watch(path: string, lastEventId?: string, token = admin): ReturnType<Server['watch']> {
     const stop = new AbortController();
     try {
       const answer = await fetch(`${api.url}${path}`, {
         headers: {
-          authorization: `Bearer ${admin}`,
+          authorization: `Bearer ${token}`,
           ...(lastEventId === undefined ? {} : { 'last-event-id': lastEventId }),
         },
         signal: stop.signal,
@@ -170,7 +177,7 @@ async function startServer(options: { maxChanges?: number; heartbeatMs?: number 
     store.close();
     rmSync(folder, { recursive: true });
   }
-  return { api, store, events, tokens, folder, clock: offset, points, volumes, revoked, call, watch, close };
+  return { api, store, events, tokens, folder, clock: offset, points, volumes, revoked, metrics, call, watch, close };
 }
 
 export function replication(name: string, spec: Json = {}, metadata: Json = {}): Json {

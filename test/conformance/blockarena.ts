@@ -8,7 +8,8 @@ import type { Test } from 'tap';
 import { openTracefs, removeInstance } from '../../agent/capture/tracefs.ts';
 import { messageOf } from '../../proto/errors.ts';
 import { alignedPool } from '../../proto/libc.ts';
-import { missingForLoop, run } from '../loop.ts';
+import { missingForLoop, run, unmountAfter } from '../loop.ts';
+import { noise } from '../e2e/content.ts';
 import { startDriver, type Driver } from './csidriver.ts';
 
 export type Method = 'ftrace' | 'extents' | 'csi-cbt' | 'scan';
@@ -22,19 +23,40 @@ export interface Arena {
   content(): Buffer;
   /** Where its storage takes snapshots. */
   driver?: Promise<Driver>;
-  /** Of the device, where growing is possible. */
-  grow: ((mebibytes: number) => void) | undefined;
+  /** Of the device, where growing is possible; what it grows by is written to at once. */
+  grow?: () => void;
+  /** Bytes that no filesystem uses: for those who write to the device itself. */
+  raw: { offset: number; length: number };
+  /** Makes another filesystem there; not mounted. */
+  mkfs(): void;
+  mount(): void;
+  unmount(): void;
+  /** Not mounted: takes the device away and brings it back, with other content in `raw`. */
+  reattach?: () => void;
+  /** Not mounted: puts other content (in `raw`) in the place of it, under the live device. */
+  remap?: () => void;
+  /** Its driver tells of discards and zeroes and does not count them: then all is compared. */
+  uncountedDiscards?: true;
+  /** Its filesystem discards what is freed. */
+  discards?: true;
+  /** Writes to other parts of the disk that it lies on. */
+  beside?: () => void;
+  /** Writes to `raw` by another way than the device: the disk that it is a part of. */
+  around?: () => void;
   /** Writes to the folder until it is stopped. */
   write(seed: number): () => Promise<void>;
 }
 
+const rawBytes = 4 << 20;
+
 export const arenas = {
-  'ftrace, ext4 on a loop device': (t: Test) => device(t, 'ext4', 64),
-  'ftrace, xfs on a loop device': (t: Test) => device(t, 'xfs', 320),
-  'ftrace, ext4 on a partition': (t: Test) => partition(t),
+  'ftrace, ext4 on a loop device': (t: Test) => device(t, 'ext4', 60),
+  'ftrace, xfs on a loop device': (t: Test) => device(t, 'xfs', 316),
+  'ftrace, ext4 on a partition': (t: Test) => partition(t, false),
+  'ftrace, a disk with ext4 on a partition': (t: Test) => partition(t, true),
   'ftrace, ext4 on zram, told by bios': (t: Test) => zram(t),
-  'ftrace, ext4 on device-mapper, told by bios': (t: Test) => mapped(t, 'ext4', 64),
-  'ftrace, xfs on device-mapper, told by bios': (t: Test) => mapped(t, 'xfs', 320),
+  'ftrace, ext4 on device-mapper, told by bios': (t: Test) => mapped(t, 'ext4', 60),
+  'ftrace, xfs on device-mapper, told by bios': (t: Test) => mapped(t, 'xfs', 316),
   'extents, image on xfs': (t: Test) => image(t, 'xfs'),
   'extents, image on btrfs': (t: Test) => image(t, 'btrfs'),
   'csi-cbt, snapshots by a driver on xfs': (t: Test) => csi(t),
@@ -47,7 +69,8 @@ export function missingFor(name: keyof typeof arenas): string | false {
     const missing = (type === 'ext4' || name.includes(type)) && missingForLoop(type);
     if (missing) return missing;
   }
-  if (name.includes('partition') && spawnSync('sh', ['-c', 'command -v addpart']).status !== 0) return 'needs addpart';
+  if (name.includes('partition') && spawnSync('sh', ['-c', 'command -v addpart delpart resizepart']).status !== 0)
+    return 'needs addpart, delpart and resizepart';
   if (name.includes('zram') && !fs.existsSync('/sys/class/zram-control/hot_add')) return 'needs the zram module';
   if (name.includes('device-mapper') && spawnSync('dmsetup', ['version']).status !== 0)
     return 'needs device-mapper in the kernel and dmsetup';
@@ -80,81 +103,206 @@ function sparse(path: string, mebibytes: number): string {
   return path;
 }
 
-function mounted(t: Test, device: string, place: string, ...options: string[]): string {
-  mkdirSync(place);
-  run('mount', ...options, device, place);
+/** A filesystem on the device at `path`, `mebibytes` of it; behind that lies what it does not use. */
+function formatted(t: Test, path: string, type: string, mebibytes: number, place: string, ...options: string[]) {
+  const mountPoint = join(place, 'mounted');
+  mkdirSync(mountPoint);
+  const size = type === 'xfs' ? ['-f', '-d', `size=${mebibytes}m`] : ['-F'];
+  const formed = {
+    mountPoint,
+    raw: { offset: mebibytes << 20, length: rawBytes },
+    mkfs: () => void run(`mkfs.${type}`, '-q', ...size, path, ...(type === 'xfs' ? [] : [`${mebibytes}m`])),
+    mount: () => void run('mount', ...options, path, mountPoint),
+    unmount(): void {
+      // What a writer has begun may still be ending.
+      for (let tries = 0; tries < 600 && spawnSync('umount', [mountPoint]).status !== 0; tries++)
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 50);
+    },
+    write: writer(mountPoint),
+  };
+  formed.mkfs();
+  formed.mount();
   t.teardown(() => {
-    spawnSync('fsfreeze', ['--unfreeze', place]);
-    spawnSync('umount', [place]);
+    spawnSync('fsfreeze', ['--unfreeze', mountPoint]);
+    if (isMounted(mountPoint)) formed.unmount();
+    if (isMounted(mountPoint)) spawnSync('umount', ['--lazy', mountPoint]);
   });
-  return place;
+  return formed;
+}
+
+function isMounted(place: string): boolean {
+  return fs.readFileSync('/proc/self/mounts', 'utf8').includes(` ${place} `);
+}
+
+/** Other bytes at the place, past the page cache of the device. */
+export function overwrite(path: string, offset: number, length: number): void {
+  const piece = pieces[0] as Buffer;
+  const fd = fs.openSync(path, constants.O_WRONLY | (fs.statSync(path).isBlockDevice() ? constants.O_DIRECT : 0));
+  try {
+    for (let at = 0; at < length; at += piece.length) {
+      const part = Math.min(piece.length, length - at);
+      noise(part).copy(piece);
+      fs.writeSync(fd, piece, 0, part, offset + at);
+    }
+    fs.fsyncSync(fd);
+  } finally {
+    fs.closeSync(fd);
+  }
 }
 
 function device(t: Test, type: string, mebibytes: number): Arena {
   const place = folder(t);
-  const backing = sparse(join(place, 'backing'), mebibytes);
-  run(`mkfs.${type}`, '-q', backing);
+  const backing = sparse(join(place, 'backing'), mebibytes + (rawBytes >> 20));
   const path = loop(t, backing);
-  const mountPoint = mounted(t, path, join(place, 'mounted'), '-o', 'discard');
-  const grow = (more: number): void => {
-    truncateSync(backing, fs.statSync(backing).size + (more << 20));
-    run('losetup', '--set-capacity', path);
+  const formed = formatted(t, path, type, mebibytes, place, '-o', 'discard');
+  return {
+    ...formed,
+    method: 'ftrace',
+    discards: true,
+    path,
+    content: () => readDirect(path),
+    grow() {
+      const { size } = fs.statSync(backing);
+      truncateSync(backing, size + (1 << 20));
+      run('losetup', '--set-capacity', path);
+      overwrite(path, size + 8192, 100 << 10);
+    },
+    reattach() {
+      run('losetup', '--detach', path);
+      overwrite(backing, formed.raw.offset, 300 << 10);
+      attachAgain(path, backing);
+    },
   };
-  return { method: 'ftrace', path, mountPoint, content: () => readDirect(path), grow, write: writer(mountPoint) };
+}
+
+/** Another program may have looked at the free device just now. */
+function attachAgain(path: string, backing: string): void {
+  for (let tries = 0; spawnSync('losetup', [path, backing]).status !== 0; tries++) {
+    if (tries === 100) throw new Error(`${path} is in use by another program`);
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 100);
+  }
 }
 
 /** A driver without requests: the kernel tells of its writes by another event. */
 function zram(t: Test): Arena {
   const place = folder(t);
   const number = fs.readFileSync('/sys/class/zram-control/hot_add', 'utf8').trim();
-  t.teardown(() => writeFileSync('/sys/class/zram-control/hot_remove', number));
+  t.teardown(() => removeZram(number));
   writeFileSync(`/sys/block/zram${number}/disksize`, '64M');
   const path = `/dev/zram${number}`;
-  run('mkfs.ext4', '-q', path);
-  const mountPoint = mounted(t, path, join(place, 'mounted'));
-  return { method: 'ftrace', path, mountPoint, content: () => readDirect(path), grow: undefined, write: writer(mountPoint) }; // prettier-ignore
+  // A new ext4 zeroes its tables of inodes later, and zram counts zeroes as little as discards.
+  const formed = formatted(t, path, 'ext4', 60, place, '-o', 'noinit_itable');
+  return { ...formed, method: 'ftrace', path, content: () => readDirect(path), uncountedDiscards: true };
+}
+
+/** Stays where another mount namespace has a copy of the mount. */
+function removeZram(number: string): void {
+  for (let tries = 0; tries < 40; tries++) {
+    try {
+      return writeFileSync('/sys/class/zram-control/hot_remove', number);
+    } catch {
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 50);
+    }
+  }
 }
 
 /** As LVM makes it: two stretches of one disk. */
 function mapped(t: Test, type: string, mebibytes: number): Arena {
   const place = folder(t);
-  const below = loop(t, sparse(join(place, 'backing'), 2 * mebibytes));
+  const wholeBytes = (mebibytes << 20) + rawBytes;
+  let sectors = wholeBytes / 512;
+  // Room for two of it, and for growth.
+  const below = loop(t, sparse(join(place, 'backing'), 2 * (mebibytes + (rawBytes >> 20)) + 128));
   const name = `cdmr-test-${process.pid}`;
-  const sectors = mebibytes * 2048;
   const half = sectors / 2 + 24;
-  const table = (end: number): string =>
-    `0 ${half} linear ${below} ${sectors}\n${half} ${end - half} linear ${below} 8\n`;
-  run('sh', '-c', `printf '${table(sectors)}' | dmsetup create ${name}`);
+  const room = sectors + (32 << 11);
+  let start = 8;
+  const table = (): string =>
+    `0 ${half} linear ${below} ${start + room / 2 + 4096}\\n${half} ${sectors - half} linear ${below} ${start}\\n`;
+  const create = (): void => void run('sh', '-c', `printf '${table()}' | dmsetup create ${name}`);
+  const reload = (): void => void run('sh', '-c', `printf '${table()}' | dmsetup load ${name} && dmsetup resume --noflush ${name}`); // prettier-ignore
+  create();
   t.teardown(() => void spawnSync('dmsetup', ['remove', '--retry', name]));
   const path = fs.realpathSync(`/dev/mapper/${name}`);
-  run(`mkfs.${type}`, '-q', path);
-  const mountPoint = mounted(t, path, join(place, 'mounted'), '-o', 'discard');
-  let size = sectors;
-  const grow = (more: number): void => {
-    size += more * 2048;
-    run('sh', '-c', `printf '${table(size)}' | dmsetup load ${name} && dmsetup resume --noflush ${name}`);
+  const formed = formatted(t, path, type, mebibytes, place, '-o', 'discard');
+  return {
+    ...formed,
+    method: 'ftrace',
+    discards: true,
+    path,
+    content: () => readDirect(path),
+    grow() {
+      const before = sectors;
+      if (before > wholeBytes / 512 + 16 * 2048) return;
+      sectors += 2048;
+      reload();
+      overwrite(path, before * 512 + 8192, 100 << 10);
+    },
+    reattach() {
+      run('dmsetup', 'remove', '--retry', name);
+      overwrite(below, (start + 4096) * 512, 8192);
+      create();
+    },
+    remap() {
+      const content = readDirect(path);
+      start = start === 8 ? 8 + room : 8;
+      // The content is there before it is mapped, all but for some of it.
+      const other = `${name}-other`;
+      run('sh', '-c', `printf '${table()}' | dmsetup create ${other}`);
+      const there = fs.realpathSync(`/dev/mapper/${other}`);
+      fs.writeFileSync(there, content);
+      overwrite(there, formed.raw.offset + 65536, 200 << 10);
+      run('blockdev', '--flushbufs', there);
+      run('dmsetup', 'remove', '--retry', other);
+      reload();
+      run('blockdev', '--flushbufs', path);
+    },
   };
-  return { method: 'ftrace', path, mountPoint, content: () => readDirect(path), grow, write: writer(mountPoint) };
 }
 
-/** The first of two; the other one is written to now and then as well. */
-function partition(t: Test): Arena {
+/** The first of two, or both as one disk. By hand, as not every kernel knows every kind of table; not at multiples of a granule. */
+function partition(t: Test, isWhole: boolean): Arena {
   const place = folder(t);
   const backing = sparse(join(place, 'backing'), 80);
   const whole = loop(t, backing);
-  // Not at a multiple of a granule. By hand, as not every kernel knows every kind of table.
-  run('addpart', whole, '1', '2049', '131072');
-  run('addpart', whole, '2', '133200', '16384');
-  const path = `${whole}p1`;
-  run('mkfs.ext4', '-q', path);
-  const mountPoint = mounted(t, path, join(place, 'mounted'));
-  const write = writer(mountPoint);
+  let sectors = 131072;
+  // The kernel keeps partitions that were made by hand when the loop device is detached.
+  const undivide = (): void => {
+    for (const number of ['1', '2']) spawnSync('delpart', [whole, number]);
+  };
+  t.teardown(undivide);
+  const divide = (): void => {
+    undivide();
+    run('addpart', whole, '1', '2049', String(sectors));
+    run('addpart', whole, '2', '141200', '16384');
+  };
+  divide();
+  const part = `${whole}p1`;
+  const formed = formatted(t, part, 'ext4', 60, place);
+  const path = isWhole ? whole : part;
+  const raw = { offset: formed.raw.offset + (isWhole ? 2049 * 512 : 0), length: rawBytes };
   return {
-    ...{ method: 'ftrace', path, mountPoint, content: () => readDirect(path), grow: undefined },
-    write(seed) {
-      run('dd', 'if=/dev/urandom', `of=${whole}p2`, 'bs=64k', 'count=3', 'oflag=direct', 'status=none');
-      return write(seed);
+    ...formed,
+    ...{ method: 'ftrace', path, raw, content: () => readDirect(path) },
+    ...(isWhole
+      ? {}
+      : {
+          grow() {
+            if (sectors > 131072 + 8192) return;
+            sectors += 512;
+            // Written to before we have seen it grow, it would be compared: other partitions' writes are told there as well.
+            run('resizepart', whole, '1', String(sectors));
+          },
+          around: () => overwrite(whole, 2049 * 512 + formed.raw.offset + (1 << 20), 70 << 10),
+        }),
+    reattach() {
+      undivide();
+      run('losetup', '--detach', whole);
+      overwrite(backing, 2049 * 512 + formed.raw.offset, 300 << 10);
+      attachAgain(whole, backing);
+      divide();
     },
+    beside: () => overwrite(`${whole}p2`, 0, 3 << 16),
   };
 }
 
@@ -165,13 +313,35 @@ function image(t: Test, host: 'xfs' | 'btrfs' | undefined): Arena {
   if (host) {
     const backing = sparse(join(place, 'host'), 450);
     run(`mkfs.${host}`, '-q', backing);
-    below = mounted(t, loop(t, backing), join(place, 'below'));
+    below = join(place, 'below');
+    mkdirSync(below);
+    const device = loop(t, backing);
+    run('mount', device, below);
+    unmountAfter(t, below);
   }
   const path = sparse(join(below, 'image'), 64);
-  run('mkfs.ext4', '-q', path);
-  const mountPoint = mounted(t, loop(t, path), join(place, 'mounted'));
-  const method = host ? 'extents' : 'scan';
-  return { method, path, mountPoint, content: () => fs.readFileSync(path), grow: undefined, write: writer(mountPoint) };
+  const device = loop(t, path);
+  const formed = formatted(t, device, 'ext4', 60, place);
+  return {
+    ...formed,
+    method: host ? 'extents' : 'scan',
+    path,
+    content: () => fs.readFileSync(path),
+    grow() {
+      const { size } = fs.statSync(path);
+      // The arena's own filesystem is small.
+      if (size > 72 << 20) return;
+      truncateSync(path, size + (1 << 20));
+      run('losetup', '--set-capacity', device);
+      overwrite(device, size + 8192, 100 << 10);
+    },
+    reattach() {
+      run('losetup', '--detach', device);
+      overwrite(path, formed.raw.offset, 300 << 10);
+      attachAgain(device, path);
+    },
+    around: () => overwrite(path, formed.raw.offset + (1 << 20), 70 << 10),
+  };
 }
 
 /** The image of before as a CSI driver's volume. */
@@ -189,8 +359,9 @@ function writer(mountPoint: string): Arena['write'] {
     const path = new URL('fswriter.ts', import.meta.url).pathname;
     const argv = ['--disable-warning=ExperimentalWarning', path, mountPoint, String(seed)];
     const child = spawn(process.execPath, argv, { stdio: 'ignore' });
+    // From now on: it may be asked to end twice.
+    const exited = once(child, 'exit');
     return async () => {
-      const exited = once(child, 'exit');
       child.kill('SIGKILL');
       await exited;
     };

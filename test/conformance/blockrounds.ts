@@ -21,11 +21,11 @@ export async function adversaryTests(t: Test, roundsOfEach: number): Promise<voi
       const guard = startGuard();
       t.teardown(() => guard.stop());
       const outcome = await rounds(open(t), guard, { folder, seed, count });
-      const { cuts, compared, fullScans, tricks } = outcome;
+      const { cuts, compared, discarding, fullScans, tricks } = outcome;
       const refused = [...outcome.refused].map(([why, times]) => `${times} times ${why}`).join('; ');
       const played = [...tricks].map(([trick, times]) => `${trick} ${times}`).join(', ');
       t.comment(
-        `${compared} points of ${cuts} cuts, ${fullScans} full scans, ${played}; refused: ${refused || 'none'}`,
+        `${compared} points of ${cuts} cuts (${discarding} with discards after the cut), ${fullScans} full scans, ${played}; refused: ${refused || 'none'}`,
       );
       t.ok(compared >= count, `${compared} points in ${count} rounds, each the volume at its cut`);
       // Of few rounds one may be most.

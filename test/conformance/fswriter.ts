@@ -14,6 +14,8 @@ const next = random(Number(seed));
 const below = (limit: number): number => Math.floor(next() * limit);
 const page = alignedPool(256 << 10)[0] as Buffer;
 const maxBytes = 2 << 20;
+/** After each write. */
+const restMs = Number(process.env['ADVERSARY_WRITER_REST_MS'] ?? 0);
 
 async function one(): Promise<void> {
   const path = join(folder, `file-${below(12)}`);
@@ -47,5 +49,6 @@ const parent = process.ppid;
 while (process.ppid === parent) {
   // A full filesystem is as good as any.
   await one().catch(() => undefined);
+  if (restMs > 0) await delay(restMs);
   if (below(5) === 0) await delay(below(8));
 }

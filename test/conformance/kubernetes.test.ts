@@ -6,8 +6,9 @@ import { lead } from '../../master/kubernetes/lease.ts';
 import { openKubernetesStore, type KubernetesStore } from '../../master/kubernetes/store.ts';
 import { draft } from '../../master/api/replications.ts';
 import { check } from '../../master/api/check.ts';
+import { asProblem, document } from '../../master/api/problem.ts';
 import { ReplicationInput } from '../../master/api/schema/replication.ts';
-import { StoreUnavailable } from '../../master/store.ts';
+import { StoreRefused, StoreUnavailable } from '../../master/store.ts';
 import type { Change } from '../../master/store.ts';
 import { systemClock } from '../../proto/system.ts';
 import { skipKubernetes, startKubernetes, until } from '../kubernetes.ts';
@@ -26,12 +27,15 @@ t.test('the store over Kubernetes', { skip: skipKubernetes }, async (t) => {
   };
   const create = (store: KubernetesStore, name: string) => store.create('Replication', name, replication(name));
   let writable = true;
+  /** Runs before each of our requests. */
+  let overtake = (): void => undefined;
   const open = () =>
     openKubernetesStore({
       cluster: { kubeconfig: cluster.kubeconfig },
       namespace: 'default',
       mayWrite() {
         if (!writable) throw new Error('does not lead');
+        overtake();
       },
       onFailure: (error) => t.fail(String(error)),
     });
@@ -66,6 +70,29 @@ t.test('the store over Kubernetes', { skip: skipKubernetes }, async (t) => {
     const other = await open();
     t.same(other.get('Replication', 'figures'), store.get('Replication', 'figures'), 'another master reads the same');
     other.close();
+  });
+
+  await t.test('what the API server refuses is told with the field, as 422, and nothing is written', async (t) => {
+    const wrong = replication('refused');
+    const schedule = { period: 'hour' as const, every: 1, retain: 1, startTime: null, timeZone: 'UTC' };
+    wrong.spec.snapshotSchedules = [schedule, schedule];
+    const refusal = (work: () => unknown) => {
+      try {
+        work();
+      } catch (error) {
+        t.ok(error instanceof StoreRefused, String(error));
+        return document(asProblem(error), 'id');
+      }
+      return t.fail('it was taken');
+    };
+    const made = refusal(() => store.create('Replication', 'refused', wrong));
+    t.match(made, { status: 422, code: 'Invalid', errors: [{ path: 'spec', message: /one schedule of each period/ }] });
+    t.equal(store.get('Replication', 'refused'), undefined);
+    create(store, 'refused');
+    const change = () => store.update('Replication', 'refused', ({ spec }) => (spec.target.storageClass = 'other'));
+    t.match(refusal(change), { status: 422, errors: [{ message: /cannot be changed/ }] });
+    t.equal(store.get('Replication', 'refused')?.spec.target.storageClass, 'local');
+    store.delete('Replication', 'refused');
   });
 
   await t.test('at rest nothing is asked for', async (t) => {
@@ -106,6 +133,28 @@ t.test('the store over Kubernetes', { skip: skipKubernetes }, async (t) => {
     t.equal(end.spec.rpoSeconds, object?.spec.rpoSeconds);
     t.equal(end.status['fencingGeneration'], object?.status.fencingGeneration);
     t.equal(Number(object?.status.fencingGeneration) + 100, object?.spec.rpoSeconds);
+  });
+
+  await t.test('who is overtaken each time is told to come again; it is no fault of the master', async (t) => {
+    let times = 0;
+    overtake = () => void cluster.kubectl(['annotate', '--overwrite', 'replicationinfoes/shared', `round=${times++}`]);
+    const attempts = {
+      spec: () => store.update('Replication', 'shared', ({ spec }) => (spec.rpoSeconds = 13)),
+      status: () => store.update('Replication', 'shared', ({ status }) => (status.phase = 'Paused')),
+    };
+    for (const [what, attempt] of Object.entries(attempts)) {
+      const before = times;
+      try {
+        attempt();
+        t.fail(`${what} was written`);
+      } catch (error) {
+        t.equal(asProblem(error).code, 'Unavailable', `${what}: ${String(error)}`);
+      }
+      t.ok(times - before > 10, `${what}: overtaken ${times - before} times`);
+    }
+    overtake = () => undefined;
+    attempts.spec();
+    t.equal((await onServer('shared')).spec.rpoSeconds, 13);
   });
 
   await t.test('who does not lead writes nothing', async (t) => {

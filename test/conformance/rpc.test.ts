@@ -14,7 +14,7 @@ import { systemClock, systemRandom } from '../../proto/system.ts';
 import type { Assignment, MirrorReply, MirrorRequest } from '../../proto/wire.ts';
 import { openMaster, until } from '../trust.ts';
 
-const received = (number: number): MirrorReply => ({ received: { number } });
+const received = (number: number): MirrorReply => ({ received: { number, workedUs: 0 } });
 const data = (number: number, bytes: number): MirrorRequest => {
   const count = Math.ceil(bytes / granuleBytes);
   const run = { object: 0, first: 0, count, zero: false, tailBytes: bytes - (count - 1) * granuleBytes };
@@ -252,7 +252,7 @@ t.test('a line cut in mid-stream is Disconnected on both sides, and the control 
   const lines: (string | undefined)[] = [];
   const agent = agentControl({
     open: (signal) => client.control(signal),
-    hello: { agentVersion: '1', bootId: 'b', defaultRole: 'target', kernel: 'k' },
+    hello: { agentVersion: '1', bootId: 'b', defaultRole: 'target', kernel: 'k', kubelet: '' },
     inventory: async () => [],
     look: () => Promise.reject(new Error('not asked')),
     onAssignments: (items) => void assigned.push(items.map(({ name }) => name)),

@@ -5,7 +5,8 @@
 import type { Test } from 'tap';
 import { StoreConflict } from '../../master/store.ts';
 import type { Change, Draft, Store } from '../../master/store.ts';
-import { apiVersion } from '../../master/resources.ts';
+import { apiVersion, type ReplicationSpec } from '../../master/resources.ts';
+import { draft } from '../../master/api/replications.ts';
 
 export function snapshotDraft(name: string, labels?: Record<string, string>): Draft<'Snapshot'> {
   return {
@@ -220,6 +221,56 @@ export function storeSuite(t: Test, what: string, open: () => Promise<Store>): v
         ['DELETED', undefined],
       ],
     );
+    store.close();
+  });
+
+  void t.test(`${what}: a change tells the group of a replication before, when it moved`, async (t) => {
+    const store = await open();
+    const since = store.version();
+    const spec: ReplicationSpec = {
+      source: { agent: 'a', path: '/dev/a', volumeMode: 'Block', include: [], exclude: [] },
+      ...{ target: { storageClass: 'local' }, replicationState: 'primary', trigger: { continuous: true } },
+      ...{ copyMethod: 'Direct', rpoSeconds: 30, consistency: null, maxFreezeMs: 500, snapshotSchedules: [] },
+      ...{ journalSeconds: 3600, maxJournalBytes: 2 ** 36, compression: 'auto', paused: false },
+      ...{ bandwidthBytesPerSecond: 0, readBytesPerSecond: 0 },
+    };
+    store.create('Replication', 'moves', draft({ metadata: { name: 'moves' } }, spec));
+    for (const group of ['one', 'two', 'two', undefined])
+      store.update('Replication', 'moves', (object) => {
+        if (group === undefined) delete object.spec.group;
+        else object.spec.group = group;
+        object.spec.rpoSeconds += 1;
+      });
+    const changes = await take(store.watch({ kinds: ['Replication'], since, signal: new AbortController().signal }), 5);
+    t.same(
+      changes.map((change) => change.groupBefore),
+      [undefined, null, 'one', undefined, 'two'],
+    );
+    const names = (found: Iterable<{ metadata: { name: string } }>) => [...found].map(({ metadata }) => metadata.name);
+    t.same(names(store.replicationsOf('a')), ['moves'], 'those of an agent');
+    t.same(names(store.replicationsOf('b')), []);
+    store.update('Replication', 'moves', ({ spec }) => void (spec.group = 'three'));
+    t.same(
+      [names(store.replicationsIn('three')), names(store.replicationsIn('two'))],
+      [['moves'], []],
+      'those of a group',
+    );
+    const revision = store.revision('Replication');
+    for (const replication of ['moves', 'moves-not'])
+      store.create('Snapshot', `${replication}/s`, {
+        ...snapshotDraft('s'),
+        spec: { replication, lockedUntil: null, pinned: false },
+      });
+    t.same(names(store.snapshotsOf('moves')), ['s'], 'snapshots of a replication');
+    t.same(store.snapshotsOf('move'), []);
+    t.equal(store.revision('Replication'), revision, 'other kinds have revisions of their own');
+    store.batch(() => {
+      for (const seconds of [7, 8])
+        store.update('Replication', 'moves', ({ spec }) => void (spec.rpoSeconds = seconds));
+    });
+    t.not(store.revision('Replication'), revision);
+    t.equal(store.get('Replication', 'moves')?.spec.rpoSeconds, 8);
+    t.same([names(store.each('Replication', 'm')), names(store.each('Replication', 'moves'))], [['moves'], []]);
     store.close();
   });
 }

@@ -14,10 +14,11 @@ export interface Place extends Captured {
   open(options?: Partial<TreeSourceOptions>): TreeSource;
 }
 
-export function makePlace(): Place {
+/** @param at an empty directory for the tree, which stays; default one of its own */
+export function makePlace(at?: string, defaults: Partial<TreeSourceOptions> = {}): Place {
   const folder = fs.mkdtempSync(join(fs.realpathSync(tmpdir()), 'treesource-'));
-  const root = join(folder, 'tree');
-  fs.mkdirSync(root);
+  const root = at ?? join(folder, 'tree');
+  if (at === undefined) fs.mkdirSync(root);
   let lives = 0;
   const dataDir = (): string => join(folder, `data${lives}`);
   return {
@@ -36,8 +37,10 @@ export function makePlace(): Place {
         cutIntervalSeconds: 60,
         readBytesPerSecond: 0,
         force: true,
+        generation: '1',
         guard: undefined,
         protectedPaths: [],
+        ...defaults,
         ...options,
       }),
     async crash(source) {

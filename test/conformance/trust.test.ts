@@ -1,6 +1,6 @@
 import '../../proto/reflect.ts';
 import { Pkcs10CertificateRequestGenerator } from '@peculiar/x509';
-import { webcrypto } from 'node:crypto';
+import { createHash, webcrypto } from 'node:crypto';
 import { readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { connect as connectTls } from 'node:tls';
 import { join } from 'node:path';
@@ -59,6 +59,30 @@ t.test('a token joins once; join.token always holds an unused one', async (t) =>
     master.store.listRecords('join-tokens').some(({ key, value }) => `${key}${value}`.includes(token.trim())),
     'the store does not hold it in clear',
   );
+});
+
+t.test('a token for several nodes lets so many in, each as itself', async (t) => {
+  const master = await openMaster(t);
+  const token = master.authority.createToken(hour, 2);
+  const joiner = (name: string) => ({ name, machineId: `machine-of-${name}`, keyHash: name });
+  for (const name of ['a', 'b']) master.authority.useToken(token, joiner(name));
+  master.authority.useToken(token, joiner('a'));
+  t.throws(() => master.authority.useToken(token, joiner('c')), { message: /was already used by b and 1 others/ });
+  t.throws(() => master.authority.useToken(token, { ...joiner('a'), machineId: 'machine-of-c' }));
+});
+
+t.test('a token of an earlier version is known', async (t) => {
+  const master = await openMaster(t);
+  const joiner = { name: 'a', machineId: 'machine-1', keyHash: 'k' };
+  const hash = (token: string) => createHash('sha256').update(token).digest('hex');
+  for (const [token, usedBy] of [
+    ['unused', null],
+    ['used', joiner],
+  ] as const)
+    master.store.putRecord('join-tokens', hash(token), JSON.stringify({ expiresMs: Date.now() + 60_000, usedBy }));
+  for (const token of ['unused', 'used']) master.authority.useToken(token, joiner);
+  for (const token of ['unused', 'used'])
+    t.throws(() => master.authority.useToken(token, { ...joiner, name: 'b' }), { message: /already used by a/ });
 });
 
 t.test('a join whose answer was lost is finished with the same token and key, by nobody else', async (t) => {

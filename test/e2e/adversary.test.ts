@@ -1,9 +1,12 @@
-import t from 'tap';
-import { adversaryTests } from '../conformance/blockrounds.ts';
-import { long } from './world.ts';
+import { inOwnMounts } from '../ownmounts.ts';
 
-/** Of each of the ten arenas: more than 1,000 in all. The few of every run are test/conformance/blockcapture.test.ts. */
-const rounds = 110;
+/** Of each of the nine arenas that need no device-mapper: more than 1,000 in all. The few of every run are test/conformance/blockcapture.test.ts. */
+const rounds = 112;
 
-if (long) await adversaryTests(t, rounds);
-else await t.test('many rounds of block captures', { skip: 'long: npm run e2e -- adversary' }, async () => undefined);
+if (inOwnMounts(import.meta.filename)) {
+  const { default: t } = await import('tap');
+  const { adversaryTests } = await import('../conformance/blockrounds.ts');
+  const { long } = await import('./world.ts');
+  if (long) await adversaryTests(t, rounds);
+  else await t.test('many rounds of block captures', { skip: 'long: npm run e2e -- adversary' }, async () => undefined);
+}

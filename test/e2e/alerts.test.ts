@@ -7,6 +7,7 @@ import { type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { freePort } from '../ports.ts';
 import { situations } from '../unit/dashboards/situations.ts';
 
 const folder = resolve(import.meta.dirname, '../../dashboards');
@@ -30,7 +31,7 @@ function exposition(phase: Phase, tick: number, ticksBad: number): string {
     ['replicator_state{replication="stuck",state="ERROR"}', bad ? 1 : 0],
     ['replicator_phase{replication="first",phase="InitialSync"}', 1],
     [`replicator_initial_sync_ratio${db('first')}`, bad ? 0.5 : (tick % 1000) / 1000],
-    ['replicator_agents{state="CONN FAILED"}', bad ? 1 : 0],
+    ['replicator_agent_up{agent="node-a"}', bad ? 0 : 1],
     [`replicator_verify_mismatched_bytes_total${db('rot')}`, ticksBad * 65_536],
     [`replicator_capture_lost_events_total${db('loses')}`, ticksBad],
     ['replicator_full_scans_total{replication="loses",reason="EventsLost"}', ticksBad],
@@ -44,6 +45,10 @@ function exposition(phase: Phase, tick: number, ticksBad: number): string {
     [`replicator_last_sync_timestamp_seconds${db('drills')}`, nowSeconds()],
     [`replicator_last_drill_timestamp_seconds${db('drills')}`, nowSeconds() - (bad ? 31 : 1) * day],
     ['replicator_agent_certificate_expiry_timestamp_seconds{agent="node-a"}', nowSeconds() + (bad ? 6 : 60) * day],
+    [
+      'replicator_master_certificate_expiry_timestamp_seconds{certificate="http"}',
+      nowSeconds() + (bad ? 13 : 90) * day,
+    ],
     ...(bad ? [['replicator_degraded{replication="split",reason="SplitBrain"}', 1] as [string, number]] : []),
   ];
   return lines.map(([name, value]) => `${name} ${value}\n`).join('');
@@ -63,14 +68,6 @@ t.test(
         server.close();
       });
       return (server.address() as AddressInfo).port;
-    }
-    async function freePort(): Promise<number> {
-      const server = createServer().listen(0, '127.0.0.1');
-      await once(server, 'listening');
-      const { port } = server.address() as AddressInfo;
-      server.close();
-      await once(server, 'close');
-      return port;
     }
     let phase = 'good' as Phase;
     let tick = 0;

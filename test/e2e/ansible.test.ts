@@ -10,11 +10,17 @@ import { long, openWorld } from './world.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 const skip = long
-  ? missingForHosts('ansible-playbook', 'rpmbuild') || missingForLoop('xfs')
+  ? missingForHosts('ansible-playbook', 'rpmbuild', 'rpmsign', 'gpg') || missingForLoop('xfs')
   : 'long: npm run e2e -- ansible';
 const linter = ['ansible-lint', '/var/cache/cdm-replicator-tests/lint/bin/ansible-lint'].find(
   (path) => spawnSync(path, ['--version']).status === 0,
 );
+
+function run(program: string, env: NodeJS.ProcessEnv, ...argv: string[]): string {
+  const { status, stdout, stderr } = spawnSync(program, argv, { env, encoding: 'utf8' });
+  if (status !== 0) throw new Error(`${program}: status ${status}\n${stdout}${stderr}`);
+  return stdout;
+}
 
 t.test('ansible-lint is content', { skip: !linter && 'needs ansible-lint: run test/parts/hosts' }, async (t) => {
   const home = t.testdir({});
@@ -27,7 +33,7 @@ t.test('ansible-lint is content', { skip: !linter && 'needs ansible-lint: run te
 });
 
 t.test('three hosts from nothing to mirroring by Ansible, upgraded under writes, removed', { skip }, async (t) => {
-  const world = await openWorld(t, { masterFlags: ['--advertise', gateway], grpc: '0.0.0.0:0' });
+  const world = await openWorld(t, { masterFlags: ['--advertise', gateway], grpc: '0.0.0.0:0', http: '0.0.0.0:0' });
   // Images on XFS are captured by comparing clones: what changed is known over restarts of the agent.
   const { mountPoint } = await loopMount(t, 'xfs', 512);
   const names = ['node-a', 'node-b', 'node-c'];
@@ -47,12 +53,25 @@ t.test('three hosts from nothing to mirroring by Ansible, upgraded under writes,
   };
   const build = (release: string): string => {
     const env = { ...process.env, RPM_RELEASE: release, RPM_PAYLOAD: 'w1.gzdio' };
-    const { status, stdout, stderr } = spawnSync(join(root, 'rpm/build'), ['--out', join(world.dir, `rpm${release}`)], {
-      encoding: 'utf8',
-      env,
-    });
-    if (status !== 0) throw new Error(`rpm/build: ${stderr}`);
-    return stdout.trim().split('\n').at(-1) ?? '';
+    const said = run(join(root, 'rpm/build'), env, '--out', join(world.dir, `rpm${release}`));
+    return said.trim().split('\n').at(-1) ?? '';
+  };
+  /** By a key that all hosts know from then on. */
+  const sign = (path: string): void => {
+    const home = join(world.dir, 'keys');
+    mkdirSync(home, { mode: 0o700 });
+    const keys = { ...process.env, GNUPGHOME: home };
+    const gpg = (...argv: string[]) => run('gpg', keys, '--batch', '--passphrase', '', ...argv);
+    gpg('--quick-generate-key', 'Packages', 'rsa3072', 'sign', 'never');
+    const defines = { _gpg_name: 'Packages', __gpg: run('sh', keys, '-c', 'command -v gpg').trim() };
+    const defined = Object.entries(defines).flatMap(([name, value]) => ['--define', `${name} ${value}`]);
+    run('rpmsign', keys, ...defined, '--addsign', path);
+    const key = gpg('--armor', '--export', 'Packages');
+    run('gpgconf', keys, '--kill', 'all');
+    for (const host of hosts) {
+      writeFileSync(join(host.shared, 'key.asc'), key);
+      host.sh('rpm --import /shared/key.asc');
+    }
   };
   const rpm = build('1');
   const inventory = join(world.dir, 'ansible_hosts');
@@ -63,8 +82,8 @@ t.test('three hosts from nothing to mirroring by Ansible, upgraded under writes,
 [agent:vars]
 ansible_ssh_private_key_file=${keyFile}
 ansible_ssh_common_args=${ssh}
-cdmr_master=${grpc.replace('0.0.0.0', gateway)}
-cdmr_api=${world.client.url}
+cdmr_master=${grpc.replace('127.0.0.1', gateway)}
+cdmr_api=${world.client.url.replace('127.0.0.1', gateway)}
 cdmr_api_token_file=${join(world.masterDir, 'admin.token')}
 cdmr_ca_file=${join(world.masterDir, 'ca.pem')}
 cdmr_allow=["/shared"]
@@ -107,6 +126,9 @@ cdmr_allow=["/shared"]
     );
     for (const host of hosts) t.equal(host.status('test -e /etc/cdmr_agent'), 1, `and makes none on ${host.name}`);
     t.strictSame(await agents(), []);
+    const unsigned = await play('agent_install.yml', '-e', 'cdmr_gpgcheck=true', '--limit', 'node-a');
+    t.not(unsigned.status, 0);
+    t.match(unsigned.text, /is not signed/, 'refused where signatures are asked for');
     const wrong = await play('agent_install.yml', '-e', 'cdmr_api_token_file=/etc/hostname', '--limit', 'node-a');
     t.match(wrong.text, /gave no join token: .*token of\s+the role manager or admin/s);
     const installed = await play('agent_install.yml');
@@ -132,19 +154,32 @@ cdmr_allow=["/shared"]
       },
     });
     await world.normal('db');
-    const sentBefore = await world.metric('sent_bytes_total', 'db');
+    // One that was not mirrored before does not hold the roll-out up.
+    await world.client.send('POST', '/replications', {
+      metadata: { name: 'none' },
+      spec: {
+        source: { agent: 'node-a', path: '/shared/none', volumeMode: 'Filesystem' },
+        target: { storageClass: 'local' },
+      },
+    });
+    await world.degraded('none', 'SourceGone');
+    // Told a little after the commit, all counts at once.
+    const sentBefore = await world.until('it is told that the first copy crossed the line', async () => {
+      const bytes = await world.metric('sent_bytes_total', 'db');
+      return bytes > 8 << 20 && bytes;
+    });
     const cutsBefore = await world.metric('cuts_total', 'db');
     const scansBefore = await world.metric('full_scans_total', 'db');
     t.equal((await world.get('db')).status.captureMethod, 'extents');
-    t.ok(sentBefore > 8 << 20, 'the first copy crossed the line');
     const pidBefore = first.sh('systemctl show -P MainPID cdmr_agent_1').trim();
     let count = 0;
     const writer = setInterval(() => writeFileSync(image, `written ${count++}`, { flag: 'r+' }), 200);
     const newer = build('2');
+    sign(newer);
     const checked = await play('agent_upgrade.yml', '--check', '-e', `cdmr_rpm=${newer}`);
     t.strictSame(changed(checked), [1, 1, 1], 'a check says so, and');
     t.match(first.sh('rpm -q cdmr_agent'), /-1\./, 'changes nothing');
-    const upgraded = await play('agent_upgrade.yml', '-e', `cdmr_rpm=${newer}`);
+    const upgraded = await play('agent_upgrade.yml', '-e', `cdmr_rpm=${newer}`, '-e', 'cdmr_gpgcheck=true');
     clearInterval(writer);
     t.equal(upgraded.status, 0, upgraded.status === 0 ? 'upgraded' : upgraded.text.slice(-4000));
     t.match(first.sh('rpm -q cdmr_agent'), /-2\./);
@@ -213,6 +248,7 @@ cdmr_allow=["/shared"]
       'find / -xdev -iname "*cdmr*" -not -path "/proc/*" -not -path "/sys/*" -not -path "/shared/*" -not -path "/var/log/*" -not -path "/var/lib/dnf/*" -not -path "/var/cache/*"',
     );
     t.equal(left, '', 'no file');
+    t.equal(first.status('id cdmr_agent'), 1, 'no user');
     t.equal(first.sh('ps -eo args | grep -c "[r]eplicator-agent\\|[g]uard-main" || true').trim(), '0', 'no process');
     t.strictSame(await agents(), []);
     t.strictSame(changed(await play('agent_remove.yml')), [0, 0, 0]);
@@ -228,7 +264,7 @@ cdmr_allow=["/shared"]
       host: third.address,
       hostKey: hostKey.join(' '),
       privateKey: readFileSync(keyFile, 'utf8'),
-      master: grpc.replace('0.0.0.0', gateway),
+      master: grpc.replace('127.0.0.1', gateway),
     });
     const { status } = await world.until(
       'the bootstrap ends',

@@ -3,11 +3,15 @@ import { mkdirSync, mkdtempSync, realpathSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
+import { ageOfPgbench, bucketQuantile, quantile } from '../bench/age.ts';
 import { bench } from '../bench/bench.ts';
 import { cases } from '../bench/cases.ts';
+import { benchManyFiles, manyFilesPeers, manyFilesTable, steps } from '../bench/manyfiles.ts';
 import { peers } from '../bench/peers.ts';
 import { emptyResults, plot, table, type Result } from '../bench/results.ts';
 import { remove } from '../bench/volumes.ts';
+import { missingForLoop } from '../loop.ts';
+import { missingPostgres } from './postgres.ts';
 import { long } from './world.ts';
 
 const all = Object.keys(cases).flatMap((name) => Object.keys(peers).map((peer) => [name, peer] as const));
@@ -39,6 +43,21 @@ t.test('each case runs, and what was copied is right', async (t) => {
       t.equal(result.theirs !== null, cases[name]?.theirs !== undefined);
     });
   }
+  await t.test('age-pgbench', { skip: missingForLoop('ext4') || missingPostgres() }, async (t) => {
+    const result = await ageOfPgbench({ runs: 1, size: 160 << 20, seconds: 3 }, () => undefined);
+    const { age } = result;
+    t.ok(age && age.age.samples > 0 && age.age.p50 > 0 && age.age.most >= age.age.p99);
+    t.ok(age && age.paced.without > 0 && age.paced.mirrored > 0 && age.full.mirrored > 0);
+    t.ok(age && age.cuts.made + age.cuts.refused > 0 && age.agentMiB > 20);
+    const lines = table({ ...emptyResults(), results: [result] }).split('\n');
+    t.equal(lines.filter((line) => line.startsWith('| ')).length, 2, 'a heading and a row');
+  });
+  t.equal(quantile([3, 1, 2, 4], 0.5), 2);
+  t.equal(quantile([3, 1, 2, 4], 0.99), 4);
+  const buckets = new Map([[0.1, 98], [0.01, 60], [Infinity, 100]]); // prettier-ignore
+  t.equal(bucketQuantile(buckets, 0.5), 0.01);
+  t.equal(bucketQuantile(buckets, 0.98), 0.1);
+  t.equal(bucketQuantile(buckets, 0.99), Infinity);
   const shown = { ...emptyResults(), results };
   t.equal(
     table(shown)
@@ -48,4 +67,21 @@ t.test('each case runs, and what was copied is right', async (t) => {
     'a row for each',
   );
   t.match(plot(shown), /^<svg /);
+});
+
+t.test('many files: each step is timed for each, and the copies are right', async (t) => {
+  const folder = realpathSync(mkdtempSync(join(tmpdir(), 'replicator-bench-')));
+  t.teardown(() => remove(folder));
+  const said: string[] = [];
+  const results = await benchManyFiles(
+    { folder, files: 300, meanBytes: 2000, runs: 1, check: true, peers: manyFilesPeers },
+    (line) => said.push(line),
+  );
+  const skipped = said.filter((line) => line.startsWith('skipped'));
+  t.equal(results.length + skipped.length, 3, skipped.join('; '));
+  for (const { subject, figures } of results)
+    for (const step of steps.slice(subject === 'lsyncd' ? 1 : 0))
+      t.ok((figures[step]?.wallSeconds ?? 0) > 0, `${subject}, ${step}`);
+  t.ok((results[0]?.agentMiB ?? 0) > 20);
+  t.equal(manyFilesTable(results).split('\n').length, 2 + results.length);
 });

@@ -8,6 +8,7 @@ import { traceInstance } from '../../agent/trackings.ts';
 import { ApiProblem } from '../../master/cli/client.ts';
 import type { Agent } from '../../master/resources.ts';
 import { startProxy } from './proxy.ts';
+import { freePort } from '../ports.ts';
 import { missingForSshd, openSshd } from './sshhost.ts';
 import { openWorld } from './world.ts';
 
@@ -66,6 +67,27 @@ t.test('an agent is installed over SSH: host key checked, progress told, undone 
     t.strictSame(host.changes(), untouched);
   });
 
+  const jumpHost = await openSshd(t);
+  await t.test('by way of a jump host, whose key is checked before the host hears anything', async (t) => {
+    const jumpKey = readFileSync(jumpHost.keyFile, 'utf8');
+    const jump = { host: '127.0.0.1', port: jumpHost.port, user: 'deploy', hostKey: host.hostKey, privateKey: jumpKey };
+    t.match(await code(begin({ jump: { ...jump, hostKey: 'x' } })), {
+      status: 422,
+      errors: [{ path: 'jump.hostKey' }],
+    });
+    const heard = host.log();
+    await begin({ jump });
+    t.match((await ended()).status.message, /shows the host key SHA256:\S+ \(ssh-ed25519\), which is not the one/);
+    await begin({ jump: { ...jump, hostKey: jumpHost.hostKey, privateKey } });
+    t.match((await ended()).status.message, /deploy@127.0.0.1:\d+ lets none of the keys in/);
+    t.equal(host.log(), heard, 'the host was not spoken to');
+    const free = await freePort();
+    await begin({ port: free, jump: { ...jump, hostKey: jumpHost.hostKey } });
+    t.match((await ended()).status.message, /deploy@127.0.0.1:\d+ does not get through to 127.0.0.1:\d+: .*refused/i);
+    t.match(jumpHost.log(), /Accepted publickey for deploy/);
+    t.strictSame(host.changes(), untouched);
+  });
+
   await t.test('a key that is not let in, and a key that is none', async (t) => {
     const other = join(t.testdir({}), 'other');
     spawnSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', other]);
@@ -91,7 +113,7 @@ t.test('an agent is installed over SSH: host key checked, progress told, undone 
       ],
     );
     t.strictSame(host.changes(), untouched);
-    t.equal(host.sh('pgrep -fc "[a]gent/main.ts" || true').trim(), '0', 'no process');
+    t.equal(host.sh('pgrep -fc "[a]gent/start.ts" || true').trim(), '0', 'no process');
   });
 
   await t.test('the line breaks while the package is copied: undone over a new one', async (t) => {
@@ -150,7 +172,8 @@ t.test('an agent is installed over SSH: host key checked, progress told, undone 
   await t.test('replctl does it from here, with known_hosts and the keys of an SSH agent', async (t) => {
     const { dir } = world;
     const knownHosts = join(dir, 'known_hosts');
-    writeFileSync(knownHosts, `[127.0.0.1]:${host.port} ${host.hostKey}\n`);
+    const known = [host, jumpHost].map(({ port, hostKey }) => `[127.0.0.1]:${port} ${hostKey}\n`);
+    writeFileSync(knownHosts, known.join(''));
     spawnSync('ssh-keygen', ['-q', '-H', '-f', knownHosts]);
     t.match(readFileSync(knownHosts, 'utf8'), /^\|1\|/, 'names are hashed');
     const socket = join(dir, 'agent.sock');
@@ -158,7 +181,7 @@ t.test('an agent is installed over SSH: host key checked, progress told, undone 
     t.teardown(() => keys.kill('SIGKILL'));
     await world.until('the SSH agent has the key', async () => {
       const env = { ...process.env, SSH_AUTH_SOCK: socket };
-      return spawnSync('ssh-add', ['-q', host.keyFile], { env }).status === 0;
+      return spawnSync('ssh-add', ['-q', host.keyFile, jumpHost.keyFile], { env }).status === 0;
     });
     const { grpc } = JSON.parse(readFileSync(join(world.masterDir, 'endpoints.json'), 'utf8')) as { grpc: string };
     async function replctl(...more: string[]): Promise<{ status: number | null; stdout: string; stderr: string }> {
@@ -189,8 +212,12 @@ t.test('an agent is installed over SSH: host key checked, progress told, undone 
       host.hasSudo ? 'deploy' : 'root',
       '--allow',
       '/srv',
+      '--jump',
+      `deploy@127.0.0.1:${jumpHost.port}`,
     );
     t.equal(done.status, 0, done.stderr);
+    t.match(host.log(), /Accepted publickey for (deploy|root) from 127.0.0.1/);
+    t.ok((jumpHost.log().match(/Accepted publickey for deploy/g) ?? []).length >= 2, 'by way of the jump host');
     t.match(host.log(), /Accepted publickey for/);
     t.match(done.stderr, /Install +copying the package: 100 %/);
     t.match(done.stdout, /agent\/node-y is installed and connected/);

@@ -71,9 +71,11 @@ export async function openTab(t: Test): Promise<Tab> {
     rmSync(profile, { recursive: true, force: true, maxRetries: 10 });
   });
   const port = join(profile, 'DevToolsActivePort');
-  for (const endMs = Date.now() + 90_000; !existsSync(port); await sleep(50))
+  // Its two lines are not written in one piece.
+  const address = (): string[] => (existsSync(port) ? readFileSync(port, 'utf8').split('\n') : []);
+  for (const endMs = Date.now() + 90_000; !address()[1]?.startsWith('/devtools/browser/'); await sleep(50))
     if (browser.exitCode !== null || Date.now() > endMs) throw new Error(`Chromium did not start: ${said}`);
-  const [number, path] = readFileSync(port, 'utf8').trim().split('\n');
+  const [number = '', path = ''] = address();
   const socket = new WebSocket(`ws://127.0.0.1:${number}${path}`);
   await new Promise((resolve, reject) => {
     socket.addEventListener('open', resolve);

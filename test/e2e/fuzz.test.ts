@@ -11,12 +11,13 @@ import { writeFileSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { rights } from '../../master/api/rights.ts';
 import { roles } from '../../master/api/schema/token.ts';
+import type { Replication } from '../../master/resources.ts';
 import { long, openWorld } from './world.ts';
 
 const made = spawnSync(resolve(import.meta.dirname, '../parts/schemathesis'), { encoding: 'utf8' });
 const skip = made.status !== 0 && `no schemathesis: ${made.stderr.trim().split('\n').at(-1) ?? ''}`;
 const isRoot = process.getuid?.() === 0;
-const seconds = long ? 600 : 25;
+const seconds = long ? 600 : 12;
 
 interface Document {
   paths: Record<string, Record<string, { parameters?: { name: string }[] }>>;
@@ -38,15 +39,31 @@ t.test('the API holds what its document says, for every role', { skip, timeout: 
   // Names that the fuzzer tries first, so that it comes further than 404.
   await client.send('POST', '/replications', {
     metadata: { name: '0' },
-    spec: { source: { agent: 'node-a', path: '/dev/none', volumeMode: 'Block' }, target: { storageClass: 'local' } },
+    spec: {
+      source: { agent: 'node-a', path: '/dev/none', volumeMode: 'Block' },
+      target: { storageClass: 'local' },
+      group: '0',
+    },
   });
 
-  for (const role of roles) {
-    const { token } = await client.send<{ token: string }>('POST', '/tokens', { name: `fuzz-${role}`, role });
+  await client.send('POST', '/replications', {
+    metadata: { name: 'others' },
+    spec: { source: { agent: 'node-b', path: '/dev/other', volumeMode: 'Block' }, target: { storageClass: 'local' }, group: 'others' }, // prettier-ignore
+  });
+  const decided = async (): Promise<unknown> => {
+    const { spec, metadata } = await client.get<Replication>('/replications/others');
+    return [spec, metadata.generation, metadata.labels];
+  };
+  // As each role, and as one that is bound to a group: first, while what others have is there whole.
+  for (const [role, groups] of [['manager', ['0']] as const, ...roles.map((role) => [role, null] as const)]) {
+    const name = `fuzz-${role}${groups === null ? '' : '-bound'}`;
+    const { token } = await client.send<{ token: string }>('POST', '/tokens', { name, role, groups });
+    const before = groups === null ? undefined : await decided();
     const { status, output } = await fuzz(file, url, token);
     t.equal(status, 0, `${role}: ${status === 0 ? '' : output.slice(-6000)}`);
     t.match(output, /[1-9]\d* passed|No issues found/, `${role}: something was tried`);
     t.ok(world.master.running);
+    if (before !== undefined) t.same(await decided(), before, 'what others have is as it was');
     const { items } = await client.list<{ code: string; level: string; message: string }>(
       '/events?since=2020-01-01T00:00:00Z',
     );
@@ -55,7 +72,7 @@ t.test('the API holds what its document says, for every role', { skip, timeout: 
         code === 'AuditWrite' && level === 'INFO' ? /^(\S+) \(\w+\): (\w+) ([^ ?]+)\S* - 2\d\d$/.exec(message) : null,
       )
       .filter((found) => found !== null)
-      .filter(([, name]) => name === `fuzz-${role}`);
+      .filter(([, who]) => who === name);
     for (const [all, , method = '', path = ''] of done) t.ok(mayWrite(role, method, path), all);
   }
 });

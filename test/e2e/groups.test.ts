@@ -8,7 +8,7 @@ import type { Test } from 'tap';
 import { removeInstance } from '../../agent/capture/tracefs.ts';
 import { traceInstance } from '../../agent/trackings.ts';
 import type { GroupPointView, Replication } from '../../master/resources.ts';
-import { loopMount, missingForLoop, run } from '../loop.ts';
+import { loopMount, missingForLoop, run, unmountAfter } from '../loop.ts';
 import { missingPostgres, startCluster } from './postgres.ts';
 import { program, type Program } from './program.ts';
 import { reaches, start } from './recovering.ts';
@@ -44,7 +44,26 @@ async function oneMore(t: Test, world: World, name: string, allow: string): Prom
 function mount(t: Test, image: string, mountPoint: string): void {
   mkdirSync(mountPoint, { recursive: true });
   run('mount', '-o', 'loop', image, mountPoint);
-  t.teardown(() => void spawnSync('umount', [mountPoint]));
+  unmountAfter(t, mountPoint);
+}
+
+/** What a round was waiting for, in seconds. */
+function stopwatch(): { start(): void; lap(name: string): void; said(): string } {
+  let atMs = performance.now();
+  let laps: string[] = [];
+  return {
+    start: () => void (atMs = performance.now()),
+    lap(name) {
+      const nowMs = performance.now();
+      laps.push(`${name} ${((nowMs - atMs) / 1000).toFixed(1)}`);
+      atMs = nowMs;
+    },
+    said() {
+      const said = laps.join(', ');
+      laps = [];
+      return `seconds: ${said}`;
+    },
+  };
 }
 
 t.test('PostgreSQL with data and log on two nodes', { skip }, async (t) => {
@@ -80,18 +99,23 @@ t.test('PostgreSQL with data and log on two nodes', { skip }, async (t) => {
   chmodSync(mounts, 0o755);
   t.teardown(() => rmSync(mounts, { recursive: true, force: true }));
 
-  const rounds = long ? 50 : 2;
+  const rounds = Number(process.env['REPLICATOR_ROUNDS'] ?? (long ? 50 : 2));
+  const took = stopwatch();
   for (let round = 0; round < rounds; round++) {
+    took.start();
     await newest(Date.now());
+    took.lap('new point');
     // As if both nodes were lost at this moment: what is there now is all that there is.
     await sleep(2000 * Math.random());
     const point = (await points()).at(-1) as GroupPointView;
+    took.start();
     await t.test(`recovery ${round + 1}: the database of ${point.sourceTime} starts`, async (t) => {
       t.equal(point.consistency, 'filesystem');
       t.same(new Set(point.points.map((one) => one.point.sourceTime)), new Set([point.sourceTime]));
       const places: Record<string, string> = {};
       const choice = { group: 'pg', type: 'drill', point: { time: point.sourceTime } };
       const recovery = await reaches(world, await start(world, choice), 'Completed', 'Failed');
+      took.lap('copies');
       for (const { volume, path, point: chosen } of recovery.status.tasks) {
         const member = point.points.find(({ replication }) => replication === volume);
         t.equal(chosen?.sequence, member?.point.sequence, 'its point is that of the group');
@@ -101,17 +125,20 @@ t.test('PostgreSQL with data and log on two nodes', { skip }, async (t) => {
       const asOfMs = Date.parse(point.sourceTime);
       const promised = load.commits.reduce((most, ms, number) => (ms < asOfMs ? number : most), 0);
       const copy = await startCluster(t, places['data'] ?? '', places['wal']);
+      took.lap('database starts');
       const last = Number(copy.sql('SELECT coalesce(max(number), 0) FROM instant'));
       t.equal(Number(copy.sql('SELECT count(*) FROM instant')), last, 'no committed row is missing between');
       t.ok(promised > 0 && last >= promised, `row ${promised} was committed before; newest: ${last}`);
       t.equal(copy.check(), '', 'pg_amcheck finds nothing');
       const sums = 'SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history)';
       t.equal(copy.sql(sums).trim(), 't', 'the accounts add up to the history');
+      took.lap('looked at');
       await copy.stop();
       // The copies of fifty rounds need not all be there at once.
       for (const place of Object.values(places)) run('umount', place);
       for (const { metadata } of (await world.client.list<Replication>('/recoveries')).items)
         await world.client.send('POST', `/recoveries/${metadata.name}/actions/rollback`).catch(() => undefined);
+      t.comment(took.said());
     });
   }
 

@@ -26,7 +26,9 @@ await t.test('hooks around a freeze', { skip: missingForLoop('ext4') }, async (t
   });
   const lines = (): string[] => (existsSync(log) ? readFileSync(log, 'utf8').trim().split('\n') : []);
   const change = (): void => writeFileSync(join(mountPoint, 'changed'), noise(100_000));
+  const refusedCuts = (): Promise<number> => world.metric('cuts_refused_total', 'reason="hook"');
   const refusedBy = async (pattern: RegExp): Promise<void> => {
+    const before = await refusedCuts();
     await world.until(`a cut is refused by ${String(pattern)}`, async () => {
       change();
       const { status } = await world.get('hooked');
@@ -40,6 +42,7 @@ await t.test('hooks around a freeze', { skip: missingForLoop('ext4') }, async (t
       existsSync(join(mountPoint, 'writable')),
     );
     t.same((await world.points('hooked')).length, points.length, 'no point');
+    await world.until('it is counted', async () => (await refusedCuts()) > before);
   };
 
   await world.normal('hooked');

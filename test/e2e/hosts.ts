@@ -22,6 +22,8 @@ export interface Host {
   sh(command: string): string;
   /** Its status instead. */
   status(command: string): number | null;
+  /** Arguments of ssh(1) that reach it as root. */
+  ssh: string[];
   /** A folder that is the same on the host (/shared) and here. */
   shared: string;
 }
@@ -42,8 +44,16 @@ export function missingForHosts(...more: string[]): string | false {
   return spawnSync('ip', ['link', 'show', 'cdmrbr']).status === 0 ? 'another run holds the bridge cdmrbr' : false;
 }
 
-/** @param folders what is /shared on a host, by its name; else a new folder */
-export async function openHosts(t: Test, names: string[], folders: Record<string, string> = {}): Promise<Hosts> {
+/**
+ * @param folders what is /shared on a host, by its name; else a new folder
+ * @param devices block devices of this machine that a host sees, by its name; it may trace them
+ */
+export async function openHosts(
+  t: Test,
+  names: string[],
+  folders: Record<string, string> = {},
+  devices: Record<string, string[]> = {},
+): Promise<Hosts> {
   const dir = mkdtempSync(join(tmpdir(), 'replicator-hosts-'));
   const children: ChildProcess[] = [];
   const undo: string[][] = [];
@@ -72,7 +82,7 @@ export async function openHosts(t: Test, names: string[], folders: Record<string
     .slice(0, 2)
     .join(' ');
   const ssh = (address: string) => [
-    ...['-i', keyFile, '-o', `UserKnownHostsFile=${knownHosts}`, '-o', 'BatchMode=yes', '-o', 'ConnectTimeout=2'],
+    ...['-i', keyFile, '-o', `UserKnownHostsFile=${knownHosts}`, '-o', 'BatchMode=yes', '-o', 'ConnectTimeout=30'],
     `root@${address}`,
   ];
 
@@ -103,9 +113,14 @@ export async function openHosts(t: Test, names: string[], folders: Record<string
           `--network-namespace-path=/run/netns/${netns}`,
         ],
         ...['--bind', `${shared}:/shared`, '--bind-ro', `${keyFile}.pub:/root/.ssh/authorized_keys`, '--console=pipe'],
+        ...(devices[name] ?? []).map((device) => `--bind=${device}`),
         ...['--capability=all', '--resolv-conf=off', '--timezone=off'],
       ],
-      { stdio: ['ignore', 'ignore', 'ignore'] },
+      {
+        stdio: ['ignore', 'ignore', 'ignore'],
+        // Else /sys is read-only, and with it the tracer.
+        env: { ...process.env, ...(devices[name] && { SYSTEMD_NSPAWN_API_VFS_WRITABLE: '1' }) },
+      },
     );
     children.push(child);
     const attempt = (command: string) => spawnSync('ssh', [...ssh(address), command], { encoding: 'utf8' });
@@ -113,6 +128,7 @@ export async function openHosts(t: Test, names: string[], folders: Record<string
       name,
       address,
       shared,
+      ssh: ssh(address),
       sh(command) {
         const { status, stdout, stderr } = attempt(command);
         if (status !== 0) throw new Error(`${name}: ${command}: status ${status}\n${stdout}${stderr}`);

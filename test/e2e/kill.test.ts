@@ -1,4 +1,4 @@
-import t from 'tap';
+import t, { type Test } from 'tap';
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -7,11 +7,19 @@ import { killed, long, openWorld } from './world.ts';
 
 /** Names a run; REPLICATOR_SEED runs the same one again. */
 const seed = Number(process.env['REPLICATOR_SEED'] ?? Math.floor(Math.random() * 2 ** 31));
-const rounds = long ? 40 : 8;
+const rounds = long ? 40 : 4;
 
-t.test(`kill -9 of either side or both under load loses nothing acknowledged (seed ${seed})`, async (t) => {
+for (const openReplicas of [500, 0]) {
+  const name = openReplicas === 0 ? ', of a replica that is closed after each use,' : '';
+  t.test(`kill -9 of either side or both under load${name} loses nothing acknowledged (seed ${seed})`, (t) =>
+    killing(t, openReplicas),
+  );
+}
+
+async function killing(t: Test, openReplicas: number): Promise<void> {
   const next = random(seed);
-  const world = await openWorld(t);
+  const config = join(t.testdir({ 'c.yaml': `openReplicas: ${openReplicas}\n` }), 'c.yaml');
+  const world = await openWorld(t, { masterFlags: ['--config', config] });
   const source = join(world.sources, 'image');
   writeNoise(source, 48 << 20);
   await world.startAgent();
@@ -50,4 +58,4 @@ t.test(`kill -9 of either side or both under load loses nothing acknowledged (se
   await world.normal('killed', Date.now());
   const { path } = await world.copyOf('killed');
   t.ok(sameBytes(source, path), `after ${writer.writes} writes the copy of the resting source is the source`);
-});
+}

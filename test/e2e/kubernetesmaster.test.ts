@@ -6,42 +6,16 @@
 import t from 'tap';
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { allKinds, group, named } from '../../master/kubernetes/kinds.ts';
+import { group } from '../../master/kubernetes/kinds.ts';
 import type { Recovery, Replication, Snapshot } from '../../master/resources.ts';
-import { skipKubernetes, startKubernetes, until, type TestCluster } from '../kubernetes.ts';
+import { skipKubernetes, until } from '../kubernetes.ts';
 import { sameBytes, writeNoise } from './content.ts';
-import { openWorld } from './world.ts';
-
-const namespace = 'cdm-replicator';
-const account = 'replication-info-operator';
-const manifests = new URL('../../master/manifests', import.meta.url).pathname;
-
-function applied(cluster: TestCluster): {
-  apply: (kind: string, name: string, spec: object) => void;
-  read: (
-    kind: string,
-    name: string,
-  ) => { metadata: Record<string, unknown>; spec: never; status?: Record<string, unknown> };
-} {
-  return {
-    apply(kind, name, spec) {
-      const object = { apiVersion: `${group}/v1`, kind, metadata: { name }, spec };
-      cluster.kubectl(['apply', '-f', '-'], JSON.stringify(object));
-    },
-    read: (kind, name) => JSON.parse(cluster.kubectl(['get', kind, name, '-o', 'json'])) as never,
-  };
-}
+import { account, namespace, openKubernetesWorld } from './kubernetesworld.ts';
 
 t.test('by kubectl alone', { skip: skipKubernetes }, async (t) => {
-  const cluster = await startKubernetes({ namespace });
-  t.teardown(() => cluster.close());
-  cluster.kubectl(['apply', '-k', manifests]);
-  for (const kind of allKinds)
-    cluster.kubectl(['wait', '--for=condition=Established', `crd/${named(kind).plural}.${group}`, '--timeout=60s']);
-  const kubeconfig = await cluster.kubeconfigOf(namespace, account);
-  const world = await openWorld(t, { masterFlags: ['--kubernetes', namespace, '--kubeconfig', kubeconfig] });
+  const { cluster, world } = await openKubernetesWorld(t);
   await world.startAgent();
-  const { apply, read } = applied(cluster);
+  const { apply, read } = cluster;
   const gone = (kind: string, name: string) =>
     until(() => !cluster.kubectl(['get', kind, '-o', 'name']).includes(`/${name}\n`));
   const source = join(world.sources, 'image');
@@ -209,13 +183,10 @@ t.test('by kubectl alone', { skip: skipKubernetes }, async (t) => {
     t.equal(await world.master.stop(), 0, world.master.logEnd());
     // Watches are written down when they end.
     await until(() => cluster.rightsUsed(namespace, account).some((right) => right === 'watch /secrets'));
-    const role = JSON.parse(cluster.kubectl(['get', 'role', account, '-o', 'json'])) as {
-      rules: { apiGroups: string[]; resources: string[]; verbs: string[] }[];
-    };
-    const granted = role.rules.flatMap(({ apiGroups, resources, verbs }) =>
-      resources.flatMap((resource) => verbs.map((verb) => `${verb} ${apiGroups[0]}/${resource}`)),
-    );
-    const used = cluster.rightsUsed(namespace, account);
+    const granted = cluster.rightsOf('role', account);
+    // Those of sources by claim are kubernetesclaims.test.ts's.
+    const reading = cluster.rightsOf('clusterrole', 'replication-source-reader');
+    const used = cluster.rightsUsed(namespace, account).filter((right) => !reading.includes(right));
     // Of custom resources the rule is one for all kinds, and not each kind meets each case here; nor is the test a pod.
     const sum = (rights: string[]) =>
       [...new Set(rights.map((right) => right.replace(/ .*\.kr\/\w+/, ' kinds')))].filter(

@@ -25,7 +25,7 @@ t.test('a planned move loses nothing: demote, promote, and back', async (t) => {
     (await world.client.list<Recovery>('/recoveries')).items.findLast(({ spec }) => spec.type === 'failover');
 
   await t.rejects(act('promote'), /demote it first, so that nothing is lost, or promote with force/);
-  const writer = await startWriter(source, random(3), 20);
+  const writer = await startWriter(source, random(3), 300);
   t.teardown(() => writer.stop());
   await world.normal('db', Date.now());
   await writer.stop();

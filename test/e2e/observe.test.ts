@@ -79,6 +79,12 @@ t.test('logs that join, a support bundle without secrets, metrics over restarts'
     ])
       t.ok(names.includes(name), name);
     t.ok(names.includes('agents/0-volumes.json') && names.includes('metrics.txt'));
+    const logOf = (name: string) =>
+      spawnSync('tar', ['-xzOf', file, name], { encoding: 'utf8', maxBuffer: 64 << 20 }).stdout;
+    for (const line of logOf('agents/0.log').trimEnd().split('\n'))
+      t.match(JSON.parse(line), { program: 'replicator-agent' });
+    t.match(logOf('agents/0.log'), 'a session begins', "the agent's log, by way of the master");
+    t.match(logOf('logs/master.log'), '"msg":"a call begins"');
     const all = spawnSync('tar', ['-xzOf', file], { encoding: 'utf8', maxBuffer: 64 << 20 }).stdout;
     t.match(all, '"name": "db"');
     t.match(all, 'replicator_lag_seconds{replication="db"}');
@@ -98,6 +104,10 @@ t.test('logs that join, a support bundle without secrets, metrics over restarts'
       t.ok(sent >= 8 << 20 && sent < 12 << 20, `${sent} bytes were sent for 8 MiB`);
       const before = await read();
       await world.agent.kill();
+      await world.until(
+        'the broken session is counted',
+        async () => (await world.metric('syncs_total', 'result="failure"')) > 0,
+      );
       await world.startAgent();
       await world.normal('db', Date.now(), 120);
       const after = await read();

@@ -8,7 +8,7 @@ import type { Recovery } from '../../master/resources.ts';
 import { noBrowser, openTab, type Tab } from './browser.ts';
 import { writeNoise } from './content.ts';
 import { startProxy } from './proxy.ts';
-import { openWorld } from './world.ts';
+import { openWorld, type World } from './world.ts';
 
 const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 /** Set: pictures for the README are written there. */
@@ -50,6 +50,10 @@ t.test('a replication is made, drilled and rolled back in the browser', { skip: 
   const world = await openWorld(t);
   const source = join(world.sources, 'shop.img');
   writeNoise(source, 8 << 20);
+  // The copy of a failover lies where the agent may mirror it from.
+  const copies = join(world.dir, 'copies');
+  mkdirSync(copies);
+  world.agentFlags.push('--allow', copies);
   await world.startAgent();
   const { host } = new URL(world.client.url);
   const proxy = await startProxy(host);
@@ -136,6 +140,12 @@ t.test('a replication is made, drilled and rolled back in the browser', { skip: 
     metadata: { name: 'together' },
     spec: { members: [{ replication: 'shop', startOrder: 1 }] },
   });
+  await world.client.send('POST', '/recoveryschedules', {
+    metadata: { name: 'nightly' },
+    spec: { replication: 'shop', type: 'drill', repeat: 'daily', startTime: '2031-01-01T00:00:00Z' },
+  });
+  await show('#/recoveries');
+  await tab.until('what is planned is listed with its next time', `${says('nightly')} && ${says('1/1/31')}`);
   await show('#/groups');
   await tab.until('the group is listed', says('together'));
   await show('#/groups/together');
@@ -156,6 +166,7 @@ t.test('a replication is made, drilled and rolled back in the browser', { skip: 
     await accessible(t, tab, place);
   }
   await show('#/replications');
+  await tab.until('the list has come', says('Mirror a volume'));
   await tab.press('/');
   await tab.until('the filter has the focus', "document.activeElement?.id === 'filter'");
   await tab.type('nothing-like-it');
@@ -173,8 +184,48 @@ t.test('a replication is made, drilled and rolled back in the browser', { skip: 
     }
     await paint(tab, show, pictures);
   }
+  await tab.eval("document.getElementById('language').value = 'en'");
+  await tab.eval("document.getElementById('language').dispatchEvent(new Event('change', { bubbles: true }))");
+  await failOver(t, world, tab, show, join(copies, 'shop.img'));
   t.same(tab.complaints, [], 'nothing was thrown, nothing refused by policy');
 });
+
+/** With the name typed, to the end: confirmed, and mirrored on from the copy. */
+async function failOver(
+  t: Test,
+  world: World,
+  tab: Tab,
+  show: (hash: string) => Promise<void>,
+  path: string,
+): Promise<void> {
+  // What is planned for it, and the group, would hold it.
+  await world.client.send('DELETE', '/recoveryschedules/nightly');
+  const submit = `${dialog}.querySelector('[type=submit]')`;
+  const typeName = async (): Promise<void> => {
+    t.equal(await tab.eval(`${submit}.disabled`), true, 'not before the name is typed');
+    await tabTo(tab, "document.getElementById('field-typed')");
+    await tab.type('sho');
+    t.equal(await tab.eval(`${submit}.disabled`), true, 'nor by a part of it');
+    await tab.type('p');
+    await tab.until('by the whole name', `!${submit}.disabled`);
+    await tab.press('Enter');
+  };
+  await show('#/replications/shop');
+  await tab.click(button('Failover'));
+  await tabTo(tab, "document.getElementById('field-path')");
+  await tab.type(path);
+  await accessible(t, tab, 'the dialog of a failover');
+  await typeName();
+  await tab.until('the failover opens', "location.hash.startsWith('#/recoveries/')");
+  await tab.until('it is Completed', "document.querySelector('.states')?.textContent.includes('Completed')", 120);
+  await world.until('it is promoted', async () => (await world.get('shop')).status.phase === 'Promoted');
+  await tab.click(button('Confirm'));
+  await typeName();
+  await tab.until('it is Confirmed', "document.querySelector('.states')?.textContent.includes('Confirmed')", 180);
+  t.match((await world.normal('shop-failback', 0, 120)).spec.source, { path });
+  await show('#/replications');
+  await tab.until('the list has the new one alone', `${says('shop-failback')} && document.querySelectorAll('tbody tr').length === 1`); // prettier-ignore
+}
 
 async function paint(tab: Tab, show: (hash: string) => Promise<void>, folder: string): Promise<void> {
   mkdirSync(folder, { recursive: true });

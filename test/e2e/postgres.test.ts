@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { spawnSync } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Test } from 'tap';
-import { loopMount, missingForLoop, run } from '../loop.ts';
+import { loopMount, missingForLoop, run, unmountAfter } from '../loop.ts';
 import { missingPostgres, startCluster } from './postgres.ts';
 import { long, openWorld } from './world.ts';
 
@@ -15,10 +15,7 @@ function mountImage(t: Test, image: string, mountPoint: string): void {
   const device = run('losetup', '--find', '--show', image).trim();
   t.teardown(() => void spawnSync('losetup', ['--detach', device]));
   run('mount', device, mountPoint);
-  t.teardown(() => {
-    spawnSync('fsfreeze', ['--unfreeze', mountPoint]);
-    spawnSync('umount', [mountPoint]);
-  });
+  unmountAfter(t, mountPoint);
 }
 
 function makeImage(image: string, sizeMiB: number): void {

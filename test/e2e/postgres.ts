@@ -36,11 +36,25 @@ export interface Cluster {
   check(): string;
   /** Rate-limited pgbench and a table of instants; `stop` answers the client's clock (ms) at each commit. */
   load(t: Test): { commits: number[]; stop(): Promise<void> };
+  /** pgbench to its end, at `rate` transactions a second or as fast as it goes; answers how many a second there were. */
+  bench(options: { seconds: number; clients: number; rate?: number }): Promise<number>;
   stop(): Promise<void>;
 }
 
+export interface ClusterOptions {
+  /** Of pgbench: 100,000 accounts, 15 MB, each. */
+  scale?: number;
+  /** More of the server's command line. */
+  settings?: string[];
+}
+
 /** Makes the cluster below `mountPoint` when it is not there, its log below `walMount` if that is given. */
-export async function startCluster(t: Test, mountPoint: string, walMount?: string): Promise<Cluster> {
+export async function startCluster(
+  t: Pick<Test, 'teardown'>,
+  mountPoint: string,
+  walMount?: string,
+  { scale = 2, settings = [] }: ClusterOptions = {},
+): Promise<Cluster> {
   const data = join(mountPoint, 'pg');
   const wal = walMount && join(walMount, 'wal');
   const fresh = !existsSync(data);
@@ -68,6 +82,7 @@ export async function startCluster(t: Test, mountPoint: string, walMount?: strin
     [
       ...[...asPostgres, join(bin, 'postgres'), '-D', data, '-k', socket, '-c', 'listen_addresses='],
       ...['-c', 'min_wal_size=8MB', '-c', 'max_wal_size=32MB', '-c', 'shared_buffers=16MB'],
+      ...settings.flatMap((setting) => ['-c', setting]),
     ],
     { stdio: ['ignore', 'ignore', 'pipe'], cwd: '/' },
   );
@@ -86,7 +101,7 @@ export async function startCluster(t: Test, mountPoint: string, walMount?: strin
     if (server.exitCode !== null || Date.now() > endMs) throw new Error(`PostgreSQL did not start: ${log}`);
   }
   if (fresh) {
-    run('pgbench', '-h', socket, '-i', '-q', '-s', '2', 'postgres');
+    run('pgbench', '-h', socket, '-i', '-q', '-s', `${scale}`, 'postgres');
     sql('CREATE TABLE instant (number bigint PRIMARY KEY, at timestamptz NOT NULL)');
     sql('CREATE EXTENSION amcheck');
   }
@@ -99,6 +114,21 @@ export async function startCluster(t: Test, mountPoint: string, walMount?: strin
         { encoding: 'utf8', cwd: '/' },
       );
       return status === 0 ? stdout : `status ${status}: ${stdout}${stderr}`;
+    },
+    async bench({ seconds, clients, rate }) {
+      const pace = rate === undefined ? [] : ['-R', rate.toFixed(1)];
+      const args = ['-h', socket, '-n', '-c', `${clients}`, '-T', `${seconds}`, ...pace, 'postgres'];
+      const child = spawn('setpriv', [...asPostgres, join(bin, 'pgbench'), ...args], {
+        stdio: ['ignore', 'pipe', 'pipe'],
+        cwd: '/',
+      });
+      let said = '';
+      child.stdout.on('data', (text: Buffer) => (said += text.toString()));
+      child.stderr.on('data', (text: Buffer) => (said += text.toString()));
+      await once(child, 'close');
+      const tps = Number(/^tps = ([\d.]+)/m.exec(said)?.[1]);
+      if (child.exitCode !== 0 || !(tps > 0)) throw new Error(`pgbench ended with ${child.exitCode}: ${said}`);
+      return tps;
     },
     load(t) {
       const bench = spawn(

@@ -12,7 +12,11 @@ import { resolve } from 'node:path';
 const root = resolve(import.meta.dirname, '../..');
 /** What a test that was killed itself leaves behind dies with it. */
 const tied = spawnSync('setpriv', ['--pdeathsig', 'KILL', 'true'], { stdio: 'ignore' }).status === 0;
-const launchers = { 'replicator-master': 'master/replicator-master', 'replicator-agent': 'agent/replicator-agent' };
+const launchers = {
+  'replicator-master': 'master/replicator-master',
+  'replicator-agent': 'agent/replicator-agent',
+  'replicator-receiver': 'master/replicator-receiver',
+};
 export type ProgramName = keyof typeof launchers;
 
 export function launcherOf(name: ProgramName): string {
@@ -35,8 +39,17 @@ export interface Program {
   logEnd(): string;
 }
 
-/** @param argv asked for at each start, as ports are known only after the first one */
-export function program(name: ProgramName, argv: () => string[], logPath: string, user?: number): Program {
+/**
+ * @param argv asked for at each start, as ports are known only after the first one
+ * @param before put before the command at each start, such as a tracer that runs it as the same process
+ */
+export function program(
+  name: ProgramName,
+  argv: () => string[],
+  logPath: string,
+  user?: number,
+  before: () => string[] = () => [],
+): Program {
   let child: ChildProcess | undefined;
   const gone = async (running: ChildProcess, signal: NodeJS.Signals): Promise<number | null> => {
     if (running.exitCode === null && running.signalCode === null) {
@@ -51,7 +64,7 @@ export function program(name: ProgramName, argv: () => string[], logPath: string
       const log = openSync(logPath, 'a');
       const as = user === undefined ? [] : [`--reuid=${user}`, `--regid=${user}`, '--clear-groups'];
       const setpriv = tied || user !== undefined ? ['setpriv', '--pdeathsig', 'KILL', ...as] : [];
-      const command = [...setpriv, launcherOf(name), ...argv()];
+      const command = [...setpriv, ...before(), launcherOf(name), ...argv()];
       child = spawn(command[0] ?? '', command.slice(1), { stdio: ['ignore', log, log] });
       closeSync(log);
     },
@@ -88,7 +101,7 @@ export function runProgram(
 ): { status: number | null; stdout: string; stderr: string } {
   const { status, stdout, stderr } = spawnSync(launcherOf(name), argv, {
     encoding: 'utf8',
-    timeout: 20_000,
+    timeout: 120_000,
     killSignal: 'SIGKILL',
   });
   return { status, stdout, stderr };

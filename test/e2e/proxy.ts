@@ -1,4 +1,4 @@
-/** A TCP proxy between agent and master whose lines a test can cut, or leave standing and silent. Counts what goes up. */
+/** A TCP proxy between agent and master whose lines a test can cut, or leave standing and silent. Counts what passes. */
 import { once } from 'node:events';
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net';
 
@@ -6,6 +6,8 @@ export interface Proxy {
   address: string;
   /** From the agent to the master, since the start, TLS included. */
   readonly sentBytes: number;
+  /** The other way. */
+  readonly receivedBytes: number;
   /** Closes every line; with `refuse` new ones too, until `heal`. */
   cut(refuse: boolean): void;
   /** Lines stay up, nothing passes, not even a close; new ones are taken and as silent. */
@@ -20,6 +22,7 @@ export async function startProxy(target: string): Promise<Proxy> {
   const lines = new Set<Socket>();
   let mode: 'pass' | 'refuse' | 'silent' = 'pass';
   let sentBytes = 0;
+  let receivedBytes = 0;
   const closeAll = () => {
     // Not resetAndDestroy: on a paused socket it leaves a handle that keeps Node from ever exiting.
     for (const socket of lines) socket.destroy();
@@ -37,6 +40,7 @@ export async function startProxy(target: string): Promise<Proxy> {
     const down = connect({ host, port: Number(port) });
     keep(down);
     up.on('data', (data) => (sentBytes += data.length));
+    down.on('data', (data) => (receivedBytes += data.length));
     up.pipe(down).pipe(up);
     up.on('close', () => down.destroy());
     down.on('close', () => up.destroy());
@@ -47,6 +51,9 @@ export async function startProxy(target: string): Promise<Proxy> {
     address: `127.0.0.1:${(server.address() as AddressInfo).port}`,
     get sentBytes() {
       return sentBytes;
+    },
+    get receivedBytes() {
+      return receivedBytes;
     },
     cut(refuse) {
       mode = refuse ? 'refuse' : 'pass';

@@ -9,7 +9,7 @@ import t, { type Test } from 'tap';
 import { Replica } from '../../master/replica/replica.ts';
 import { openStorage } from '../../master/storage.ts';
 import { granuleBytes } from '../../proto/granule.ts';
-import { systemClock, systemDisk, systemEffects, systemRandom } from '../../proto/system.ts';
+import { systemClock, systemEffects } from '../../proto/system.ts';
 import { loopMount, missingForLoop } from '../loop.ts';
 import { Dice } from '../sim/dice.ts';
 import { none, put, writer } from '../unit/master/replica/blockreplica.ts';
@@ -23,8 +23,7 @@ const agingWrites = long ? 100_000 : 5000;
 async function measure(folder: string, sizeBytes: number): Promise<{ fresh: number; aged: number }> {
   const driver = openStorage(
     { driver: 'directory', parameters: { path: `${folder}/class` } },
-    systemDisk,
-    systemRandom,
+    systemEffects,
     systemClock,
   );
   const place = await driver.provision('rto', uid);

@@ -2,8 +2,8 @@ import t from 'tap';
 import { mkdirSync, renameSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { spawnSync } from 'node:child_process';
-import { run } from '../loop.ts';
-import { copyKeeping, sameBytes, writeNoise } from './content.ts';
+import { loopDevice, missingForLoop, run } from '../loop.ts';
+import { copyKeeping, differingBlocks, sameBytes, writeNoise } from './content.ts';
 import { openWorld } from './world.ts';
 
 const mkfs = spawnSync('sh', ['-c', 'command -v mkfs.ext4']).status === 0;
@@ -101,4 +101,33 @@ t.test('a source that goes wrong stops with a reason and harms no copy', async (
     t.equal(status.state, 'ERROR');
     t.match(await messageOf(), /neither a file nor a block device/);
   });
+});
+
+t.test('a block device that grows is followed, one that shrinks stops', { skip: missingForLoop('ext4') }, async (t) => {
+  const { device, image } = loopDevice(t, 16);
+  const resize = (mebibytes: number): void => {
+    truncateSync(image, mebibytes << 20);
+    run('losetup', '--set-capacity', device);
+  };
+  const writeAt = (mebibyte: number): void =>
+    void run('dd', 'if=/dev/urandom', `of=${device}`, 'bs=1M', 'count=1', `seek=${mebibyte}`, 'oflag=direct', 'status=none'); // prettier-ignore
+  const world = await openWorld(t, { allow: [device] });
+  const copied = async (): Promise<void> => {
+    await world.normal('device', Date.now());
+    run('blockdev', '--flushbufs', device);
+    t.equal(differingBlocks(device, (await world.copyOf('device')).path), '', 'byte for byte');
+  };
+  writeAt(3);
+  await world.startAgent();
+  await world.replicate('device', device);
+  const { status } = await world.normal('device');
+  const scans = await world.metric('full_scans_total');
+  resize(24);
+  writeAt(20);
+  await copied();
+  if (status.captureMethod === 'ftrace') t.equal(await world.metric('full_scans_total'), scans, 'not read whole');
+  resize(12);
+  await world.degraded('device', 'SourceShrunk');
+  resize(24);
+  await copied();
 });

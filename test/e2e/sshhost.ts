@@ -5,12 +5,14 @@
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { connect, createServer, type AddressInfo } from 'node:net';
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { connect } from 'node:net';
+import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Test } from 'tap';
 import { run } from '../loop.ts';
+import { freePort } from '../ports.ts';
 
 export interface SshdHost {
   port: number;
@@ -82,7 +84,10 @@ while [ $# -gt 0 ]; do if [ "$1" = -u ]; then tail -n 8 "/run/\${2%.service}.log
 `;
 
 export async function openSshd(t: Test): Promise<SshdHost> {
-  const dir = t.testdir({});
+  const dir = mkdtempSync(join(tmpdir(), 'replicator-sshd-'));
+  t.teardown(() => rmSync(dir, { recursive: true, force: true }));
+  // Keys are read as the user who logs in.
+  chmodSync(dir, 0o755);
   const keyFile = join(dir, 'key');
   const hostKeyFile = join(dir, 'hostkey');
   for (const file of [keyFile, hostKeyFile]) run('ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-f', file);
@@ -166,15 +171,6 @@ exec $(command -v sshd || echo /usr/sbin/sshd) -D -e -f ${dir}/sshd_config 2>${d
       return sh(`cd ${top} && find etc usr var -not -type d -not \\( ${noise} \\) | sort`).trim().split('\n');
     },
   };
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, 'close');
-  return port;
 }
 
 async function answers(port: number): Promise<boolean> {

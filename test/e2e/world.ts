@@ -9,10 +9,11 @@ import { chownSync, existsSync, mkdirSync, mkdtempSync, readFileSync, realpathSy
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { getCACertificates, setDefaultCACertificates } from 'node:tls';
 import type { Test } from 'tap';
 import { removeInstance } from '../../agent/capture/tracefs.ts';
 import { traceInstance } from '../../agent/trackings.ts';
-import { connect, Unreachable, type Client } from '../../master/cli/client.ts';
+import { ApiProblem, connect, Unreachable, type Client } from '../../master/cli/client.ts';
 import type {
   PointChoice,
   PointView,
@@ -21,7 +22,7 @@ import type {
   ReplicationSpec,
   Snapshot,
 } from '../../master/resources.ts';
-import { program, type Program } from './program.ts';
+import { program, type Program, type ProgramName } from './program.ts';
 import { startProxy, type Proxy } from './proxy.ts';
 
 /** The long forms of the suites: `npm run e2e`. */
@@ -52,7 +53,7 @@ export interface World {
   /** Waits until a Degraded condition has this reason. */
   degraded(name: string, reason: string, seconds?: number): Promise<Replication>;
   /** Runs a drill to its end, whatever that is. */
-  drill(name: string, point?: PointChoice, path?: string): Promise<Recovery>;
+  drill(name: string, point?: PointChoice, path?: string, seconds?: number): Promise<Recovery>;
   /** Runs a drill, demands success, answers the path of the copy. */
   copyOf(name: string, point?: PointChoice): Promise<{ path: string; recovery: Recovery }>;
   snapshot(replication: string, name: string): Promise<Snapshot>;
@@ -69,13 +70,16 @@ export interface WorldOptions {
   /** More paths that the agent may read. */
   allow?: string[];
   masterFlags?: string[];
-  /** Where the master listens for agents; a free port of the loopback unless given. */
+  /** Where the master listens for agents, and where its API does; free ports of the loopback unless given. */
   grpc?: string;
+  http?: string;
   /** The master runs as this user; we are root then. */
   masterUser?: number;
   agentFlags?: string[];
   /** The agent reaches the master through a proxy that the test may cut. */
   proxied?: boolean;
+  /** Put before a program's command at each start: a tracer, which may kill it before it is ready. */
+  tracer?: (name: ProgramName, dir: string) => string[];
 }
 
 export async function openWorld(t: Pick<Test, 'teardown'>, options: WorldOptions = {}): Promise<World> {
@@ -85,7 +89,8 @@ export async function openWorld(t: Pick<Test, 'teardown'>, options: WorldOptions
   const agentFlags = [...(options.agentFlags ?? [])];
   const masterFlags = [...(options.masterFlags ?? [])];
   mkdirSync(sources);
-  let listen = { http: '127.0.0.1:0', grpc: options.grpc ?? '127.0.0.1:0' };
+  let listen = { http: options.http ?? '127.0.0.1:0', grpc: options.grpc ?? '127.0.0.1:0' };
+  let url = '';
   let dialed = '';
   const master = program(
     'replicator-master',
@@ -95,6 +100,7 @@ export async function openWorld(t: Pick<Test, 'teardown'>, options: WorldOptions
     ],
     join(dir, 'master.log'),
     options.masterUser,
+    () => options.tracer?.('replicator-master', dir) ?? [],
   );
   if (options.masterUser !== undefined) chownSync(dir, options.masterUser, options.masterUser);
   const agent = program(
@@ -106,6 +112,8 @@ export async function openWorld(t: Pick<Test, 'teardown'>, options: WorldOptions
       ...agentFlags,
     ],
     join(dir, 'agent.log'),
+    undefined,
+    () => options.tracer?.('replicator-agent', dir) ?? [],
   );
   let proxy: Proxy | undefined;
   t.teardown(async () => {
@@ -121,21 +129,28 @@ export async function openWorld(t: Pick<Test, 'teardown'>, options: WorldOptions
     const path = join(masterDir, 'endpoints.json');
     rmSync(path, { force: true });
     master.start();
-    const endMs = performance.now() + 60_000;
+    const endMs = performance.now() + 240_000;
     while (!existsSync(path)) {
+      if (!master.running && options.tracer) master.start();
       if (!master.running || performance.now() > endMs)
         throw new Error(`the master did not get ready:\n${master.logEnd()}`);
       await sleep(20);
     }
     const { http, grpc } = JSON.parse(readFileSync(path, 'utf8')) as { http: string; grpc: string };
-    listen = { http: http.replace(/^https?:\/\//, ''), grpc };
+    url = http;
+    dialed ||= grpc;
+    // The next start takes the same ports.
+    const again = (asked: string, got: string): string => asked.replace(/\d+$/, /\d+$/.exec(got)?.[0] ?? '');
+    listen = { http: again(listen.http, http), grpc: again(listen.grpc, grpc) };
   }
 
   await startMaster();
-  if (options.proxied === true) proxy = await startProxy(listen.grpc);
-  dialed = proxy?.address ?? listen.grpc;
+  if (options.proxied === true) proxy = await startProxy(dialed);
+  dialed = proxy?.address ?? dialed;
   const token = readFileSync(join(masterDir, 'admin.token'), 'utf8').trim();
-  const client = connect(`http://${listen.http}`, token);
+  if (url.startsWith('https:'))
+    setDefaultCACertificates([...getCACertificates('default'), readFileSync(join(masterDir, 'ca.pem'), 'utf8')]);
+  const client = connect(url, token);
 
   async function state(): Promise<string> {
     const statuses = await client
@@ -148,14 +163,14 @@ export async function openWorld(t: Pick<Test, 'teardown'>, options: WorldOptions
     return `${statuses}\n-- master: ${logs[0]}\n-- agent: ${logs[1]}`;
   }
 
-  async function until<T>(what: string, probe: () => Promise<T | undefined | false>, seconds = 30): Promise<T> {
+  async function until<T>(what: string, probe: () => Promise<T | undefined | false>, seconds = 120): Promise<T> {
     const endMs = performance.now() + seconds * 1000;
     for (;;) {
       try {
         const answer = await probe();
         if (answer !== undefined && answer !== false) return answer;
       } catch (error) {
-        if (!(error instanceof Unreachable)) throw error;
+        if (!isAway(error)) throw error;
       }
       if (performance.now() > endMs) throw new Error(`not reached in ${seconds} s: ${what}\n${await state()}`);
       await sleep(40);
@@ -173,7 +188,12 @@ export async function openWorld(t: Pick<Test, 'teardown'>, options: WorldOptions
     });
   }
 
-  async function drill(name: string, point: PointChoice = 'latest-data', path?: string): Promise<Recovery> {
+  async function drill(
+    name: string,
+    point: PointChoice = 'latest-data',
+    path?: string,
+    seconds = 300,
+  ): Promise<Recovery> {
     const made = await client.send<Recovery>('POST', '/recoveries', {
       replication: name,
       type: 'drill',
@@ -186,7 +206,7 @@ export async function openWorld(t: Pick<Test, 'teardown'>, options: WorldOptions
         const recovery = await client.get<Recovery>(`/recoveries/${made.metadata.name}`);
         return recovery.status.outcome !== null && recovery;
       },
-      120,
+      seconds,
     );
   }
 
@@ -215,7 +235,7 @@ export async function openWorld(t: Pick<Test, 'teardown'>, options: WorldOptions
     async points(name) {
       return (await client.list<PointView>(`/replications/${name}/points`)).items;
     },
-    normal: (name, sinceMs = 0, seconds = 60) =>
+    normal: (name, sinceMs = 0, seconds = 240) =>
       until(
         `${name} is NORMAL with a point since ${new Date(sinceMs).toISOString()}`,
         async () => {
@@ -225,7 +245,7 @@ export async function openWorld(t: Pick<Test, 'teardown'>, options: WorldOptions
         },
         seconds,
       ),
-    degraded: (name, reason, seconds = 30) =>
+    degraded: (name, reason, seconds = 120) =>
       until(
         `${name} is degraded by ${reason}`,
         async () => {
@@ -266,6 +286,10 @@ export async function openWorld(t: Pick<Test, 'teardown'>, options: WorldOptions
       return values.reduce((sum, value) => sum + value, 0);
     },
   };
+}
+
+function isAway(error: unknown): boolean {
+  return error instanceof Unreachable || (error instanceof ApiProblem && error.problem.status === 503);
 }
 
 /** kill -9, and started again at once. */

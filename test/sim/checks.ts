@@ -6,7 +6,7 @@
  */
 import type { CommitRecord } from '../../master/replica/frame.ts';
 import type { Point } from '../../master/replica/horizon.ts';
-import type { Replica } from '../../master/replica/replica.ts';
+import type { OnDemandReplica } from '../../master/replica/ondemand.ts';
 import { asReplicationError, type ErrorCode } from '../../proto/errors.ts';
 import type { Report } from '../../proto/wire.ts';
 import { volumeDigest } from './digest.ts';
@@ -77,7 +77,7 @@ export class Checks {
       this.violated('I1 a crash costs nothing that was acknowledged', why);
   }
 
-  onOpened(replica: Replica): void {
+  onOpened(replica: OnDemandReplica): void {
     const { head } = replica;
     if (!this.rotten) {
       if (head.sequence < this.#newestAcknowledged)
@@ -97,7 +97,7 @@ export class Checks {
     this.#points(replica);
   }
 
-  onAdvanced(replica: Replica): void {
+  onAdvanced(replica: OnDemandReplica): void {
     this.#points(replica);
     const { maxJournalBytes, segmentBytes } = this.#world.limits;
     const allowed = maxJournalBytes + 2 * segmentBytes + 2 * this.#world.device.volume.sizeBytes + (4 << 20);
@@ -105,7 +105,7 @@ export class Checks {
       this.violated('every queue is bounded', `journal of ${replica.journalBytes} bytes, ${allowed} allowed`);
   }
 
-  #points(replica: Replica): void {
+  #points(replica: OnDemandReplica): void {
     let last: Point | undefined;
     for (const point of replica.points) {
       if (last && (point.sequence <= last.sequence || point.sourceUs < last.sourceUs))
@@ -133,7 +133,11 @@ export class Checks {
   }
 
   /** Recovers the point as a drill does and compares every byte with what the source was at the cut. */
-  async recover(replica: Replica, point: Point, options: { mustWork: boolean; isStill: () => boolean }): Promise<void> {
+  async recover(
+    replica: OnDemandReplica,
+    point: Point,
+    options: { mustWork: boolean; isStill: () => boolean },
+  ): Promise<void> {
     const world = this.#world;
     const path = `/recoveries/${world.dice.below(2 ** 30)}`;
     try {
@@ -146,7 +150,7 @@ export class Checks {
     } catch (error) {
       if (!options.isStill()) return;
       // The journal's time goes on: it may have left the list meanwhile.
-      const gone = !replica.points.includes(point) && !options.mustWork;
+      const gone = !replica.points.some(({ sequence }) => sequence === point.sequence) && !options.mustWork;
       const expected: ErrorCode[] = gone ? ['PointGone'] : [];
       if (this.rotten && asReplicationError(error).code === 'ReplicaDamaged') this.counts.refusedAsDamaged++;
       this.onFault(error, `recovery of point ${point.sequence}`, expected);

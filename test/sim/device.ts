@@ -3,6 +3,7 @@
  * (freeze, reflink, tell writes) is fixed when it is made, as a filesystem's abilities are.
  */
 import type { BlockDevice, Frozen, View } from '../../agent/device.ts';
+import { Refusal } from '../../agent/refusal.ts';
 import { ReplicationError } from '../../proto/errors.ts';
 import { granuleBytes } from '../../proto/granule.ts';
 import type { SimClock } from './clock.ts';
@@ -137,6 +138,10 @@ export class SimDevice {
         await turn();
         return { sizeBytes: this.volume.sizeBytes, sourceId: this.volume.sourceId };
       },
+      size: async () => {
+        await turn();
+        return this.volume.sizeBytes;
+      },
       stamp: async () => {
         await turn();
         const stamp = this.abilities.stamp ? `version ${this.volume.version}` : undefined;
@@ -146,8 +151,9 @@ export class SimDevice {
       freeze: async (maxFreezeMs, signal) => {
         await turn();
         signal.throwIfAborted();
-        return this.abilities.freeze ? this.#freeze(maxFreezeMs) : 'nothing is mounted';
+        return this.abilities.freeze ? this.#freeze(maxFreezeMs) : new Refusal('unsupported', 'nothing is mounted');
       },
+      stopWriters: async () => new Refusal('unsupported', 'no pod uses it'),
       reflink: async () => {
         await turn();
         if (!this.abilities.reflink) return 'the filesystem cannot share blocks';
@@ -177,6 +183,7 @@ export class SimDevice {
   #freeze(maxFreezeMs: number): Frozen {
     const startMs = this.#clock.nowMs;
     const frozen = { held: true };
+    const { version } = this.volume;
     this.#frozen = frozen;
     this.volume.noteFrozen();
     const thawed = (): void => {
@@ -195,6 +202,7 @@ export class SimDevice {
         thawed();
         return { held, freezeUs: Math.max(1, Math.round((this.#clock.nowMs - startMs) * 1000)) };
       },
+      isAlone: () => this.volume.version === version,
     };
   }
 

@@ -82,12 +82,17 @@ export class SimKernel {
       bootId: `boot ${this.#boot}`,
       device: '7:0',
       disk,
+      isPartition: false,
       startSector: 0,
       sizeBytes: Math.ceil(sizeBytes / sectorBytes) * sectorBytes,
       diskseq: String(this.#diskseq),
+      attached: '',
+      mapping: [],
       counted: 'yes',
+      iostats: true,
       splitsBios: false,
       sectors: this.#sectors,
+      readSectors: 0,
       writing: this.#writing,
     };
   }

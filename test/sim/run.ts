@@ -65,9 +65,17 @@ async function scenario(world: World): Promise<void> {
   const faults = new Faults(world);
   faults.begin();
   await clock.runUntil(() => false, untilMs);
+  // A seed without a crash of its own proves little.
+  if (world.counts.masterStarts === 1) world.crashMaster(true);
   await faults.heal();
   await converge(world);
   await verifyAll(world);
+  const { acknowledged, recovered } = world.checks.counts;
+  if (acknowledged === 0 || recovered === 0 || world.counts.masterStarts === 1)
+    world.checks.violated(
+      'every seed commits, crashes and recovers',
+      `${acknowledged} commits, ${world.counts.masterStarts} starts, ${recovered} recoveries`,
+    );
 }
 
 /** Bounded: whatever was broken, a point with the source's present content comes by itself. */
@@ -134,7 +142,7 @@ async function verifyAll(world: World): Promise<void> {
     }
     for (const [name, point] of world.snapshots) await checkSnapshot(world, name, point);
   });
-  await staleWriter(world);
+  await within(world, 'a stale writer', () => staleWriter(world));
   const final = world.disk.paths().filter((path) => path.startsWith('/recoveries/'));
   if (final.length > 0 && world.counts.masterStarts === 1 && world.disk.counts.eio === 0)
     checks.violated('nothing is left behind', final.join(' '));

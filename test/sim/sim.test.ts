@@ -15,7 +15,7 @@ for (const [what, seed] of Object.entries(regressions)) {
 
 t.test('a few seeds, each with faults, commits and recoveries', async (t) => {
   const total: Record<string, number> = {};
-  for (let seed = 5; seed <= 10; seed++) {
+  for (let seed = 5; seed <= 13; seed++) {
     const { violations, counts } = await runSeed(seed);
     t.same(violations, [], `npm run sim -- ${seed}`);
     for (const [key, count] of Object.entries(counts)) total[key] = (total[key] ?? 0) + count;

@@ -16,11 +16,14 @@ import { Tracer } from '../../agent/capture/tracer.ts';
 import { Tracking } from '../../agent/capture/tracking.ts';
 import type { BlockDevice } from '../../agent/device.ts';
 import { readHello, serveSession, type MirrorStream } from '../../master/session.ts';
-import { Replica, type ReplicaLimits } from '../../master/replica/replica.ts';
+import { OnDemandReplica } from '../../master/replica/ondemand.ts';
+import { OpenSet } from '../../master/replica/openset.ts';
+import type { ReplicaLimits } from '../../master/replica/limits.ts';
 import type { CommitRecord } from '../../master/replica/frame.ts';
 import type { Point } from '../../master/replica/horizon.ts';
 import type { Clock } from '../../proto/effects.ts';
 import { asReplicationError, ReplicationError } from '../../proto/errors.ts';
+import { Permits } from '../../proto/lock.ts';
 import { bell } from '../../proto/stream.ts';
 import type { Assignment, Report } from '../../proto/wire.ts';
 import { Checks } from './checks.ts';
@@ -43,7 +46,7 @@ const reopenMs = 1000;
 /** One process of the master. */
 export interface MasterProcess {
   clock: Clock;
-  replica: Replica | undefined;
+  replica: OnDemandReplica | undefined;
   readonly stopping: AbortController;
   advancing: boolean;
   readonly folder: string;
@@ -67,6 +70,8 @@ export class World {
   readonly checks: Checks;
   readonly limits: ReplicaLimits;
   readonly journalSeconds: number;
+  /** 0: its files are closed whenever nobody needs them. */
+  readonly openReplicas: number;
   readonly counts = {
     commits: 0,
     points: 0,
@@ -74,6 +79,7 @@ export class World {
     masterStarts: 0,
     powerLosses: 0,
     reopened: 0,
+    rests: 0,
     advances: 0,
   };
   /** How often each kind of fault happened. */
@@ -93,6 +99,7 @@ export class World {
   master: MasterProcess | undefined;
   ended = false;
   #agent: AbortController | undefined;
+  readonly #progressCommitBytes: number;
   /** Calls of the disk until the master's process crashes within one. */
   #crashIn: { calls: number; power: boolean } | undefined;
   /** What has yet to end, by name. */
@@ -133,6 +140,8 @@ export class World {
       maxEpochBytes: 512 << 20,
       segmentBytes: dice.pick([100_000, 1 << 20, 64 << 20]),
     };
+    this.openReplicas = dice.fork('rest').pick([0, 0, 1]);
+    this.#progressCommitBytes = dice.fork('progress').pick([64 << 20, 1 << 20, 200_000]);
     this.journalSeconds = dice.pick([0, 5, 20, 60]);
     this.#agentAheadMs = dice.between(-100_000, 100_000);
     this.assignment = {
@@ -221,7 +230,7 @@ export class World {
           random: this.dice.fork('agent'),
           assignment: () => this.assignment,
           changed: (signal) => this.#changed(signal),
-          openSource: async ({ consistency, maxFreezeMs, readBytesPerSecond }) =>
+          openSource: async ({ consistency, maxFreezeMs, readBytesPerSecond, fencingGeneration }) =>
             new BlockSource({
               ...tracking(),
               pool,
@@ -229,9 +238,11 @@ export class World {
               consistency: consistency === 'crash' ? 'crash' : null,
               maxFreezeMs,
               readBytesPerSecond,
+              generation: fencingGeneration,
             }),
           connect: (signal) => this.network.connect(signal),
           toMasterUs: async (agentUs) => Math.floor(agentUs - (this.#agentAheadMs + error) * 1000),
+          progressCommitBytes: this.#progressCommitBytes,
           report: (report) => {
             if (!isDead()) this.#onReport(report);
           },
@@ -263,7 +274,7 @@ export class World {
         tracking = new Tracking({
           map: new DirtyMap(this.mapFile.open(turn)),
           capture: tracer
-            ? new Ftrace({ tracer, clock, stat: () => kernel.stat(volume.sizeBytes) })
+            ? new Ftrace({ tracer, clock, stat: () => kernel.stat(volume.sizeBytes), isCounting: async () => true })
             : new Rescan(device, 'cannot be traced'),
           fallBack: (why) => new Rescan(device, why),
           event: ({ code, message }) => this.trace(`agent ${code} ${message}`),
@@ -316,7 +327,13 @@ export class World {
     const random = this.dice.fork(`master ${this.counts.masterStarts}`);
     master.open = async (): Promise<void> => {
       try {
-        const replica = await Replica.open({
+        const replica = await OnDemandReplica.open({
+          openSet: new OpenSet(this.openReplicas),
+          opening: new Permits(1),
+          onOpened: (replica) => {
+            this.counts.rests++;
+            if (this.master === master) this.checks.onOpened(replica);
+          },
           effects: { clock: master.clock, random, disk },
           place: { folder: replicaFolder, indexFolder: master.folder },
           mode: 'Block',
@@ -374,7 +391,7 @@ export class World {
 
   async #reopenIfDamaged(master: MasterProcess): Promise<void> {
     const { replica } = master;
-    if (!replica?.damaged || this.master !== master) return;
+    if (!replica || (!replica.damaged && replica.lost === undefined) || this.master !== master) return;
     this.trace('the journal is damaged: the replica is opened again');
     this.counts.reopened++;
     master.replica = undefined;
@@ -492,6 +509,6 @@ function volumeSize(dice: Dice): number {
   return granules * 65536 + tail;
 }
 
-export function pointsText({ points }: Replica): string {
+export function pointsText({ points }: OnDemandReplica): string {
   return `[${points.map(({ sequence }) => sequence).join(' ')}]`;
 }

@@ -49,22 +49,31 @@ export const Agent = resource(
   }),
 );
 
+export const Log = Type.Object({
+  text: Type.String({ description: 'newest lines, one JSON object each, oldest first' }),
+});
+
+const sshHost = (userIs: string) => ({
+  host: Type.String({ pattern: '^[^\\s@/-][^\\s@/]{0,254}$', description: 'name or address of the host' }),
+  port: Type.Integer({ minimum: 1, maximum: 65535, default: 22 }),
+  user: Type.String({ pattern: '^[a-z_][a-z0-9_.-]{0,31}$', default: 'root', description: userIs }),
+  hostKey: Type.String({
+    maxLength: 16_384,
+    description: 'the key that the host must show: SHA256:..., or a public key such as ssh-ed25519 AAAA...',
+  }),
+  privateKey: Type.Optional(Type.String({ maxLength: 65_536, description: 'in OpenSSH or PEM form; kept nowhere' })),
+  passphrase: Type.Optional(Type.String({ maxLength: 1024, description: 'of privateKey' })),
+});
+
 export const BootstrapInput = input(
   Type.Object({
-    host: Type.String({ pattern: '^[^\\s@/-][^\\s@/]{0,254}$', description: 'name or address of the host' }),
-    port: Type.Integer({ minimum: 1, maximum: 65535, default: 22 }),
-    user: Type.String({
-      pattern: '^[a-z_][a-z0-9_.-]{0,31}$',
-      default: 'root',
-      description: 'another than root needs sudo without password',
-    }),
-    hostKey: Type.String({
-      maxLength: 16_384,
-      description: 'the key that the host must show: SHA256:..., or a public key such as ssh-ed25519 AAAA...',
-    }),
-    privateKey: Type.Optional(Type.String({ maxLength: 65_536, description: 'in OpenSSH or PEM form; kept nowhere' })),
-    passphrase: Type.Optional(Type.String({ maxLength: 1024, description: 'of privateKey' })),
+    ...sshHost('another than root needs sudo without password'),
     sshAgent: Type.Optional(Type.Literal(true, { description: "use the keys of the master's own SSH agent" })),
+    jump: Type.Optional(
+      Type.Object(sshHost('any that may forward'), {
+        description: "a host on the way; without a privateKey of its own it is logged in to with the host's",
+      }),
+    ),
     master: Type.Optional(
       Type.String({
         pattern: '^\\S+:\\d{1,5}$',

@@ -1,6 +1,7 @@
 /** Protection groups. See ../schema.ts for how schemas are used. */
 import Type from 'typebox';
 import { inputObject, name, nullable, resource, time, words } from '../schema.ts';
+import { FailoverPolicy } from './failover.ts';
 
 const target = (of: string) =>
   Type.Unsafe<number | null>({
@@ -23,6 +24,7 @@ const GroupSpec = Type.Object({
   ),
   rpoSeconds: target('how old may be what all members have in common'),
   rtoSeconds: target('how long may a recovery of the group take'),
+  failover: Type.Optional(FailoverPolicy),
 });
 
 export const Group = resource(

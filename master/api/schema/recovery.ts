@@ -15,11 +15,11 @@ const RecoveryPoint = Type.Unsafe<R.PointChoice>({
   description: pointRule,
 });
 
-const RecoveryTarget = Type.Unsafe<{ path: string } | null>({
-  ...nullable(Type.Object({ path: path() }, { additionalProperties: false })),
+const RecoveryTarget = Type.Unsafe<{ path: string; agent?: string } | null>({
+  ...nullable(Type.Object({ path: path(), agent: Type.Optional(name()) }, { additionalProperties: false })),
   default: null,
   description:
-    '{"path": P}, P absolute and without a "/" at its end; left out: a new path under the folder of recoveries',
+    '{"path": P}, P absolute and without a "/" at its end; left out: a new path under the folder of recoveries. With "agent" a block device or image of that node, written over: only what differs is sent',
 });
 
 export const RecoverySpec = Type.Object({

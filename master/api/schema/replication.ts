@@ -7,7 +7,6 @@ import {
   nullable,
   name,
   time,
-  path,
   resource,
   Condition,
   VolumeMode,
@@ -15,8 +14,11 @@ import {
   SnapshotPeriod,
   bytes,
   inputObject,
+  namePattern,
+  nameRule,
   ListQuery,
 } from '../schema.ts';
+import { FailoverPolicy } from './failover.ts';
 
 const globs = (description: string) =>
   Type.Array(Type.String({ minLength: 1, maxLength: 4095 }), { maxItems: 1000, default: [], description });
@@ -34,9 +36,33 @@ const SnapshotSchedule = Type.Object({
 
 export const ReplicationSpec = Type.Object({
   source: Type.Object({
-    agent: name('of the agent that reads the volume'),
-    path: path(
-      'the absolute path of a block device, a raw image or a directory on the agent, without "." and ".." parts and without a "/" at its end',
+    agent: Type.String({
+      pattern: `^(${namePattern.slice(1, -1)})?$`,
+      default: '',
+      description: `${nameRule} (of the agent that reads the volume; with pvc the master finds it)`,
+    }),
+    path: Type.String({
+      pattern: '^(/(?!\\.{1,2}(/|$))[^/\\u0000]+)*$',
+      maxLength: 4095,
+      default: '',
+      description:
+        'the absolute path of a block device, a raw image or a directory on the agent, without "." and ".." parts and without a "/" at its end; with pvc the master finds it',
+    }),
+    pvc: Type.Optional(
+      Type.Object(
+        {
+          cluster: Type.Optional(name('of a cluster that the master knows; absent: its own')),
+          namespace: name('of the claim'),
+          name: Type.String({
+            pattern: '^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$',
+            description: 'name of a PersistentVolumeClaim with access mode ReadWriteOnce or ReadWriteOncePod',
+          }),
+        },
+        {
+          additionalProperties: false,
+          description: 'instead of agent and path: the claim is followed to whatever node its pod runs on',
+        },
+      ),
     ),
     volumeMode: Type.Unsafe<Static<typeof VolumeMode>>({
       ...VolumeMode,
@@ -125,6 +151,7 @@ export const ReplicationSpec = Type.Object({
   group: Type.Optional(
     name("of a consistency group: its members' points are of one moment, on all agents, all of them or none"),
   ),
+  failover: Type.Optional(FailoverPolicy),
   compression: Type.Unsafe<'auto' | 'none' | 'lz4' | 'zstd'>({
     ...words('auto', 'none', 'lz4', 'zstd'),
     default: 'auto',
@@ -189,6 +216,21 @@ const ReplicationStatus = Type.Object({
   latestImage: nullable(Type.String()),
   nextSnapshotTime: nullable(time()),
   usedBytes: nullable(Type.Number()),
+  fork: nullable(
+    Type.Object({
+      agent: Type.String(),
+      path: Type.String(),
+      sequence: Type.Integer(),
+      found: nullable(
+        Type.Object({
+          granules: Type.Integer(),
+          bytes: Type.Number(),
+          ranges: Type.Array(Type.Object({ offset: Type.Number(), length: Type.Number() })),
+          comparedTime: time(),
+        }),
+      ),
+    }),
+  ),
   observedGeneration: Type.Integer(),
   conditions: Type.Array(Condition),
 });

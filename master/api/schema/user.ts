@@ -3,7 +3,7 @@ import Type from 'typebox';
 import type { Static } from 'typebox';
 import { apiVersion } from '../../resources.ts';
 import { input, name, nullable, time, words } from '../schema.ts';
-import { roles } from './token.ts';
+import { boundTo, roles } from './token.ts';
 
 const displayName = Type.Optional(Type.String({ maxLength: 255 }));
 /** `admin` exists once. */
@@ -17,7 +17,7 @@ export const User = Type.Object({
   apiVersion: Type.Literal(apiVersion),
   kind: Type.Literal('User'),
   metadata: Type.Object({ name: Type.String(), displayName, creationTimestamp: time() }),
-  spec: Type.Object({ role: words(...roles) }),
+  spec: Type.Object({ role: words(...roles), groups: boundTo }),
   status: Type.Object({
     hasPassword: Type.Boolean(),
     sessions: Type.Integer({ description: 'that are open' }),
@@ -28,16 +28,23 @@ export const User = Type.Object({
 export const Session = Type.Object({
   apiVersion: Type.Literal(apiVersion),
   kind: Type.Literal('Session'),
-  spec: Type.Object({ user: Type.String(), role: words(...roles) }),
+  spec: Type.Object({ user: Type.String(), role: words(...roles), groups: boundTo }),
   csrfToken: nullable(Type.String({ description: 'sent as X-CSRF-Token with each write of a cookie session' })),
   token: Type.Optional(
     Type.String({ description: 'with "cookie": false; a bearer token for the time of the session' }),
   ),
 });
 
-export const UserCreate = input(Type.Object({ name: name(), role: grantable, password, displayName }));
+export const UserCreate = input(
+  Type.Object({ name: name(), role: grantable, password, displayName, groups: Type.Optional(boundTo) }),
+);
 export const UserChange = input(
-  Type.Object({ role: Type.Optional(grantable), password: Type.Optional(password), displayName }),
+  Type.Object({
+    role: Type.Optional(grantable),
+    password: Type.Optional(password),
+    displayName,
+    groups: Type.Optional(boundTo),
+  }),
 );
 export const SessionCreate = input(
   Type.Object({

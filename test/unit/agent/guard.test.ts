@@ -1,4 +1,5 @@
 import { spawn, spawnSync } from 'node:child_process';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { once } from 'node:events';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -110,6 +111,27 @@ for (const type of ['ext4', 'xfs']) {
       t.not(guard.pid, pid);
       const again = await guard.freeze(mountPoint, 20_000);
       t.equal(await again.thaw(), true);
+    });
+
+    await t.test('leaves the pace of the kernel as it was, also when the guard is killed', async (t) => {
+      const pace = (): string => readFileSync('/sys/kernel/rcu_expedited', 'utf8').trim();
+      if (!existsSync('/sys/kernel/rcu_expedited') || pace() !== '0') return t.pass('none to be changed');
+      // Other freezes of this machine may hurry just now.
+      const calm = async (): Promise<void> => {
+        for (let left = 500; pace() !== '0' && left > 0; left--) await delay(20);
+      };
+      const guard = guardFor(t);
+      const freeze = await guard.freeze(mountPoint, 20_000);
+      await calm();
+      t.equal(pace(), '0', 'while it is frozen already');
+      writeFileSync('/sys/kernel/rcu_expedited', '1');
+      process.kill(guard.pid ?? 0, 'SIGKILL');
+      await untilWritable(mountPoint);
+      t.equal(await freeze.thaw(), false);
+      await calm();
+      t.equal(pace(), '0', 'the next guard puts it right');
+      writeFileSync('/sys/kernel/rcu_expedited', '0');
+      return undefined;
     });
 
     await t.test('outlives a signal to the whole group and ends with the guard', async (t) => {

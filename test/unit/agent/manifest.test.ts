@@ -12,6 +12,7 @@ const directory = nodeTypes.directory;
 const key = (ino: number, type: number = nodeTypes.file) => ({ ino: BigInt(ino), birthNs: 7n, type });
 const name = (text: string): Buffer => Buffer.from(text);
 const digest = Buffer.alloc(16, 1);
+const generation = '1';
 const signature = { sizeBytes: 5n, mtimeNs: 1n, ctimeNs: 2n };
 
 function folder(t: Test): string {
@@ -39,7 +40,7 @@ function sendAll(manifest: Manifest): void {
 function begun(t: Test): { manifest: Manifest; path: string } {
   const path = folder(t);
   const manifest = openManifest(path);
-  t.equal(manifest.settle(0, Buffer.alloc(0)), false, 'a blank replica knows nothing of ours');
+  t.equal(manifest.settle(0, Buffer.alloc(0), generation), false, 'a blank replica knows nothing of ours');
   manifest.clear();
   manifest.adopted(0, Buffer.alloc(0), '');
   manifest.insert(key(1, directory), 0n, 0);
@@ -56,13 +57,13 @@ t.test('what was prepared and not committed is sent again, what was committed is
   const { manifest, path } = begun(t);
   add(manifest, 2, 'a');
   sendAll(manifest);
-  manifest.prepare(1);
+  manifest.prepare(1, generation);
   manifest.committed(1, digest);
   const b = add(manifest, 3, 'b');
   sendAll(manifest);
-  manifest.prepare(2);
+  manifest.prepare(2, generation);
   const lost = killed(t, manifest, path);
-  t.equal(lost.settle(1, digest), true, 'the replica did not get commit 2');
+  t.equal(lost.settle(1, digest, generation), true, 'the replica did not get commit 2');
   t.strictSame(
     lost.dirty(-1, 10).map((row) => [row.slot, row.hash]),
     [[b, undefined]],
@@ -73,25 +74,40 @@ t.test('a commit whose answer was lost counts when the replica has it', async (t
   const { manifest, path } = begun(t);
   add(manifest, 2, 'a');
   sendAll(manifest);
-  manifest.prepare(1);
+  manifest.prepare(1, generation);
   const next = killed(t, manifest, path);
-  t.equal(next.settle(1, digest), true);
+  t.equal(next.settle(1, digest, generation), true);
   t.equal(next.hasDirty, false);
-  t.equal(next.settle(1, Buffer.alloc(16, 9)), false, 'from then on by its digest');
-  t.equal(next.settle(2, digest), false, 'a replica ahead of us');
-  t.equal(next.settle(0, Buffer.alloc(0)), false, 'a replica made anew');
+  t.equal(next.settle(1, Buffer.alloc(16, 9), generation), false, 'from then on by its digest');
+  t.equal(next.settle(2, digest, generation), false, 'a replica ahead of us');
+  t.equal(next.settle(0, Buffer.alloc(0), generation), false, 'a replica made anew');
+});
+
+t.test('a commit of that number under another generation may be of somebody else', async (t) => {
+  const { manifest, path } = begun(t);
+  add(manifest, 2, 'a');
+  sendAll(manifest);
+  manifest.prepare(1, generation);
+  const other = killed(t, manifest, path);
+  t.equal(other.settle(1, digest, '2'), false, 'its answer never came');
+  t.equal(other.settle(1, digest, generation), true, 'it is still known whose it is');
+  t.equal(other.settle(1, digest, '2'), true, 'what was acknowledged is known by its digest, whoever asks');
+  add(other, 3, 'b');
+  other.prepare(2, '2');
+  t.equal(other.settle(2, Buffer.alloc(16, 9), generation), false);
+  t.equal(other.settle(1, Buffer.alloc(0), '2'), false, 'no digest proves nothing');
 });
 
 t.test('what was not prepared is forgotten whole by a crash', async (t) => {
   const { manifest, path } = begun(t);
   add(manifest, 2, 'a');
   sendAll(manifest);
-  manifest.prepare(1);
+  manifest.prepare(1, generation);
   manifest.committed(1, digest);
   manifest.removeName(0, name('a'));
   manifest.buryOrphans();
   const next = killed(t, manifest, path);
-  t.equal(next.settle(1, digest), true);
+  t.equal(next.settle(1, digest, generation), true);
   t.ok(next.child(0, name('a')));
   t.equal(next.hasDirty, false);
 });
@@ -101,14 +117,14 @@ t.test('a slot is used again only when its end was acknowledged', async (t) => {
   t.teardown(() => manifest.close());
   const a = add(manifest, 2, 'a');
   sendAll(manifest);
-  manifest.prepare(1);
+  manifest.prepare(1, generation);
   manifest.committed(1, digest);
   manifest.removeName(0, name('a'));
   t.equal(manifest.buryOrphans(), 1);
   t.not(add(manifest, 3, 'b'), a);
   sendAll(manifest);
   t.not(add(manifest, 4, 'c'), a, 'sent is not acknowledged');
-  manifest.prepare(2);
+  manifest.prepare(2, generation);
   t.not(add(manifest, 5, 'd'), a, 'nor is prepared');
   manifest.committed(2, digest);
   t.equal(add(manifest, 6, 'e'), a);
@@ -205,12 +221,41 @@ t.test('a name that changes hands within an epoch: no commit until both are sent
   manifest.buryOrphans();
   sendAll(manifest);
   t.equal(manifest.isUnsettled, false, 'its end was told');
-  manifest.prepare(1);
+  manifest.prepare(1, generation);
   manifest.committed(1, digest);
   manifest.setName(0, name('d'), b, true);
   t.equal(manifest.isUnsettled, false, 'what an earlier commit brought just loses the name');
   manifest.close();
 });
+
+t.test(
+  'what lost a name with its directory is told of before a commit, when it was sent since the last one',
+  async (t) => {
+    const { manifest } = begun(t);
+    t.teardown(() => manifest.close());
+    const d = add(manifest, 2, 'd', 0, directory);
+    sendAll(manifest);
+    manifest.prepare(1, generation);
+    manifest.committed(1, digest);
+    const linked = add(manifest, 3, 'l', d);
+    manifest.setName(0, name('other'), linked, false);
+    const inner = add(manifest, 4, 'f', d);
+    sendAll(manifest);
+    manifest.removeName(0, name('d'));
+    t.equal(manifest.isUnsettled, false, 'where the directory was, something may be');
+    t.equal(manifest.buryOrphans(), 2);
+    const send = (slot: number): void => {
+      const row = manifest.row(slot);
+      if (row) manifest.written(row, { signature, root: digest, hash: digest, sent: true, dirty: false });
+    };
+    send(d);
+    t.equal(manifest.isUnsettled, true, 'two names in a directory that is gone');
+    send(inner);
+    t.equal(manifest.isUnsettled, true);
+    send(linked);
+    t.equal(manifest.isUnsettled, false);
+  },
+);
 
 const isLong = process.env['REPLICATOR_LONG'] === '1';
 const many = isLong ? 1_000_000 : 20_000;
@@ -238,7 +283,7 @@ t.test(`memory in use does not grow with the number of files (${many})`, async (
     for (const row of rows) manifest.written(row, { signature, root: digest, hash: digest, sent: true, dirty: false });
     after = rows.at(-1)?.slot ?? 0;
   }
-  manifest.prepare(1);
+  manifest.prepare(1, generation);
   manifest.committed(1, digest);
   const rssMiB = process.memoryUsage.rss() / 2 ** 20;
   const grown = usedMiB() - before;

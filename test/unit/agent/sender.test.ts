@@ -2,6 +2,7 @@ import t, { type Test } from 'tap';
 import { Sender, windowBytes } from '../../../agent/sender.ts';
 import type { ContentPiece, Piece } from '../../../agent/source.ts';
 import { granuleBytes, granuleHash } from '../../../proto/granule.ts';
+import type { CompressionChoice } from '../../../proto/payload.ts';
 import { Pace } from '../../../proto/pace.ts';
 import { ReplicationError } from '../../../proto/errors.ts';
 import { streamPair } from '../../../proto/stream.ts';
@@ -32,9 +33,14 @@ const welcome = {
 };
 
 /** A sender whose master is `answer`: what it says to each message. */
-async function connected(t: Test, answer: (message: MirrorRequest) => MirrorReply[]) {
+async function connected(
+  t: Test,
+  answer: (message: MirrorRequest) => MirrorReply[],
+  compression: CompressionChoice = 'none',
+) {
   const pair = streamPair<MirrorRequest, MirrorReply>();
   const ending = new AbortController();
+  const clock = new SimClock().machine(0, 0);
   const got: MirrorRequest[] = [];
   void (async () => {
     for await (const message of pair.server.receive) {
@@ -53,13 +59,13 @@ async function connected(t: Test, answer: (message: MirrorRequest) => MirrorRepl
       sourceId: 's',
       force: false,
     },
-    { compression: 'none', pace: new Pace(new SimClock().machine(0, 0), 0), signal: ending.signal },
+    { compression, pace: new Pace(clock, 0), clock, signal: ending.signal },
   );
   t.teardown(() => sender.close());
   return { pair, sender, got, ending };
 }
 
-const taken = (message: MirrorRequest): MirrorReply => ({ received: { number: message.number } });
+const taken = (message: MirrorRequest): MirrorReply => ({ received: { number: message.number, workedUs: 0 } });
 const obedient = (message: MirrorRequest): MirrorReply[] => {
   if (message.offer) return [{ want: { number: message.number, bitmap: Buffer.from([0b10]) } }, taken(message)];
   if (message.commit) return [{ committed: { sequence: message.commit.sequence, digest: Buffer.alloc(16, 7) } }];
@@ -172,6 +178,64 @@ t.test('a line that breaks ends every wait and gives back what was offered', asy
   }
 });
 
+const megabyteOf = (first: number, change: Partial<ContentPiece> = {}) =>
+  piece(
+    first,
+    Array.from({ length: 16 }, (_, at) => at + 1),
+    change,
+  );
+
+t.test('a piece that fills a message is lent to it until it is taken, a smaller one is copied', async (t) => {
+  const { sender, got, pair } = await connected(t, () => []);
+  const [large, small] = [megabyteOf(0, { offer: false }), piece(16, [7, 8], { offer: false })];
+  let sent = false;
+  const sending = sender.send(from(large, small)).then(() => (sent = true));
+  const payloads = () => got.flatMap(({ data }) => (data ? [data.payload] : []));
+  while (payloads().length < 2) await new Promise((resolve) => setImmediate(resolve));
+  t.ok(payloads()[0]?.buffer === large.bytes.buffer, 'not copied');
+  t.notOk(payloads()[1]?.buffer === small.bytes.buffer, 'copied');
+  t.same([large.released, small.released, sent], [0, 1, false]);
+  const last = got.find(({ data }) => data);
+  if (last) await pair.server.send(taken(last));
+  await sending;
+  pair.cut();
+  await t.rejects(sender.commit(commit), { code: 'Disconnected' });
+  t.equal(large.released, 1, 'once');
+});
+
+t.test('no more is lent than a part of what the agent has', async (t) => {
+  const { sender, got, pair } = await connected(t, () => []);
+  const pieces = Array.from({ length: 25 }, (_, at) => megabyteOf(at * 16, { offer: false }));
+  const sending = sender.send(from(...pieces));
+  while (got.length < 26) await new Promise((resolve) => setImmediate(resolve));
+  t.equal(pieces.filter(({ released }) => released === 0).length, 16);
+  const last = got.at(-1);
+  if (last) await pair.server.send(taken(last));
+  await sending;
+  t.ok(pieces.every(({ released }) => released === 1));
+});
+
+t.test('what was lent comes back when the line breaks, or when it is compressed into another buffer', async (t) => {
+  const { sender, pair, got } = await connected(t, () => []);
+  const lent = [megabyteOf(0, { offer: false }), megabyteOf(16, { offer: false })];
+  const sending = sender.send(from(...lent));
+  while (got.filter(({ data }) => data).length < 2) await new Promise((resolve) => setImmediate(resolve));
+  t.same(
+    lent.map(({ released }) => released),
+    [0, 0],
+  );
+  pair.cut();
+  await t.rejects(sending, { code: 'Disconnected' });
+  t.same(
+    lent.map(({ released }) => released),
+    [1, 1],
+  );
+  const { sender: packing } = await connected(t, () => [], 'zstd');
+  const packed = megabyteOf(0, { offer: false });
+  await packing.send(from(packed));
+  t.equal(packed.released, 1);
+});
+
 t.test('a commit is not taken for done before it is', async (t) => {
   const { sender, pair } = await connected(t, () => []);
   let done = false;
@@ -184,9 +248,11 @@ t.test('a commit is not taken for done before it is', async (t) => {
 });
 
 t.test('a master that refuses says why, and one that ends without a welcome is a broken line', async (t) => {
+  const clock = new SimClock().machine(0, 0);
   const options = {
     compression: 'none' as const,
-    pace: new Pace(new SimClock().machine(0, 0), 0),
+    pace: new Pace(clock, 0),
+    clock,
     signal: new AbortController().signal,
   };
   const hello = {

@@ -26,6 +26,20 @@ await t.test('what is absent says so', async (t) => {
   t.match(await sourceFacts(at('none/deeper'), 'Filesystem'), { exists: false });
 });
 
+await t.test(
+  'the place of a CSI volume is no source before it is mounted',
+  { skip: missingForLoop('ext4') },
+  async (t) => {
+    const { mountPoint } = await loopMount(t, 'ext4', 16);
+    const place = at('pods/4b0c/volumes/kubernetes.io~csi/pv-1/mount');
+    mkdirSync(place, { recursive: true });
+    t.match(await sourceFacts(place, 'Filesystem'), { exists: false, sourceId: '' });
+    run('mount', '--bind', mountPoint, place);
+    t.teardown(() => run('umount', place));
+    t.match(await sourceFacts(place, 'Filesystem'), { exists: true, sourceId: /^ext4:/ });
+  },
+);
+
 await t.test('the wrong mode is refused with the right one', async (t) => {
   writeFileSync(at('file'), 'x');
   await t.rejects(sourceFacts(root, 'Block'), { code: 'SourceRefused', message: /volumeMode Filesystem/ });

@@ -13,6 +13,7 @@ interface Grid {
 interface Target {
   refId: string;
   expr: string;
+  format?: string;
   datasource: { uid: string };
 }
 interface Panel {
@@ -22,7 +23,13 @@ interface Panel {
   gridPos: Grid;
   datasource: { type: string; uid: string };
   targets: Target[];
-  fieldConfig: { defaults: { unit: string; thresholds?: { steps: { value: number | null; color: string }[] } } };
+  fieldConfig: {
+    defaults: {
+      unit: string;
+      thresholds?: { steps: { value: number | null; color: string }[] };
+      links?: { url: string }[];
+    };
+  };
 }
 interface Dashboard {
   uid: string;
@@ -30,7 +37,7 @@ interface Dashboard {
   tags: string[];
   schemaVersion: number;
   links: { type: string; tags: string[]; asDropdown: boolean; includeVars: boolean }[];
-  templating: { list: { name: string; type: string }[] };
+  templating: { list: { name: string; type: string; refresh?: number }[] };
   panels: Panel[];
 }
 const folder = resolve(import.meta.dirname, '../../../dashboards');
@@ -51,6 +58,8 @@ t.test('each dashboard is what Grafana imports: ids, places, sources, variables,
     );
     const variables = new Map(templating.list.map((one) => [one.name, one.type]));
     t.equal(variables.get('source'), 'datasource');
+    // Else the list that Grafana has after an import is empty for ever.
+    for (const one of templating.list) t.ok(one.type !== 'query' || one.refresh === 2, `${name}: $${one.name} is read`);
     t.equal(new Set(panels.map(({ id }) => id)).size, panels.length, `${name}: panel ids differ`);
     for (const [index, panel] of panels.entries()) {
       const where = `${name}, ${panel.title}`;
@@ -58,6 +67,17 @@ t.test('each dashboard is what Grafana imports: ids, places, sources, variables,
       t.ok(units.includes(panel.fieldConfig.defaults.unit), `${where}: unit`);
       const { x, w, h } = panel.gridPos;
       t.ok(x >= 0 && w > 0 && h > 0 && x + w <= 24, `${where}: within 24 columns`);
+      for (const { format } of panel.targets)
+        t.equal(format, panel.type === 'table' ? 'table' : undefined, `${where}: all series in one table`);
+      for (const { url } of panel.fieldConfig.defaults.links ?? []) {
+        const [, uid, variable = ''] = /^\/d\/([a-z-]+)\?var-(\w+)=\$\{__\w+\.(?:fields|labels)\.\2\}/.exec(url) ?? [];
+        const target = all.find(({ dashboard }) => dashboard.uid === uid)?.dashboard;
+        t.ok(
+          target?.templating.list.some((one) => one.name === variable),
+          `${where}: leads to a dashboard that has the variable`,
+        );
+        for (const { expr } of panel.targets) t.match(expr, variable, `${where}: rows have the label`);
+      }
       const after = panels.slice(index + 1).filter((other) => overlap(panel.gridPos, other.gridPos));
       t.strictSame(
         after.map(({ title }) => title),

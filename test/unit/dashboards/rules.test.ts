@@ -10,6 +10,9 @@ const skip = spawnSync('promtool', ['--version']).status === 0 ? false : 'needs 
 interface Rules {
   groups: { rules: { alert?: string; annotations?: Record<string, string>; labels?: Record<string, string> }[] }[];
 }
+interface Config {
+  scrape_configs: { job_name: string }[];
+}
 const alerts = (parse(readFileSync(join(folder, 'alerts.yaml'), 'utf8')) as Rules).groups.flatMap(({ rules }) => rules);
 
 t.test('each alert has a situation, a severity and a place in the runbook', async (t) => {
@@ -29,6 +32,17 @@ t.test('promtool finds the rules right, and each alert fires and resolves in its
     encoding: 'utf8',
   });
   t.equal(checked.status, 0, checked.stderr);
+  const config = spawnSync('promtool', ['check', 'config', '--syntax-only', 'prometheus.yaml'], {
+    cwd: folder,
+    encoding: 'utf8',
+  });
+  t.equal(config.status, 0, config.stderr);
+  const jobs = (parse(readFileSync(join(folder, 'prometheus.yaml'), 'utf8')) as Config).scrape_configs;
+  t.strictSame(
+    jobs.map(({ job_name: name }) => `up{job="${name}"}`),
+    [...new Set(readFileSync(join(folder, 'alerts.yaml'), 'utf8').match(/up\{[^}]*\}/g))],
+    'the example has the name that the rules ask for',
+  );
   const file = join(t.testdir({}), 'tests.yaml');
   const tests = { ...promtoolTests(), rule_files: [join(folder, 'records.yaml'), join(folder, 'alerts.yaml')] };
   writeFileSync(file, stringify(tests));

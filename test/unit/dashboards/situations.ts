@@ -53,7 +53,7 @@ export const situations: Situation[] = [
   },
   {
     alert: 'ReplicatorAgentGone',
-    series: { 'replicator_agents{state="CONN FAILED"}': '0x4 1x10 0x20' },
+    series: { 'replicator_agent_up{agent="node-a"}': '1x4 0x10 1x20' },
     ...{ quietMinutes: 4, firingMinutes: 10, resolvedMinutes: 18 },
   },
   {
@@ -109,6 +109,11 @@ export const situations: Situation[] = [
   {
     alert: 'ReplicatorCertificateExpires',
     series: { 'replicator_agent_certificate_expiry_timestamp_seconds{agent="node-a"}': '610000x200 9000000x60' },
+    ...{ quietMinutes: 80, firingMinutes: 190, resolvedMinutes: 210 },
+  },
+  {
+    alert: 'ReplicatorMasterCertificateExpires',
+    series: { 'replicator_master_certificate_expiry_timestamp_seconds{certificate="http"}': '1214000x200 40000000x60' },
     ...{ quietMinutes: 80, firingMinutes: 190, resolvedMinutes: 210 },
   },
   {

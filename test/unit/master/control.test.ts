@@ -12,7 +12,14 @@ import { systemRandom } from '../../../proto/system.ts';
 import type { AgentMessage, Assignment, MasterMessage, Report, Volume } from '../../../proto/wire.ts';
 import { shiftedClock, until } from '../../trust.ts';
 
-const hello = { agentVersion: '1.2', bootId: 'boot', defaultRole: 'source', kernel: '6.1' };
+const hello = {
+  agentVersion: '1.2',
+  bootId: 'boot',
+  defaultRole: 'source',
+  kernel: '6.1',
+  tellsLog: true,
+  kubelet: '/var/lib/kubelet',
+};
 const assignment = (uid: string, paused = false): Assignment =>
   ({ replicationUid: uid, name: `name-of-${uid}`, paused }) as Assignment;
 const report = (uid: string, bytesDone = 0): Report => ({ replicationUid: uid, bytesDone }) as Report;
@@ -31,6 +38,7 @@ const volume = (path: string): Volume => ({
   claim: '',
   eligible: true,
   reason: '',
+  write: false,
 });
 
 function open(t: Test, settings: { ownClocks?: boolean } = {}) {
@@ -90,6 +98,7 @@ function open(t: Test, settings: { ownClocks?: boolean } = {}) {
       volumeMode: path === '/none' ? '' : 'Block',
       eligible: path !== '/none',
     }),
+    log: () => 'a line\n',
     onAssignments: (items) =>
       void state.assigned.push(items.map(({ name, paused }) => (paused ? `${name} paused` : name))),
     onRenew: () => void state.renews++,
@@ -172,13 +181,13 @@ t.test(
     t.match(status(), { state: 'ACTIVE', version: '1.2', kernel: '6.1', bootId: 'boot', lastSeenTime: /Z$/ });
     t.equal(store.get('Agent', 'node-a')?.spec.role, 'source');
     t.equal(events[0]?.code, 'AgentConnected');
-    master.notify();
+    master.notify('node-a');
     state.assignments = [assignment('u1'), assignment('u2')];
-    master.notify();
+    master.notify('node-a');
     await until(() => state.assigned.length === 2);
     // The very objects changed in place must not hide the change.
     state.assignments[0] = assignment('u1', true);
-    master.notify();
+    master.notify('node-a');
     await until(() => state.assigned.length === 3);
     t.same(state.assigned, [['name-of-u1'], ['name-of-u1', 'name-of-u2'], ['name-of-u1 paused', 'name-of-u2']]);
     master.renew('node-a');
@@ -268,6 +277,27 @@ t.test('an agent is asked what a path is; one that is not there is not waited fo
     { path: '/dev/c', eligible: true },
   ]);
 });
+
+t.test(
+  'an agent tells its log when it is asked; one that does not keep any, or is not there, is not waited for',
+  async (t) => {
+    const { master, run, state } = open(t);
+    t.equal(await master.log('node-a'), undefined, 'not connected');
+    run();
+    await until(() => state.assigned.length === 1);
+    const both = [master.log('node-a'), master.log('node-a')];
+    t.strictSame(await Promise.all(both), ['a line\n', 'a line\n']);
+    t.equal(await master.log('node-a'), 'a line\n', 'and again');
+
+    const pair = streamPair<AgentMessage, MasterMessage>();
+    const served = master.serve('node-a', pair.server, new AbortController().signal).catch(() => undefined);
+    await pair.client.send({ hello: { ...hello, protocolMin: 1, protocolMax: 1, tellsLog: false } });
+    await pair.client.receive.next();
+    t.equal(await master.log('node-a'), undefined, 'an older one would not know the question');
+    pair.cut();
+    await served;
+  },
+);
 
 t.test('the inventory is sent when it changed and outlives a restart of the master', async (t) => {
   const { run, master, state, clock, options, store } = open(t);

@@ -1,8 +1,10 @@
 import t from 'tap';
-import { readFileSync, readdirSync } from 'node:fs';
+import { globSync, readFileSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
 import { openDatabase } from '../../../master/database.ts';
 import { eventCodes, eventLog } from '../../../master/events.ts';
 import type { EventChange } from '../../../master/events.ts';
+import { eventsDocument } from '../../../master/eventsdoc.ts';
 import type { EventInput } from '../../../master/engine.ts';
 
 const startMs = Date.parse('2026-11-20T00:00:00.000Z');
@@ -106,6 +108,19 @@ t.test('a watch gets each event once, and the counting up of an event as a chang
   t.same(await ending, []);
 });
 
+t.test('every code that agents send is known', async (t) => {
+  const root = new URL('../../..', import.meta.url).pathname;
+  const sources = globSync('agent/**/*.ts', { cwd: root }).map((path) => readFileSync(`${root}${path}`, 'utf8'));
+  const codes = sources.flatMap((text) =>
+    [...text.matchAll(/code: ((?:'\w+'(?: \| )?)+)[,;]\s+level:/g)].flatMap(([, words]) => words?.match(/\w+/g) ?? []),
+  );
+  t.ok(codes.includes('CutRefused') && codes.includes('CaptureLost'));
+  t.same(
+    codes.filter((code) => !Object.hasOwn(eventCodes, code ?? '')),
+    [],
+  );
+});
+
 t.test('a code that is not known becomes AgentEvent, and texts are bounded', async (t) => {
   const { log } = setup();
   log.emit(event('x'.repeat(10_000), { code: 'constructor' }));
@@ -135,4 +150,10 @@ t.test('every code that the programs emit is in the table', async (t) => {
   }
   t.ok(emitted.size > 5, [...emitted].join(' '));
   for (const code of emitted) t.ok(Object.hasOwn(eventCodes, code), code);
+});
+
+t.test('the document for users has every code as the table has it', async (t) => {
+  const text = readFileSync(join(import.meta.dirname, '../../../master/EVENTS.md'), 'utf8');
+  t.equal(text, eventsDocument(), 'npm run definitions writes it anew');
+  for (const code of Object.keys(eventCodes)) t.match(text, `\n- \`${code}\`: `);
 });

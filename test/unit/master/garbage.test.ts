@@ -2,7 +2,7 @@ import { mkdir, readdir, writeFile } from 'node:fs/promises';
 import t from 'tap';
 import { cleanUp, listGarbage } from '../../../master/garbage.ts';
 import { openStorage } from '../../../master/storage.ts';
-import { systemClock, systemDisk, systemRandom } from '../../../proto/system.ts';
+import { systemClock, systemEffects } from '../../../proto/system.ts';
 import { addClass, addRecovery, addReplication, world } from './controllers.ts';
 
 const uidOf = (digit: string): string => `${digit.repeat(8)}-1111-1111-1111-111111111111`;
@@ -14,7 +14,7 @@ async function start(t: Parameters<typeof world>[0]) {
   addClass(store, 'local', `${folder}/class`);
   const spec = { driver: 'directory' as const, parameters: { path: `${folder}/class` } };
   const clock = { ...systemClock, offsetMs: 0, nowMs: () => systemClock.nowMs() + clock.offsetMs };
-  const driver = openStorage(spec, systemDisk, systemRandom, clock);
+  const driver = openStorage(spec, systemEffects, clock);
   const options = { store, mirrors: { driver: () => driver }, folder: copies };
   const { uid } = addReplication(store, 'shop').metadata;
   store.putRecord('made-replicas', uid, 'shop');

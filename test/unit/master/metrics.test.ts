@@ -1,10 +1,13 @@
 import t from 'tap';
 import { randomBytes } from 'node:crypto';
+import '../../../proto/reflect.ts';
+import { generateKeyPair, keyAlgorithm } from '../../../proto/certificate.ts';
 import { openDatabase } from '../../../master/database.ts';
 import { startMetrics } from '../../../master/metrics.ts';
 import { apiVersion } from '../../../master/resources.ts';
 import type { Replication } from '../../../master/resources.ts';
 import { sqliteStore } from '../../../master/store-sqlite.ts';
+import { refusalReasons } from '../../../proto/refusal.ts';
 import type { Report } from '../../../proto/wire.ts';
 
 const clock = { nowMs: () => Date.parse('2026-11-20T00:01:00.000Z') };
@@ -26,6 +29,7 @@ const emptyReport: Report = {
   fullScanReason: '',
   cutsMade: 0,
   cutsRefused: 0,
+  cutRefusedReason: '',
   lastFreezeUs: 0,
   unchangedSinceUs: 0,
   syncRequestDone: 0,
@@ -80,6 +84,7 @@ function setup() {
         latestImage: null,
         nextSnapshotTime: null,
         usedBytes: null,
+        fork: null,
         observedGeneration: 0,
         conditions: [],
         ...status,
@@ -134,6 +139,8 @@ t.test('what the store knows is exposed at the scrape: one-hot states, times, la
   t.equal(value('initial_sync_ratio{replication="b"}'), 0.25);
   t.equal(value('rpo_target_seconds{replication="a"}'), 30);
   t.equal(value('agents{state="CONN FAILED"}'), 1);
+  t.equal(value('agent_up{agent="node"}'), 0);
+  t.equal(value('agent_info{agent="node",version="unknown"}'), 1);
   t.equal(value('snapshots{replication="a",state="Ready"}'), 0);
   t.equal(value('storage_capacity_bytes{storage_class="local"}'), 1000);
   t.equal(value('storage_used_bytes{storage_class="local"}'), undefined);
@@ -148,15 +155,60 @@ t.test('counters only grow: an agent that restarts begins at zero, ours go on', 
     metrics.onReport('node', 'a', { ...emptyReport, replicationUid, ...more });
   report({ readBytes: 100, sentBytes: 10, cutsMade: 1, freezes: 1, lastFreezeUs: 20_000 });
   report({ readBytes: 150, sentBytes: 10, cutsMade: 2, freezes: 1, lastFreezeUs: 20_000 });
+  report({ readBytes: 150, sentBytes: 10, cutsMade: 2, freezes: 1, cutsRefused: 2, cutRefusedReason: 'busy' });
+  report({
+    readBytes: 150,
+    sentBytes: 10,
+    cutsMade: 2,
+    freezes: 1,
+    cutsRefused: 3,
+    cutRefusedReason: 'a word to come',
+  });
   // The restarted agent has read more than before already: the fall of another counter gives it away.
   report({ readBytes: 170, sentBytes: 5, fullScans: 1, fullScanReason: 'CaptureLost' });
   const found = series(await metrics.text());
   t.equal(found.get('replicator_read_bytes_total{replication="a"}'), 320);
   t.equal(found.get('replicator_sent_bytes_total{replication="a"}'), 15);
   t.equal(found.get('replicator_cuts_total{replication="a",result="success"}'), 2);
+  t.equal(found.get('replicator_cuts_total{replication="a",result="refused"}'), 3);
+  t.equal(found.get('replicator_cuts_refused_total{replication="a",reason="busy"}'), 2);
+  t.equal(found.get('replicator_cuts_refused_total{replication="a",reason="other"}'), 1);
+  t.equal(found.get('replicator_cuts_refused_total{replication="a",reason="a word to come"}'), undefined);
   t.equal(found.get('replicator_freeze_duration_seconds_count{replication="a"}'), 1);
   t.equal(found.get('replicator_freeze_duration_seconds_sum{replication="a"}'), 0.02);
   t.equal(found.get('replicator_full_scans_total{replication="a",reason="CaptureLost"}'), 1);
+});
+
+t.test('what has not happened yet is there with 0, so that the first time is an increase', async (t) => {
+  const { store, create } = setup();
+  create('a');
+  const metrics = startMetrics({ store, clock, version: '1' });
+  const ofReplication = [
+    ...['read_bytes_total{}', 'sent_bytes_total{}', 'written_bytes_total{}', 'capture_lost_events_total{}'],
+    ...['verify_mismatched_bytes_total{}', 'skipped_bytes_total{reason="zero"}', 'skipped_bytes_total{reason="same"}'],
+    ...['cuts_total{result="success"}', 'cuts_total{result="refused"}', 'syncs_total{result="success"}'],
+    ...refusalReasons.map((reason) => `cuts_refused_total{reason="${reason}"}`),
+    ...['syncs_total{result="failure"}', 'freeze_duration_seconds_count{}', 'sync_duration_seconds_count{}'],
+    ...['snapshot_duration_seconds_count{}', 'full_scans_total{reason="first"}', 'full_scans_total{reason="offer"}'],
+  ].map((name) => `replicator_${name.replace('{', '{replication="a",').replace(',}', '}')}`);
+  const recoveries = ['drill', 'failover'].flatMap((type) => [
+    ...['success', 'failed', 'cancelled'].map(
+      (result) => `replicator_recoveries_total{type="${type}",result="${result}"}`,
+    ),
+    `replicator_recovery_duration_seconds_count{type="${type}"}`,
+  ]);
+  const before = series(await metrics.text());
+  for (const name of [...ofReplication, ...recoveries]) t.equal(before.get(name), 0, name);
+  metrics.onVerify('a', 65536);
+  metrics.onSync('a', 'success', 1);
+  metrics.onSnapshot('b', 1);
+  const after = series(await metrics.text());
+  t.equal(after.get('replicator_verify_mismatched_bytes_total{replication="a"}'), 65536);
+  t.equal(after.get('replicator_sync_duration_seconds_count{replication="a"}'), 1, 'and nothing is set back to 0');
+  store.delete('Replication', 'a');
+  t.notMatch(await metrics.text(), 'replication="a"');
+  create('a');
+  t.equal(series(await metrics.text()).get('replicator_syncs_total{replication="a",result="success"}'), 0, 'anew');
 });
 
 t.test('what an earlier master has counted is the base, not counted again', async (t) => {
@@ -203,7 +255,7 @@ t.test('reasons that agents send make a bounded number of series', async (t) => 
     metrics.onReport('node', 'a', { ...emptyReport, replicationUid, fullScans: index, fullScanReason });
   }
   const scans = [...series(await metrics.text())].filter(([key]) => key.startsWith('replicator_full_scans_total'));
-  t.ok(scans.length <= 33, `${scans.length} series`);
+  t.ok(scans.length <= 36, `${scans.length} series`);
   t.equal(
     scans.reduce((sum, [, value]) => sum + value, 0),
     500,
@@ -278,4 +330,40 @@ t.test('names follow the conventions: help, base units, _total for counters only
   }
   t.match(text, /^replicator_recoveries_total\{type="drill",result="success"\} 1$/m);
   t.match(text, /^process_resident_memory_bytes \d+/m);
+});
+
+t.test("the ends of the master's own certificates, as they are at the scrape", async (t) => {
+  const { store } = setup();
+  const ca = await generateKeyPair();
+  const made = async (notAfter: string) => {
+    const { X509CertificateGenerator } = await import('@peculiar/x509');
+    return (
+      await X509CertificateGenerator.createSelfSigned({
+        name: 'CN=test',
+        notBefore: new Date('2026-01-01T00:00:00Z'),
+        notAfter: new Date(notAfter),
+        keys: ca.keys,
+        signingAlgorithm: keyAlgorithm,
+      })
+    ).toString('pem');
+  };
+  const certificates: Record<string, string> = { grpc: await made('2027-01-01T00:00:00Z') };
+  const metrics = startMetrics({ store, clock, version: '1', certificates: () => certificates });
+  const of = async () => {
+    const { certificate } = Object.groupBy((await metrics.text()).split('\n'), (line) =>
+      line.startsWith('replicator_master_certificate_expiry_timestamp_seconds{') ? 'certificate' : 'other',
+    );
+    return certificate?.map((line) => line.replace(/^[^{]*/, ''));
+  };
+  t.strictSame(await of(), [`{certificate="grpc"} ${Date.parse('2027-01-01') / 1000}`]);
+  certificates['grpc'] = await made('2028-01-01T00:00:00Z');
+  certificates['http'] = await made('2026-12-01T00:00:00Z');
+  t.strictSame(
+    await of(),
+    [
+      `{certificate="grpc"} ${Date.parse('2028-01-01') / 1000}`,
+      `{certificate="http"} ${Date.parse('2026-12-01') / 1000}`,
+    ],
+    'renewed; configured',
+  );
 });

@@ -3,7 +3,7 @@ import t from 'tap';
 import { mirrors } from '../../../master/mirrors.ts';
 import type { Disk } from '../../../proto/effects.ts';
 import { systemClock, systemDisk, systemEffects } from '../../../proto/system.ts';
-import { addClass, addReplication, until, world } from './controllers.ts';
+import { addClass, addReplication, addSnapshot, until, world } from './controllers.ts';
 
 const foreign = 'shop-data-pvc-0d5c7f7e-9a57-4c1c-8a53-3f1f3f9f3a11';
 
@@ -89,4 +89,70 @@ t.test('force is for the resync that it was given with', async (t) => {
   t.match(running.assignmentsFor('node-a'), [{ resyncRequest: 1, force: true }]);
   store.putRecord('requests-done', uid, JSON.stringify({ sync: 0, resync: 1, verify: 0 }));
   t.match(running.assignmentsFor('node-a'), [{ resyncRequest: 0, force: false }]);
+});
+
+t.test('at rest a second passes without a look into the store, however many replications there are', async (t) => {
+  const { store, folder, emitter, run, signal } = await world(t);
+  let reads = 0;
+  const counted: typeof store = {
+    ...store,
+    get: (kind, key) => (reads++, store.get(kind, key)),
+    list: (kind) => (reads++, store.list(kind)),
+    snapshotsOf: (name) => (reads++, store.snapshotsOf(name)),
+    getRecord: (table, key) => (reads++, store.getRecord(table, key)),
+  };
+  let seconds = 0;
+  let nowMs = 1e6;
+  const clock = {
+    ...systemClock,
+    nowMs: () => systemClock.nowMs() + nowMs,
+    monotonicMs: () => nowMs,
+    async sleep(ms: number, aborted?: AbortSignal) {
+      // Time passes when what runs has nothing left to do.
+      await systemClock.sleep(20, aborted);
+      seconds += ms / 1000;
+      nowMs += ms;
+    },
+  };
+  const count = 100;
+  addClass(store, 'local', `${folder}/class`);
+  for (let i = 0; i < count; i++) addReplication(store, `r-${i}`);
+  const running = mirrors({
+    store: counted,
+    effects: { ...systemEffects, clock },
+    events: emitter,
+    metrics: {
+      onReport: () => undefined,
+      onSync: () => undefined,
+      onVerify: () => undefined,
+      onWritten: () => undefined,
+    },
+    notify: () => undefined,
+    connected: () => true,
+  });
+  run(running.run(signal));
+  await until('all are open and settled', () => {
+    const all = store.list('Replication');
+    return all.every(({ metadata, status }) => running.replica(metadata.uid) && status.conditions.length > 0);
+  });
+  // All are looked at in one moment, and so each is a minute later.
+  for (const { metadata } of store.list('Replication'))
+    store.update('Replication', metadata.name, ({ spec }) => (spec.rpoSeconds += 1));
+  /** Reads in 20 s. */
+  const readsIn20 = async (): Promise<number> => {
+    const [from, before] = [seconds, reads];
+    await until('20 s have passed', () => seconds - from >= 20);
+    return reads - before;
+  };
+  // Beside them each is looked at once a minute.
+  let quiet = Infinity;
+  await until('it is quiet', async () => (quiet = await readsIn20()) === 0);
+  t.equal(quiet, 0);
+
+  addSnapshot(store, 'r-7', 's', 'Ready');
+  await until('a snapshot is seen', () => store.get('Replication', 'r-7')?.status.latestImage === 's');
+  const before = reads;
+  store.update('Replication', 'r-8', ({ spec }) => (spec.paused = true));
+  await until('a change is seen', () => store.get('Replication', 'r-8')?.status.phase === 'Paused');
+  t.ok(reads - before < count, `one change costs ${reads - before} reads`);
 });

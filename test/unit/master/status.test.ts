@@ -24,6 +24,7 @@ const blank: ReplicationStatus = {
   latestImage: null,
   nextSnapshotTime: null,
   usedBytes: null,
+  fork: null,
   observedGeneration: 0,
   conditions: [],
 };
@@ -59,6 +60,7 @@ const facts: StatusFacts = {
   report,
   newestPoint: undefined,
   newestPointView: undefined,
+  claimTrouble: undefined,
   masterTroubles: [],
   lastSync: undefined,
   lastAttemptMs: undefined,
@@ -70,6 +72,7 @@ const facts: StatusFacts = {
   usedBytes: undefined,
   journalShort: false,
   withheld: 0,
+  fork: undefined,
   promotion: undefined,
 };
 const newestPoint = {

@@ -149,6 +149,22 @@ t.test('objects, records, versions and the change log are there after the proces
   first.close();
 });
 
+t.test('a file of version 1 goes on as it is', async (t) => {
+  const path = join(t.testdir(), 'master.db');
+  const first = openDatabase(path);
+  first.exec('ALTER TABLE changes DROP COLUMN group_before');
+  first.exec("INSERT INTO changes VALUES (7, 'ADDED', 'Agent', 'a', '{}', NULL)");
+  first.exec('PRAGMA user_version = 1');
+  first.close();
+  for (let again = 0; again < 2; again++) {
+    const store = open(path);
+    const [change] = await take(store.watch({ since: 6, signal: new AbortController().signal }), 1);
+    t.match(change, { version: 7, key: 'a' });
+    t.equal(change?.groupBefore, undefined);
+    store.close();
+  }
+});
+
 t.test('a file of a newer version is refused', async (t) => {
   const folder = mkdtempSync(join(tmpdir(), 'store-'));
   t.teardown(() => rmSync(folder, { recursive: true }));

@@ -22,3 +22,12 @@ t.test('a transaction that a full disk ended says that the disk is full', async 
     7,
   );
 });
+
+t.test('a column whose name has changed in the file is damage', (t) => {
+  const database = new DatabaseSync(':memory:');
+  database.exec('CREATE TABLE node (slou INTEGER PRIMARY KEY) STRICT');
+  const error = t.throws(() => database.prepare('SELECT slot FROM node'));
+  t.ok(isSqliteDamage(error));
+  t.notOk(isOfStorage(error));
+  t.end();
+});

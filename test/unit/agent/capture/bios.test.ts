@@ -58,3 +58,12 @@ t.test('what is queued and not done yet may be counted by the device already', a
   t.same(bios.completed(16, 24), { sectors: 16, first: 8, end: 24 });
   t.equal(bios.pendingSectors, 0);
 });
+
+t.test('two that overlap and end at one sector: both are marked whole when the second one is done', async (t) => {
+  const bios = new Bios();
+  bios.queued(100, 200);
+  bios.queued(150, 200);
+  // It may have been the longer one.
+  t.same(bios.completed(180, 200), { sectors: 100, first: 100, end: 200 });
+  t.same(bios.completed(180, 200), { sectors: 50, first: 100, end: 200 });
+});

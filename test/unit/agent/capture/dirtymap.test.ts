@@ -51,7 +51,7 @@ async function fresh(store: MapStore): Promise<DirtyMap> {
   map.passed();
   map.take(0, granules);
   map.handed(0, granules);
-  await map.prepare(2);
+  await map.prepare(2, '1');
   await map.committed(2, digest(2));
   await map.persist('ftrace', { at: 0 });
   return map;
@@ -66,7 +66,7 @@ t.test('a mark leaves the map when its commit is acknowledged, and not if it was
   map.markBytes(0, 1);
   map.handed(0, 2);
   t.equal(map.dirtyBytes, 2 * granuleBytes, 'both until the commit');
-  await map.prepare(3);
+  await map.prepare(3, '1');
   await map.committed(3, digest(3));
   t.same(map.next(0, 99), { first: 0, end: 1 });
   t.equal(map.dirtyBytes, granuleBytes);
@@ -77,7 +77,7 @@ t.test('what a commit did not carry stays: taken and not handed out, or of a ses
   map.markBytes(0, 4 * granuleBytes);
   map.take(0, 3);
   map.handed(0, 1);
-  await map.prepare(3);
+  await map.prepare(3, '1');
   await map.committed(3, digest(3));
   t.equal(map.dirtyBytes, 3 * granuleBytes, 'read ahead of the commit');
   map.handed(1, 2);
@@ -96,17 +96,19 @@ t.test('growth is marked with the granule that was the last one', async (t) => {
 t.test('the map belongs to the replica where it was left, or whose commit was on its way', async (t) => {
   const store = new DyingStore();
   const map = await fresh(store);
-  await map.prepare(3);
+  await map.prepare(3, '1');
   const next = async (): Promise<DirtyMap> => {
     const one = new DirtyMap(store);
     t.same(await one.load(), { method: 'ftrace', state: { at: 0 } });
     return one;
   };
-  t.ok((await next()).belongsTo(2, digest(2)));
-  t.ok((await next()).belongsTo(3, digest(9)), 'the answer was lost');
-  t.notOk((await next()).belongsTo(2, digest(9)));
-  t.notOk((await next()).belongsTo(4, digest(4)));
-  t.notOk((await next()).belongsTo(1, digest(1)));
+  t.ok((await next()).belongsTo(2, digest(2), '1'));
+  t.ok((await next()).belongsTo(3, digest(9), '1'), 'the answer was lost');
+  t.notOk((await next()).belongsTo(2, digest(9), '1'));
+  t.notOk((await next()).belongsTo(4, digest(4), '1'));
+  t.notOk((await next()).belongsTo(1, digest(1), '1'));
+  t.notOk((await next()).belongsTo(3, digest(9), '2'), 'the commit of another writer');
+  t.ok((await next()).belongsTo(2, digest(2), '2'), 'what is known by its digest is known');
 });
 
 t.test('killed at any step, the next agent finds every mark that the replica needs', async () => {
@@ -142,7 +144,7 @@ t.test('killed at any step, the next agent finds every mark that the replica nee
               map.handed(run.first, run.end);
             }
           } else if (kind === 'commit' || kind === 'ack') {
-            await map.prepare(sequence + 1);
+            await map.prepare(sequence + 1, '1');
             noteFailure();
             if (killed) break;
             sequence++;
@@ -162,7 +164,7 @@ t.test('killed at any step, the next agent finds every mark that the replica nee
         const next = new DirtyMap(store);
         const loaded = await next.load();
         assert(loaded, 'there is a map');
-        assert(next.belongsTo(sequence, digest(sequence)), 'and it is of this replica');
+        assert(next.belongsTo(sequence, digest(sequence), '1'), 'and it is of this replica');
         const { at: marked } = loaded?.state as { at: number };
         assert(marked >= known.writes);
         // The capture brings what was written after its state; all before must be marked where the replica lacks it.

@@ -1,9 +1,10 @@
 import t, { type Test } from 'tap';
-import { openSync, writeSync, closeSync, constants, readFileSync, writeFileSync } from 'node:fs';
+import { openSync, writeSync, closeSync, constants, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import { tryBlockStat, type BlockStat } from '../../../../agent/blockstat.ts';
+import { countsReads, tryBlockStat, type BlockStat } from '../../../../agent/blockstat.ts';
 import { Ftrace } from '../../../../agent/capture/ftrace.ts';
 import { openTracefs, removeInstance } from '../../../../agent/capture/tracefs.ts';
+import type { Ring } from '../../../../agent/capture/ring.ts';
 import { Tracer } from '../../../../agent/capture/tracer.ts';
 import { messageOf } from '../../../../proto/errors.ts';
 import { alignedPool } from '../../../../proto/libc.ts';
@@ -27,15 +28,21 @@ function missing(): string | false {
 
 interface Traced {
   device: string;
+  image: string;
+  /** What the device is said to be, beside what it is. */
+  facts: Partial<BlockStat>;
   capture: Ftrace;
   marks: [number, number][];
   /** As an agent that is killed: the ring stays. */
   killed: () => Promise<{ capture: Ftrace; marks: [number, number][] }>;
+  /** The same, and the ring is removed before the next agent; `meanwhile` it is gone. */
+  killedAndUntraced: (meanwhile?: () => void) => Promise<{ capture: Ftrace; marks: [number, number][] }>;
   write: (offset: number, length: number) => void;
 }
 
-async function traced(t: Test, bufferBytesPerCpu?: number, counted?: BlockStat['counted']): Promise<Traced> {
-  const { device } = loopDevice(t, 64);
+async function traced(t: Test, bufferBytesPerCpu?: number): Promise<Traced> {
+  const facts: Partial<BlockStat> = {};
+  const { device, image } = loopDevice(t, 64);
   const page = alignedPool(1 << 20)[0] as Buffer;
   noise(page.length).copy(page);
   let tracer: Tracer | undefined;
@@ -49,18 +56,27 @@ async function traced(t: Test, bufferBytesPerCpu?: number, counted?: BlockStat['
     const marks: [number, number][] = [];
     const stat = (): BlockStat | string => {
       const now = tryBlockStat(device);
-      return typeof now === 'string' || counted === undefined ? now : { ...now, counted };
+      return typeof now === 'string' ? now : { ...now, ...facts };
     };
-    const capture = new Ftrace({ tracer, clock: systemClock, stat });
+    const isCounting = async (): Promise<boolean> => facts.iostats !== false && countsReads(device);
+    const capture = new Ftrace({ tracer, clock: systemClock, stat, isCounting });
     capture.marks = (offset, length) => marks.push([offset, length]);
     return { capture, marks };
   };
   return {
     device,
+    image,
+    facts,
     ...open(),
     async killed() {
       // No capture is closed: that would end the tracing.
       tracer?.close();
+      return open();
+    },
+    async killedAndUntraced(meanwhile = () => undefined) {
+      tracer?.close();
+      removeInstance(instance);
+      meanwhile();
       return open();
     },
     write(offset, length) {
@@ -113,6 +129,22 @@ await t.test('a traced loop device', { skip: missing() }, async (t) => {
     t.ok(covers(next.marks, 16384, 8192));
   });
 
+  await t.test('so it does with more disks than a filter can name', async (t) => {
+    const { capture, write, killed } = await traced(t);
+    await capture.begin(undefined);
+    await capture.drain();
+    const state: unknown = JSON.parse(JSON.stringify(capture.state()));
+    const crowd = openTracefs({ instance });
+    crowd.watch(
+      Array.from({ length: 400 }, (_, minor) => 259 * 2 ** 20 + minor),
+      [],
+    );
+    crowd.close();
+    write(16384, 8192);
+    const next = await killed();
+    t.match(await next.capture.begin(state), { proven: true, reason: /the ring brought the 16 sectors/ });
+  });
+
   await t.test('what is not proven is a doubt, with its reason', async (t) => {
     const { capture, write, killed, device } = await traced(t);
     await capture.begin(undefined);
@@ -137,6 +169,25 @@ await t.test('a traced loop device', { skip: missing() }, async (t) => {
     run('losetup', '--detach', device);
     t.match((await gone.capture.drain()).doubt, /cannot be read|another device|other writes/);
   });
+
+  await t.test(
+    'tracing that was taken away while no agent ran is a doubt only where something was written',
+    async (t) => {
+      const { capture, write, killed, killedAndUntraced } = await traced(t);
+      await capture.begin(undefined);
+      await capture.drain();
+      const state: unknown = JSON.parse(JSON.stringify(capture.state()));
+      const still = await killedAndUntraced();
+      t.match(await still.capture.begin(state), { proven: true, reason: /are what they were/ });
+      const told = await killedAndUntraced(() => write(0, 4096));
+      const { proven, reason } = await told.capture.begin(state);
+      t.equal(proven, false);
+      t.match(reason, /^its trace instance was removed since; .*: 8 sectors, 0 were told$/);
+      await told.capture.drain();
+      const next = await killed();
+      t.match(await next.capture.begin(told.capture.state()), { proven: true }, 'and traced again from then on');
+    },
+  );
 
   await t.test('a ring that is full drops events, and says so; the next look is sound again', async (t) => {
     const { capture, write } = await traced(t, 8192);
@@ -192,22 +243,54 @@ await t.test('a traced loop device', { skip: missing() }, async (t) => {
     t.match((await capture.drain()).doubt, /iostats/);
   });
 
-  await t.test('counters that are said to be off prove a start only once they were seen to count', async (t) => {
-    const { write, killed } = await traced(t, undefined, 'perhaps');
-    const first = (await killed()).capture;
-    await first.begin(undefined);
-    await first.drain();
-    const nothingSeen: unknown = JSON.parse(JSON.stringify(first.state()));
-    t.match(nothingSeen, { sectors: null });
-    t.match(await (await killed()).capture.begin(nothingSeen), { proven: false });
-    const next = (await killed()).capture;
-    await next.begin(undefined);
-    await next.drain();
-    write(0, 4096);
-    t.equal((await next.drain()).doubt, undefined);
-    const seen: unknown = JSON.parse(JSON.stringify(next.state()));
-    write(65536, 4096);
-    t.match(await (await killed()).capture.begin(seen), { proven: true });
+  await t.test(
+    'a device without requests is traced where a read shows in its counters, and else is none to be traced',
+    async (t) => {
+      const { capture, facts, write } = await traced(t);
+      Object.assign(facts, { counted: 'perhaps', iostats: true });
+      await capture.begin(undefined);
+      write(0, 4096);
+      t.equal((await capture.drain()).doubt, undefined);
+      facts.iostats = false;
+      t.match((await capture.drain()).doubt, /iostats was turned off/);
+      t.match((await capture.drain()).doubt, /do not show in its counters/);
+      await t.rejects(capture.begin(undefined), /do not show in its counters/);
+    },
+  );
+
+  await t.test('a disk that grows is followed, also when what it grew by is written to at once', async (t) => {
+    const { capture, device, image, write } = await traced(t);
+    await capture.begin(undefined);
+    truncateSync(image, 96 << 20);
+    run('losetup', '--set-capacity', device);
+    write(80 << 20, 1 << 20);
+    t.equal((await capture.drain()).doubt, undefined);
+  });
+
+  await t.test('detached and attached again is noticed where the kernel numbers no disks, too', async (t) => {
+    const { capture, device, image, facts } = await traced(t);
+    facts.diskseq = '';
+    await capture.begin(undefined);
+    run('losetup', '--detach', device);
+    run('losetup', device, image);
+    t.match((await capture.drain()).doubt, /detached and attached/);
+    t.equal((await capture.drain()).doubt, undefined);
+  });
+
+  await t.test('what device-mapper puts in the place of the content is a doubt, growth is none', async (t) => {
+    const { capture, facts, killed } = await traced(t);
+    const table = (sectors: number, hash: string) => [{ device: '253:0', targets: [{ first: 0, sectors, type: 'linear', hash }] }]; // prettier-ignore
+    facts.mapping = table(1000, 'a');
+    await capture.begin(undefined);
+    facts.mapping = table(2000, 'a');
+    t.equal((await capture.drain()).doubt, undefined);
+    const state: unknown = JSON.parse(JSON.stringify(capture.state()));
+    facts.mapping = table(2000, 'b');
+    t.match((await capture.drain()).doubt, /mapped to other content/);
+    t.equal((await capture.drain()).doubt, undefined);
+    t.match(await (await killed()).capture.begin(state), { proven: false, reason: /table was replaced/ });
+    facts.mapping = table(2000, 'a');
+    t.match(await (await killed()).capture.begin(state), { proven: true });
   });
 
   await t.test('under load nothing is doubted', async (t) => {
@@ -224,6 +307,60 @@ await t.test('a traced loop device', { skip: missing() }, async (t) => {
     }
     t.ok((await capture.drain()).still);
   });
+});
+
+/** A kernel that says what the test wants. */
+function modelled() {
+  const events: Parameters<Parameters<Ring['take']>[0]>[] = [];
+  const ring: Ring = {
+    ...{ inherited: [], inheritedQueue: [], watch: () => undefined, close: () => undefined },
+    take(each) {
+      const now = events.splice(0);
+      for (const event of now) each(...event);
+      return { taken: now.length, lost: 0, reason: undefined };
+    },
+  };
+  const disk = 253 << 20;
+  const facts: BlockStat = {
+    ...{ bootId: 'boot', device: '253:0', disk, isPartition: false, startSector: 0, sizeBytes: 1 << 30, diskseq: '1' },
+    ...{ attached: '', mapping: [], counted: 'yes', iostats: true, splitsBios: true, sectors: 0, readSectors: 0, writing: 0 }, // prettier-ignore
+  };
+  const at = { onStat: (): void => undefined };
+  const stat = (): BlockStat => {
+    at.onStat();
+    return { ...facts };
+  };
+  const capture = new Ftrace({ tracer: new Tracer(ring, systemClock), clock: systemClock, stat, isCounting: async () => true }); // prettier-ignore
+  return { capture, facts, at, tell: (kind: 'bio' | 'queue' | 'rq', sector: number, sectors: number) => events.push([kind, disk, sector, sectors]) }; // prettier-ignore
+}
+
+t.test('a bio whose completion was lost is a doubt once the device is at rest', async (t) => {
+  const { capture, facts, tell } = modelled();
+  await capture.begin(undefined);
+  tell('queue', 0, 8);
+  facts.writing = 1;
+  t.match(await capture.drain(), { doubt: undefined, still: undefined });
+  // Another program had switched tracing off for a moment.
+  Object.assign(facts, { writing: 0, sectors: 8 });
+  t.match((await capture.drain()).doubt, /other writes than the trace/);
+});
+
+t.test('where no look was exact since the beginning, the first one that is exact is a doubt', async (t) => {
+  const { capture, facts, at, tell } = modelled();
+  const busy = (): void => {
+    facts.sectors += 8;
+    tell('rq', 0, 8);
+  };
+  at.onStat = busy;
+  t.match(await capture.begin(undefined), { proven: false });
+  t.equal((await capture.drain()).doubt, undefined);
+  at.onStat = () => undefined;
+  t.match((await capture.drain()).doubt, /without pause/);
+  t.match(await capture.drain(), { doubt: undefined, still: String });
+  at.onStat = busy;
+  t.equal((await capture.drain()).doubt, undefined);
+  at.onStat = () => undefined;
+  t.match(await capture.drain(), { doubt: undefined, still: String }, 'and no second time');
 });
 
 t.test('facts of a device', { skip: missingForLoop('ext4') }, async (t) => {

@@ -140,3 +140,11 @@ t.test('any bytes at all: an answer, never an exception, and never an event that
     t.ok(events.length === 0 && broken !== undefined, `${length} bytes of it`);
   }
 });
+
+t.test('a padding that goes beyond its page may have hidden events: the page is broken', async (t) => {
+  const bytes = made([{ kind: 'gone' }]);
+  t.equal(parsed(bytes).broken, undefined);
+  const padding = bytes.indexOf(Buffer.from([29 | (1 << 5), 0, 0, 0]));
+  bytes.writeUInt32LE(4000, padding + 4);
+  t.match(parsed(bytes).broken, /padding/);
+});

@@ -25,6 +25,7 @@ const point: PointView = {
 }; // prettier-ignore
 const engine: Engine = {
   points: () => [point],
+  groupPoints: (group) => [{ cut: 'c1', sourceTime: point.sourceTime, consistency: 'crash', points: [{ replication: `${group}-db`, point }] }],
   volumes: () => [
     { path: '/srv/orders', kind: 'directory', volumeMode: 'Filesystem', sizeBytes: 2048, filesystem: 'ext4', filesystemId: null, mountPoint: '/srv/orders', csi: null, eligible: true, reason: null },
   ],
@@ -102,6 +103,11 @@ t.test('a replication from creation to deletion', async (t) => {
   t.match(await done(t, 'get snapshots'), /^orders +monday +Creating/m);
   t.equal(await done(t, 'get snapshot orders/monday -o name'), 'snapshot/orders/monday\n');
   t.match(await done(t, 'get points orders'), /^7 +2026-11-20T09:00:00.000Z .* filesystem/m);
+  store.update('Replication', 'orders', ({ spec }) => void (spec.group = 'shop'));
+  t.match(await done(t, 'get grouppoints shop'), /^2026-11-20T09:00:00.000Z +crash +shop-db\/7$/m);
+  t.match(JSON.parse(await done(t, 'get gpt shop -o json')), { items: [{ cut: 'c1' }] });
+  t.match(await done(t, 'get gpt shop --from 2026-11-21T00:00:00Z -o name'), /^$/);
+  store.update('Replication', 'orders', ({ spec }) => void delete spec.group);
   t.match(await done(t, 'describe replication orders'), /rpoSeconds: +60[^]*events:[^]*ReplicationCreated/);
 
   t.match(await done(t, 'recover orders --type drill --name drill-1 --to /tmp/x'), 'recovery/drill-1 created');

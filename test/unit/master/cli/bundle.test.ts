@@ -2,7 +2,7 @@ import t from 'tap';
 import { spawnSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { redact, redactText } from '../../../../master/cli/redact.ts';
+import { redact, redactLog, redactText } from '../../../../master/cli/redact.ts';
 import { tar } from '../../../../master/cli/tar.ts';
 
 t.test('what may be secret is taken out, the rest stays', async (t) => {
@@ -36,6 +36,10 @@ t.test('what may be secret is taken out, the rest stays', async (t) => {
     status: { url: 'https://u:[redacted]@host/x', size: 7, none: null },
   });
   const key = '-----BEGIN OPENSSH PRIVATE KEY-----\ns3cret\n-----END OPENSSH PRIVATE KEY-----';
+  const line = { level: 'info', argv: ['/bin/psql', 's3cret'], joinToken: 's3cret', msg: 'a "quoted" word' };
+  const log = redactLog(`2026-11-20 host agent[7]: ${JSON.stringify(line)}\n{"half\npassword=s3cret\n`);
+  t.notMatch(log, 's3cret');
+  t.match(log, '"msg":"a \\"quoted\\" word"}\n{"half\npassword=[redacted]\n');
   for (const secret of [key, `${key.slice(0, 45)}`, 'rpl_s3crets3cret', 'password=s3cret', '"token": "s3cret"'])
     t.notMatch(redactText(`before ${secret} after`), 's3cret', secret);
 });

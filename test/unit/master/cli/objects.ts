@@ -38,7 +38,7 @@ export function replication(
       lastSyncDuration: null, lastSyncBytes: null, lastAttemptTime: null, lastVerifiedTime: null,
       lastDrilledTime: null, nextSyncTime: null, latestImage: null,
   nextSnapshotTime: null,
-  usedBytes: null, observedGeneration: 1, conditions: [],
+  usedBytes: null, fork: null, observedGeneration: 1, conditions: [],
       ...status,
     },
   }; // prettier-ignore

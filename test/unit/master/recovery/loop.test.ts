@@ -3,14 +3,14 @@
  * REPLICATOR_SEED. A cut-off master is an aborted loop whose half-done work stays; the next one begins with the same store.
  */
 import t from 'tap';
-import { snapshotReferences } from '../../../../master/references.ts';
+import { pinnedPoints, snapshotReferences } from '../../../../master/references.ts';
 import { actions, ask, hasEnded, type Work } from '../../../../master/recovery/machine.ts';
 import { runRecoveries, type Effects } from '../../../../master/recovery/loop.ts';
 import { openDatabase } from '../../../../master/database.ts';
 import { sqliteStore } from '../../../../master/store-sqlite.ts';
 import type { Mirrors } from '../../../../master/mirrors.ts';
 import { volumeEffects } from '../../../../master/recovery/volume.ts';
-import type { Recovery } from '../../../../master/resources.ts';
+import type { AgentVolume, PointView, Recovery } from '../../../../master/resources.ts';
 import { recoveryDraft } from '../../../../master/api/recoveries.ts';
 import { snapshotKey } from '../../../../master/store.ts';
 import { systemClock, systemRandom } from '../../../../proto/system.ts';
@@ -25,6 +25,11 @@ interface Volume {
   generation: bigint;
   copies: Set<string>;
   handedOver: boolean;
+  /** Sequences of the points that can be recovered; the oldest go as time passes, unless they are pinned. */
+  journal: number[];
+  /** Of the volume at an agent that recoveries write: under which generation, and who does so right now. */
+  written: bigint;
+  writer: string | undefined;
 }
 
 async function play(seed: number, visited: Set<string>): Promise<void> {
@@ -44,7 +49,10 @@ async function play(seed: number, visited: Set<string>): Promise<void> {
   for (const name of members) {
     addReplication(store, name);
     store.update('Replication', name, ({ spec }) => void (spec.group = 'g'));
-    world.set(name, { generation: 1n, copies: new Set(), handedOver: false });
+    world.set(name, {
+      ...{ generation: 1n, copies: new Set(), handedOver: false },
+      ...{ journal: [2], written: 0n, writer: undefined },
+    });
     const key = addSnapshot(store, name, 's', 'Ready');
     store.update('Snapshot', key, ({ status }) => void Object.assign(status, { point: { sequence: 1 } }));
   }
@@ -67,8 +75,12 @@ async function play(seed: number, visited: Set<string>): Promise<void> {
     mirrors: { replica: (uid: string) => replicaOf(names.get(uid) ?? '') } as unknown as Mirrors,
     allow: { mayWriteRecovery: async (path) => path, mayRun: async (path) => path },
     folder: '/nowhere',
+    forks: '/nowhere',
     events: { emit: () => undefined },
-    look: async () => undefined,
+    // A node that is away, or whose volume is in use, now and then.
+    look: async () =>
+      next() < trouble ? undefined : ({ eligible: next() >= trouble, reason: 'in use' } as AgentVolume),
+    restores: { run: () => Promise.reject(new Error('not asked')) },
   });
 
   function effect(work: Work): Effects[Work] {
@@ -82,9 +94,21 @@ async function play(seed: number, visited: Set<string>): Promise<void> {
       if (next() < trouble) throw new Error(`${work} of ${volume} failed`);
       // Who may write is the real work's, on the real store.
       if (work === 'fence' || work === 'undo') await real[work](recovery, index, signal);
+      if (work === 'choose') {
+        const isSnapshot = recovery.spec.point !== 'latest-data';
+        const sequence = isSnapshot ? 1 : (state.journal[dice(state.journal.length)] ?? 0);
+        store.update('Recovery', recovery.metadata.name, ({ status }) => {
+          const task = status.tasks[index];
+          if (task) task.point = { sequence } as PointView;
+        });
+      }
       if (work === 'copy') {
+        const sequence = recovery.status.tasks[index]?.point?.sequence ?? 0;
+        if (sequence > 1 && !state.journal.includes(sequence))
+          problems.push(`point ${sequence} of ${volume} was chosen and is gone`);
+        if (recovery.spec.target?.agent !== undefined) await writeVolume(recovery, volume, state, signal);
         if (recovery.spec.type === 'failover' && holder(volume) !== uid) problems.push(`${volume} is copied unfenced`);
-        if (!snapshotReferences(store).has(snapshotKey(volume, 's')))
+        if (sequence === 1 && !snapshotReferences(store).has(snapshotKey(volume, 's')))
           problems.push(`the snapshot of ${volume} is not pinned`);
         state.copies.add(uid);
       }
@@ -95,6 +119,35 @@ async function play(seed: number, visited: Set<string>): Promise<void> {
       signal.throwIfAborted();
       return undefined;
     };
+  }
+
+  /** As restores.ts and the agent's mark do: a writer at a time, none of an older generation, none that was ended. */
+  async function writeVolume(recovery: Recovery, name: string, state: Volume, signal: AbortSignal): Promise<void> {
+    const { uid } = recovery.metadata;
+    const generation = BigInt(store.get('Replication', name)?.status.fencingGeneration ?? '0');
+    if (state.writer !== undefined) problems.push(`${state.writer} and ${uid} write the volume of ${name} at once`);
+    if (generation < state.written) problems.push(`the volume of ${name} is written by an older generation`);
+    state.writer = uid;
+    state.written = generation;
+    try {
+      for (let left = 1 + dice(6); left > 0; left--) {
+        await new Promise((resolve) => setImmediate(resolve));
+        signal.throwIfAborted();
+        if (recovery.spec.type === 'failover' && holder(name) !== uid)
+          problems.push(`${name} is written back while its source may write`);
+      }
+    } finally {
+      state.writer = undefined;
+    }
+  }
+
+  /** Points come, and those go that nobody has pinned, from the oldest on. */
+  function passTime(): void {
+    for (const [name, { journal }] of world) {
+      const pinned = pinnedPoints(store, name);
+      if (holder(name) === undefined) journal.push((journal.at(-1) ?? 1) + 1);
+      while (journal.length > 1 && !pinned.includes(journal[0] ?? 0) && dice(2) === 0) journal.shift();
+    }
   }
 
   let stop = new AbortController();
@@ -149,7 +202,10 @@ async function play(seed: number, visited: Set<string>): Promise<void> {
       const type = dice(2) === 0 ? 'drill' : 'failover';
       const name = `r${move}`;
       const of = dice(2) === 0 ? { group: 'g' } : { replication: members[dice(3)] ?? 'a' };
-      store.create('Recovery', name, recoveryDraft(name, { ...of, type, point: { snapshot: 's' }, target: null }));
+      const point = dice(2) === 0 ? { snapshot: 's' } : ('latest-data' as const);
+      const isBack = dice(3) === 0 && 'replication' in of;
+      const target = isBack ? { agent: 'node-a', path: '/dev/vdb' } : null;
+      store.create('Recovery', name, recoveryDraft(name, { ...of, type, point, target }));
     } else {
       const all = list();
       const one = all[dice(all.length)];
@@ -161,6 +217,7 @@ async function play(seed: number, visited: Set<string>): Promise<void> {
         );
     }
     await turns(dice(20));
+    passTime();
     mustHold();
   }
 

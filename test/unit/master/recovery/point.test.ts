@@ -31,6 +31,16 @@ t.test('a point by each choice', async (t) => {
   t.throws(() => choosePoint('latest-snapshot', member('b', [point(1, 1)])), { code: 'PointGone' });
 });
 
+t.test(
+  'times that go back a little, as those of an agent that was killed: a time names the point that shows it',
+  async (t) => {
+    const one = member('a', [point(3, 300), point(4, 290), point(5, 500)]);
+    const at = (ms: number) => choosePoint({ time: new Date(ms).toISOString() }, one).sequence;
+    t.same([at(299), at(300), at(499), at(500)], [4, 3, 3, 5]);
+    t.equal(choosePoint('latest-data', member('b', [point(3, 300), point(4, 290)])).sequence, 4);
+  },
+);
+
 t.test('a group goes to what was cut on all members together', async (t) => {
   const a = member('a', [point(1, 100, 'x'), point(2, 200, 'y')], 290);
   const b = member('b', [point(7, 100, 'x'), point(8, 250)], 260);

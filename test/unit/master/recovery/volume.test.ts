@@ -35,8 +35,10 @@ async function start(t: Parameters<typeof world>[0]) {
       mirrors: mirrors as unknown as Mirrors,
       events: made.emitter,
       look: async () => undefined,
+      restores: { run: () => Promise.reject(new Error('not asked')) },
       allow,
       folder,
+      forks: folder,
     }),
   };
   const state = (name: string): string | undefined => store.get('Recovery', name)?.status.state;

@@ -2,7 +2,9 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import type { Test } from 'tap';
-import { defaultLimits, Replica, type ReplicaLimits, type ReplicaSession } from '../../../../master/replica/replica.ts';
+import { defaultLimits, type ReplicaLimits } from '../../../../master/replica/limits.ts';
+import { Replica } from '../../../../master/replica/replica.ts';
+import type { ReplicaSession } from '../../../../master/replica/writer.ts';
 import type { CommitRecord } from '../../../../master/replica/frame.ts';
 import type { Disk } from '../../../../proto/effects.ts';
 import { granuleBytes, granuleCount, granuleHash, granuleLength, isZero } from '../../../../proto/granule.ts';

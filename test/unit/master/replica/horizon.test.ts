@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import t from 'tap';
-import { baseTarget, pointAt, type Point } from '../../../../master/replica/horizon.ts';
+import { baseTarget, type Point } from '../../../../master/replica/horizon.ts';
 
 const point = (sequence: number, us: number): Point => ({
   sequence,
@@ -75,13 +75,4 @@ t.test('the base never goes back as time goes on', async () => {
       return (baseTarget({ ...given, nowUs: given.nowUs + laterUs }).sequence ?? 0) >= now;
     }),
   );
-});
-
-t.test('a point is found by the newest source time that is not after the one asked for', async (t) => {
-  const points = [point(1, 100), point(4, 200), point(5, 200)];
-  t.equal(pointAt(points, 99), undefined);
-  t.equal(pointAt(points, 100)?.sequence, 1);
-  t.equal(pointAt(points, 199)?.sequence, 1);
-  t.equal(pointAt(points, 200)?.sequence, 5);
-  t.equal(pointAt(points, Infinity)?.sequence, 5);
 });

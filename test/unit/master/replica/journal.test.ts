@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import t, { type Test } from 'tap';
-import type { CommitRecord } from '../../../../master/replica/frame.ts';
-import { Journal, type JournalRecord } from '../../../../master/replica/journal.ts';
+import type { CommitRecord, JournalRecord } from '../../../../master/replica/frame.ts';
+import { Journal } from '../../../../master/replica/journal.ts';
 import type { Disk } from '../../../../proto/effects.ts';
 import { granuleBytes } from '../../../../proto/granule.ts';
 import type { SimDisk } from '../../../sim/disk.ts';
@@ -174,4 +174,41 @@ t.test('what a process that died left written and not synced is durable once it 
     fresh.crash(true);
     t.same((await opened(fresh.mount())).sequences, [1, 2]);
   }
+});
+
+t.test('the commit record is written when what it closes is durable', async (t) => {
+  const kindAt = 4;
+  const commitKind = 3;
+  const plain = quietDisk().mount();
+  let unsynced = 0;
+  let commits = 0;
+  const disk: Disk = {
+    ...plain,
+    async open(path, mode) {
+      const file = await plain.open(path, mode);
+      return {
+        ...file,
+        async write(buffers, position) {
+          if (Buffer.from(buffers[0] ?? []).readUInt32LE(kindAt) === commitKind) {
+            commits++;
+            // A disk may take the record first: then it would close an epoch whose bytes are not there.
+            t.equal(unsynced, 0, 'all of the epoch was synced before');
+          }
+          await file.write(buffers, position);
+          unsynced++;
+        },
+        async sync() {
+          await file.sync();
+          unsynced = 0;
+        },
+      };
+    },
+  };
+  const { journal } = await opened(disk);
+  for (let sequence = 1; sequence <= 3; sequence++) {
+    await epoch(journal, sequence);
+    t.equal(unsynced, 0, 'and the record is durable when commit returns');
+  }
+  t.equal(commits, 3);
+  await journal.close();
 });

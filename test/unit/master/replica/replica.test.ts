@@ -243,6 +243,26 @@ t.test('a volume that shrank and grew again reads as zeros where it was gone', a
   await replica.close();
 });
 
+t.test('a point that is pinned stays while the journal moves on, and goes when it is not any more', async (t) => {
+  const r = await rig(t);
+  const replica = await r.open();
+  const session = await replica.attach(writer);
+  const points = [];
+  for (let at = 1; at <= 4; at++) {
+    points.push(await put(replica, session, { [at]: at }, size));
+    r.nowMs += 10_000;
+  }
+  const sequences = (): number[] => replica.points.map(({ sequence }) => sequence);
+  const pinned = points[1]?.sequence ?? 0;
+  // One that the journal has not (a snapshot's) holds nothing back.
+  await replica.advance(1, none, undefined, [pinned, 999]);
+  t.same(sequences(), [2, 3, 4]);
+  t.ok((await recovered(r, replica, pinned)).equals(imageOf({ 1: 1, 2: 2 }, size)));
+  await replica.advance(1, none, undefined, [1]);
+  t.same(sequences(), [4], 'nor one that is gone');
+  await replica.close();
+});
+
 t.test('a recovery never touches what exists, whatever it fails of', async (t) => {
   const r = await rig(t);
   const replica = await r.open();
@@ -299,6 +319,7 @@ t.test("rot in what a volume that shrank has lost is nobody's loss", async (t) =
   const r = await rig(t);
   const replica = await r.open();
   const session = await replica.attach({ ...writer, force: true });
+  await put(replica, session, { 0: 1 }, size);
   await put(replica, session, { 8: 1 }, size);
   r.sim.flip(journalPath(r.sim.paths()), 5000);
   t.equal((await replica.scrub(session, none, () => undefined)).badGranules, 1);
@@ -306,6 +327,26 @@ t.test("rot in what a volume that shrank has lost is nobody's loss", async (t) =
   t.equal((await replica.scrub(session, none, () => undefined)).badGranules, 0);
   await replica.close();
 });
+
+t.test(
+  'a granule that is cut by a smaller size does not pass for what it was when the volume grows again',
+  async (t) => {
+    const r = await rig(t);
+    const replica = await r.open();
+    const session = await replica.attach({ ...writer, force: true });
+    await put(replica, session, { 0: 1, 4: 4 }, size);
+    const cut = 5 * granuleBytes - 1000;
+    await put(replica, session, { 0: 2 }, cut, { point: false });
+    t.equal(replica.head.unknown, 1);
+    await t.rejects(replica.commit(session, commitOf(3, size)), { code: 'ReplicaDamaged' });
+    await put(replica, session, { 4: 4 }, size);
+    await put(replica, session, { 4: 5 }, cut);
+    t.equal(replica.head.unknown, 0, 'sent at its new length it is known');
+    t.ok((await recovered(r, replica, 3)).equals(imageOf({ 0: 2, 4: 4 }, size)));
+    t.ok((await recovered(r, replica, 4)).equals(imageOf({ 0: 2, 4: 5 }, cut)));
+    await replica.close();
+  },
+);
 
 t.test('a frame that rotted in the middle is found, and opening anew goes on from there', async (t) => {
   const r = await rig(t);

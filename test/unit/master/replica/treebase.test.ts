@@ -1,15 +1,16 @@
 import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
-import { promises as fs, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { promises as fs, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
 import { removeTree, TreeBase } from '../../../../master/replica/treebase.ts';
-import { lgetxattr, llistxattr } from '../../../../proto/libc.ts';
+import { lgetxattr } from '../../../../proto/libc.ts';
 import { contentRoot, granuleHash } from '../../../../proto/granule.ts';
 import { goneNode } from '../../../../proto/node.ts';
 import { nodeTypes, type Node } from '../../../../proto/wire.ts';
 import { bytes, commitOf, dataOf, randomOf, TreeModel, type Epoch } from './treemodel.ts';
+import { expected, walk } from './treestate.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'treebase-'));
 t.teardown(() => {
@@ -35,65 +36,6 @@ async function write(base: TreeBase, { data, nodes }: Epoch): Promise<void> {
 async function apply(base: TreeBase, epoch: Epoch, slots: number, sequence = base.index.sequence + 1): Promise<void> {
   await write(base, epoch);
   await base.settle(commitOf(sequence, slots));
-}
-
-/** What there is, by path: walked with plain calls, hard links named by the first path of theirs. */
-async function walk(root: string): Promise<Map<string, unknown>> {
-  const found = new Map<string, unknown>();
-  const inodes = new Map<bigint, string>();
-  const visit = async (path: Buffer, name: string): Promise<void> => {
-    const stat = await fs.lstat(path, { bigint: true });
-    const type = Number(stat.mode >> 12n);
-    const xattrs: string[] = [];
-    for (const key of await llistxattr(path))
-      xattrs.push(`${key.toString()}=${(await lgetxattr(path, key))?.toString()}`);
-    const same = stat.isDirectory() ? undefined : inodes.get(stat.ino);
-    inodes.set(stat.ino, same ?? name);
-    found.set(name, {
-      type,
-      mode: Number(stat.mode & 0o7777n),
-      owner: `${stat.uid}:${stat.gid}`,
-      mtime: stat.mtimeNs,
-      size: type === nodeTypes.file ? Number(stat.size) : 0,
-      target: type === nodeTypes.symlink ? (await fs.readlink(path, { encoding: 'buffer' })).toString('latin1') : '',
-      device: type === nodeTypes.character ? Number(stat.rdev) : 0,
-      xattrs,
-      content: type === nodeTypes.file ? (await fs.readFile(path)).toString('latin1') : '',
-      same: same ?? name,
-    });
-    if (!stat.isDirectory()) return;
-    const entries = await fs.readdir(path, { encoding: 'buffer' });
-    for (const entry of entries.sort((a, b) => Buffer.compare(a, b))) {
-      await visit(Buffer.concat([path, Buffer.from('/'), entry]), `${name}/${entry.toString('latin1')}`);
-    }
-  };
-  await visit(Buffer.from(root), '');
-  return found;
-}
-
-function expected(model: TreeModel): Map<string, unknown> {
-  const found = new Map<string, unknown>();
-  const first = new Map<number, string>();
-  const visit = (node: Node, name: string): void => {
-    if (!first.has(node.slot)) first.set(node.slot, name);
-    found.set(name, {
-      type: node.type,
-      mode: node.mode,
-      owner: `${node.uid}:${node.gid}`,
-      mtime: BigInt(node.mtimeSeconds) * 1_000_000_000n + BigInt(node.mtimeNanoseconds),
-      size: node.sizeBytes,
-      target: node.target.toString('latin1'),
-      device: node.type === nodeTypes.character ? (node.deviceMajor << 8) | node.deviceMinor : 0,
-      xattrs: node.xattrs.map(({ name: key, value }) => `${key.toString()}=${value.toString()}`),
-      content: model.content.get(node.slot)?.toString('latin1') ?? '',
-      same: first.get(node.slot),
-    });
-    if (node.type !== nodeTypes.directory) return;
-    const children = model.children(node.slot).sort((a, b) => Buffer.compare(a.name, b.name));
-    for (const child of children) visit(child.node, `${name}/${child.name.toString('latin1')}`);
-  };
-  visit(model.nodes.get(0) as Node, '');
-  return found;
 }
 
 async function isSound(base: TreeBase, tree: string, model: TreeModel, hint: string): Promise<void> {
@@ -216,6 +158,29 @@ t.test('a copy with content whose node has not come yet can go on', async () => 
     await isSound(one, tree, model, tree);
     await one.close();
   }
+});
+
+t.test('what a crash left of removed files in the staging folder keeps no copy from being made', async () => {
+  const model = new TreeModel(randomOf(4), isRoot);
+  const { tree, index } = place();
+  let base = await TreeBase.open(tree, index);
+  for (let step = 0; step < 30; step++) model.step();
+  await apply(base, model.epoch(), model.slots);
+  await base.close();
+  const leave = (): void => {
+    mkdirSync(`${tree}.staging/x-1/y`, { recursive: true });
+    writeFileSync(`${tree}.staging/x7`, 'gone');
+    writeFileSync(`${tree}.staging/n9999`, 'of an epoch that was given up');
+  };
+  leave();
+  base = await TreeBase.open(tree, index);
+  const [first, second] = [place(), place()];
+  await (await base.cloneTo(first.tree, first.index, never, quiet)).close();
+  leave();
+  const copy = await base.cloneTo(second.tree, second.index, never, quiet);
+  await isSound(copy, second.tree, model, 'the copy');
+  await copy.close();
+  await base.close();
 });
 
 t.test('a copy goes nowhere where something is, and leaves nothing when it is cancelled', async (t) => {

@@ -1,0 +1,71 @@
+/** What a schema cannot say of what is asked for: paths of this machine, and of the agents as far as they have told. */
+import { type Allow, refusedBySystem } from '../proto/allow.ts';
+import { messageOf } from '../proto/errors.ts';
+import type { VolumeMode } from '../proto/wire.ts';
+import type { Engine } from './engine.ts';
+import { mustBeFree } from './recovery/copy.ts';
+import type { ReplicationSpec, StorageClassSpec } from './resources.ts';
+
+/** A folder may be anywhere but in what the system or this program keeps; `volumes` below our own folder is meant for it. */
+export function classProblems(
+  { driver, parameters }: StorageClassSpec,
+  dir: string,
+  inCluster: boolean,
+): { path: string; message: string }[] {
+  const { path, storageClassName, accessMode } = parameters;
+  const problem = (field: string, message: string) => [{ path: `spec.${field}`, message }];
+  if (driver === 'kubernetes') {
+    if (!inCluster) return problem('driver', 'kubernetes is for masters that run with --kubernetes; use directory');
+    if (path !== undefined) return problem('parameters.path', 'is for driver directory; leave it out');
+    return storageClassName === undefined
+      ? problem('parameters.storageClassName', 'must name a StorageClass of the cluster')
+      : [];
+  }
+  if (storageClassName !== undefined || accessMode !== undefined) {
+    const field = storageClassName === undefined ? 'accessMode' : 'storageClassName';
+    return problem(`parameters.${field}`, 'is for driver kubernetes; leave it out');
+  }
+  if (path === undefined) return problem('parameters.path', 'must be the folder where replicas lie');
+  const refusal =
+    refusedBySystem(path, false) ??
+    (ownRefusal(path, dir) ? `is this master's own data; use ${dir}/volumes or another folder` : undefined);
+  return refusal === undefined ? [] : problem('parameters.path', refusal);
+}
+
+export async function targetProblems(
+  { mayWriteRecovery }: Pick<Allow, 'mayWriteRecovery'>,
+  path: string,
+  mode: VolumeMode,
+): Promise<{ path: string; message: string }[]> {
+  try {
+    await mustBeFree(await mayWriteRecovery(path), mode);
+    return [];
+  } catch (error) {
+    return [{ path: 'target.path', message: messageOf(error) }];
+  }
+}
+
+function ownRefusal(path: string, dir: string): boolean {
+  const volumes = `${dir}/volumes`;
+  if (path === volumes || path.startsWith(`${volumes}/`)) return false;
+  return path === dir || path.startsWith(`${dir}/`) || dir.startsWith(`${path}/`);
+}
+
+/** An address that means "all of them" names nobody. */
+export function problemsOf(
+  spec: ReplicationSpec,
+  volumes: ReturnType<Engine['volumes']>,
+): { path: string; message: string }[] {
+  const problems: { path: string; message: string }[] = [];
+  const { consistency, source } = spec;
+  if (consistency === 'file' && source.volumeMode === 'Block') {
+    problems.push({
+      path: 'spec.consistency',
+      message: '"file" is for volumeMode Filesystem; use filesystem or crash',
+    });
+  }
+  const volume = volumes.find(({ path }) => path === source.path);
+  if (volume && !volume.eligible)
+    problems.push({ path: 'spec.source.path', message: volume.reason ?? 'is not eligible' });
+  return problems;
+}

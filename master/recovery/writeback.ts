@@ -1,0 +1,108 @@
+/**
+ * Recovering into a volume of an agent's node: a staged copy of the point here, and what of it the volume lacks sent there.
+ *
+ * Guarantees: asked before anything is fenced whether the volume may be written now; done only when the agent has read the
+ * volume whole and it has the point's digest. A start of the master goes on with the staged copy where it is whole; what the
+ * volume has already is not sent again. Failure: an agent that is away is waited for; what it refuses fails the volume.
+ */
+import { promises as fs } from 'node:fs';
+import type { Clock } from '../../proto/effects.ts';
+import { ReplicationError } from '../../proto/errors.ts';
+import { Pace } from '../../proto/pace.ts';
+import { sendPoint, type Content } from '../offering.ts';
+import { BlockIndex } from '../replica/blockindex.ts';
+import type { Point } from '../replica/horizon.ts';
+import { removeIndex } from '../replica/indexdatabase.ts';
+import type { AgentVolume, Recovery, Replication } from '../resources.ts';
+import type { Restores } from '../restores.ts';
+import { replicaUid } from '../mirrorstate.ts';
+
+export interface WriteBackOptions {
+  clock: Clock;
+  restores: Pick<Restores, 'run'>;
+  look: (agent: string, path: string, write?: boolean) => Promise<AgentVolume | undefined>;
+}
+
+/** Where the volume is that a recovery writes; undefined: it makes a new copy on this machine. */
+export function volumeOf({ target }: Recovery['spec']): { agent: string; path: string } | undefined {
+  return target?.agent === undefined ? undefined : { agent: target.agent, path: target.path };
+}
+
+export const stagedIndex = (staged: string): string => `${staged}.index`;
+
+export async function removeStaged(staged: string): Promise<void> {
+  await fs.rm(staged, { force: true });
+  await removeIndex(stagedIndex(staged));
+}
+
+/** @throws TargetRefused */
+export async function mustBeWritable(
+  { look }: Pick<WriteBackOptions, 'look'>,
+  { agent, path }: { agent: string; path: string },
+): Promise<void> {
+  const volume = await look(agent, path, true);
+  if (!volume)
+    throw new ReplicationError(
+      'TargetRefused',
+      `agent ${agent} does not say whether ${path} may be written: start it, upgrade it if it is older than this master, and try again`,
+    );
+  if (!volume.eligible)
+    throw new ReplicationError('TargetRefused', `${agent}: ${volume.reason ?? `${path} is refused`}`);
+}
+
+/** From the staged copy into the volume. */
+export async function writeBack(
+  { clock, restores }: Pick<WriteBackOptions, 'clock' | 'restores'>,
+  recovery: Recovery,
+  replication: Replication,
+  point: Point,
+  staged: string,
+  signal: AbortSignal,
+  progress: (step: string, done: number, total: number) => void,
+): Promise<void> {
+  const volume = volumeOf(recovery.spec);
+  if (!volume) return;
+  const { spec, metadata, status } = replication;
+  const index = new BlockIndex(stagedIndex(staged));
+  const { sizeBytes } = index;
+  const restore = {
+    uid: `${recovery.metadata.uid}/${metadata.name}`,
+    name: recovery.metadata.name,
+    replicaUid: replicaUid(replication),
+    fencingGeneration: status.fencingGeneration,
+    path: volume.path,
+    volumeMode: spec.source.volumeMode,
+    sizeBytes,
+    compare: false,
+  };
+  try {
+    await using image = await fs.open(staged, 'r');
+    const content: Content = {
+      sizeBytes,
+      hashes: (first, count) => index.hashes(first, count),
+      async read(buffer, position) {
+        const { bytesRead } = await image.read(buffer, 0, buffer.length, position);
+        if (bytesRead < buffer.length)
+          throw new ReplicationError('ReplicaDamaged', `${staged} is short at ${position + bytesRead}`);
+      },
+    };
+    progress(`waiting for agent ${volume.agent}`, 0, sizeBytes);
+    const pace = new Pace(clock, spec.bandwidthBytesPerSecond);
+    const options = {
+      uid: restore.uid,
+      generation: restore.fencingGeneration,
+      compression: spec.compression,
+      pace,
+      progress,
+    };
+    // Awaited here: else the image is closed under it.
+    return await restores.run(
+      volume.agent,
+      restore,
+      async (call, line) => void (await sendPoint(call, content, point, { ...options, signal: line })),
+      signal,
+    );
+  } finally {
+    index.close();
+  }
+}

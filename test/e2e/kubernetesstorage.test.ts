@@ -1,0 +1,185 @@
+/**
+ * The storage class `kubernetes` against a real kube-apiserver and kube-controller-manager, with exactly the rights of the manifests: claim,
+ * certificate and pod are made, the receiver runs as its pod says (receivernode.ts stands in for scheduler, provisioner and kubelet),
+ * kills of either side lose nothing, and all of it goes with the replication.
+ */
+import t from 'tap';
+import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { join } from 'node:path';
+import { group } from '../../master/kubernetes/kinds.ts';
+import { Replica } from '../../master/replica/replica.ts';
+import type { Replication, StorageClass } from '../../master/resources.ts';
+import { systemEffects } from '../../proto/system.ts';
+import { skipKubernetes, until } from '../kubernetes.ts';
+import { missingForLoop } from '../loop.ts';
+import { noise, sameBytes, writeNoise } from './content.ts';
+import { account, namespace, openKubernetesWorld } from './kubernetesworld.ts';
+import { defineStorageClass, runReceiverNode } from './receivernode.ts';
+
+const signal = new AbortController().signal;
+
+t.test('replicas on claims', { skip: skipKubernetes || missingForLoop('ext4') }, async (suite) => {
+  const t = suite;
+  const config = join(process.env['TMPDIR'] ?? '/tmp', `receivers-${process.pid}.yaml`);
+  writeFileSync(config, 'receivers: { nodeSelector: { disktype: ssd } }\n');
+  t.teardown(() => rmSync(config));
+  const { cluster, world } = await openKubernetesWorld(t, { masterFlags: ['--config', config] }, { controllers: true });
+  await world.startAgent();
+  defineStorageClass(cluster, 'tests');
+  const image = join(world.sources, 'image');
+  writeNoise(image, 8 << 20);
+  const tree = join(world.sources, 'tree');
+  mkdirSync(join(tree, 'folder'), { recursive: true });
+  writeFileSync(join(tree, 'folder', 'file'), noise(300_000));
+  const nameOf = async (name: string): Promise<string> => `replica-${(await world.get(name)).metadata.uid}`;
+  const names = (kind: string): string => cluster.kubectl(['get', kind, '-o', 'name', '-n', namespace]);
+  const replicate = (name: string, path: string, volumeMode: string): void =>
+    cluster.apply('ReplicationInfo', name, {
+      source: { agent: 'node-a', path, volumeMode },
+      target: { storageClass: 'claims' },
+      rpoSeconds: 2,
+    });
+
+  await t.test('what cannot be is refused with its field', (t) => {
+    const refusal = (spec: object): string => {
+      try {
+        cluster.apply('ReplicationStorageClass', 'wrong', spec);
+        return 'taken';
+      } catch (error) {
+        return String(error);
+      }
+    };
+    const parameters = { storageClassName: 'tests' };
+    t.match(
+      refusal({ driver: 'kubernetes', parameters: { ...parameters, accessMode: 'ReadWriteMany' } }),
+      /accessMode.*ReadWriteOnce/s,
+    );
+    t.match(refusal({ driver: 'kubernetes', parameters: {} }), /storageClassName/);
+    t.match(refusal({ driver: 'directory', parameters }), /must be path for driver directory/);
+    t.end();
+  });
+
+  await t.test('a replication waits for its receiver, and says for what', async (t) => {
+    cluster.apply('ReplicationStorageClass', 'claims', {
+      driver: 'kubernetes',
+      parameters: { storageClassName: 'tests', accessMode: 'ReadWriteOncePod' },
+    });
+    await world.until('the class is usable', async () => {
+      const found = await world.client.get<StorageClass>('/storageclasses/claims').catch(() => undefined);
+      return found?.status.conditions.some(({ status }) => status === 'True');
+    });
+    replicate('orders', image, 'Block');
+    await world.until('orders is there', async () => world.get('orders').catch(() => false as const));
+    await world.degraded('orders', 'ReceiverPending');
+    await world.until('the cluster says why', async () =>
+      /its claim is Pending/.test(JSON.stringify((await world.get('orders')).status.conditions)),
+    );
+    const claim = cluster.read('pvc', await nameOf('orders'));
+    t.match(claim.spec, { accessModes: ['ReadWriteOncePod'], storageClassName: 'tests', volumeMode: 'Filesystem' });
+    t.match(claim, { spec: { resources: { requests: { storage: '1036Mi' } } } });
+    t.match(cluster.read('pod', await nameOf('orders')).spec, { nodeSelector: { disktype: 'ssd' } });
+  });
+
+  const node = (name: string, labels: Record<string, string>, subnet: string) =>
+    runReceiverNode(suite, cluster, namespace, { name, labels, folder: join(world.dir, name), subnet });
+  const other = node('store-2', { disktype: 'hdd' }, '127.0.22');
+  const store = node('store-1', { disktype: 'ssd' }, '127.0.21');
+
+  await t.test('its pod runs on a node with the label: it is mirrored there, block volumes and trees', async (t) => {
+    replicate('files', tree, 'Filesystem');
+    t.equal((await world.normal('orders', Date.now())).status.state, 'NORMAL');
+    await world.until('files is there', async () => world.get('files').catch(() => false as const));
+    await world.normal('files', Date.now());
+    for (const name of ['orders', 'files']) {
+      t.ok(store.process(await nameOf(name)), `${name} is at store-1`);
+      t.notOk(other.process(await nameOf(name)));
+    }
+    t.same(await systemEffects.disk.list(join(world.masterDir, 'volumes')), [], 'nothing lies with the master');
+  });
+
+  await t.test('a snapshot is made there; a recovery is refused with the cure', async (t) => {
+    await world.snapshot('orders', 'before');
+    await t.rejects(world.drill('orders'), /from which nothing can be recovered yet/);
+  });
+
+  await t.test('receiver and master killed, in any order: it goes on, and no point is lost', async (t) => {
+    const before = await world.points('orders');
+    const receiver = store.process(await nameOf('orders'));
+    for (let round = 0; round < 3; round++) {
+      writeNoise(image, 8 << 20);
+      if (round !== 1) await receiver?.kill();
+      if (round !== 0) {
+        await world.master.kill();
+        await world.startMaster();
+      }
+      await world.normal('orders', Date.now());
+    }
+    const now = new Map((await world.points('orders')).map(({ sequence, digest }) => [sequence, digest]));
+    for (const { sequence, digest } of before) t.equal(now.get(sequence), digest, `point ${sequence}`);
+    writeFileSync(join(tree, 'late'), noise(70_000));
+    await world.normal('files', Date.now());
+    await world.client.send('POST', '/replications/orders/actions/verify', {});
+    const { status } = await world.until('it is verified', async () => {
+      const found = await world.get('orders');
+      return found.status.lastVerifiedTime !== null && found;
+    });
+    t.notMatch(JSON.stringify(status.conditions), /VerifyMismatch/);
+  });
+
+  await t.test('a pod that somebody deletes is made anew', async (t) => {
+    const pod = await nameOf('orders');
+    const before = cluster.read('pod', pod).metadata['uid'];
+    cluster.kubectl(['delete', 'pod', pod, '--wait=false']);
+    await until(() => names('pod').includes(pod) && cluster.read('pod', pod).metadata['uid'] !== before);
+    t.equal((await world.normal('orders', Date.now())).status.state, 'NORMAL');
+  });
+
+  await t.test('what lies on the claims is the source, to the byte', async (t) => {
+    await world.agent.kill();
+    for (const [name, mode] of [
+      ['orders', 'Block'],
+      ['files', 'Filesystem'],
+    ] as const) {
+      const { metadata } = await world.get(name);
+      const folder = `${store.mountOf(`replica-${metadata.uid}`)}/${name}-${metadata.uid}`;
+      const copy = join(world.dir, `${name}.copy`);
+      // As it would be after a crash: the receiver still has the original.
+      const taken = join(world.dir, `${name}.replica`);
+      spawnSync('cp', ['-a', folder, taken]);
+      const place = { folder: taken, indexFolder: taken };
+      const replica = await Replica.open({ effects: systemEffects, place, mode });
+      const point = replica.newestPoint;
+      if (!point) throw new Error(`${name} has no point`);
+      await replica.recover(point, copy, { verify: true, signal, progress: () => undefined });
+      await replica.close();
+      if (mode === 'Block') t.ok(sameBytes(image, copy));
+      else t.equal(spawnSync('diff', ['-r', tree, copy], { encoding: 'utf8' }).stdout, '');
+    }
+  });
+
+  await t.test('deleted, nothing of it stays; a locked snapshot keeps it', async (t) => {
+    const [orders, files] = [await nameOf('orders'), await nameOf('files')];
+    cluster.kubectl(['delete', 'rsnap', 'orders.before', '--timeout=60s']);
+    cluster.kubectl(['delete', 'ri', 'orders', '--timeout=60s']);
+    await until(() => ['pod', 'pvc', 'secret'].every((kind) => !names(kind).includes(orders)));
+    for (const kind of ['pod', 'pvc', 'secret']) t.match(names(kind), files, `${kind} of the other one`);
+    const { status } = await world.client.get<StorageClass>('/storageclasses/claims');
+    t.match(status.conditions, [{ type: 'Available', status: 'True' }]);
+    t.equal((await world.client.list<Replication>('/replications')).items.length, 1);
+  });
+
+  await t.test('the rights in the manifests are used, each of them', async (t) => {
+    cluster.kubectl(['delete', 'ri', 'files', '--timeout=60s']);
+    await until(() => !names('pvc').includes('replica-'));
+    t.equal(await world.master.stop(), 0, world.master.logEnd());
+    const name = 'replicator-container-controller';
+    const granted = [...cluster.rightsOf('role', name), ...cluster.rightsOf('clusterrole', name)];
+    const used = cluster.rightsUsed(namespace, account);
+    t.same(
+      granted.filter((right) => !used.includes(right)),
+      [],
+    );
+    t.match(cluster.kubectl(['get', 'crd', '-o', 'name']), group);
+  });
+});
