@@ -12,6 +12,8 @@ import { diskFile } from '../../proto/system.ts';
 
 const proto = new URL('../../proto/snapshotmetadata.proto', import.meta.url);
 const blockBytes = 4096;
+/** Fewer than the client takes before it gives up: a driver that breaks now and then answers in the end. */
+const mostBrokenInRow = 5;
 
 interface Request {
   securityToken: string;
@@ -55,6 +57,7 @@ export async function startDriver(image: string, folder: string, next: () => num
     return /^[\w-]+$/.test(name) && fs.existsSync(path) ? fs.readFileSync(path) : undefined;
   };
   let made = 0;
+  let brokenInRow = 0;
 
   const handler =
     (method: 'Allocated' | 'Delta') =>
@@ -77,7 +80,9 @@ export async function startDriver(image: string, folder: string, next: () => num
         return !block.equals(method === 'Delta' ? base.subarray(at, at + blockBytes) : zeros.subarray(0, block.length));
       };
       const all = [...ranges(target.length, request.startingOffset, differs)];
-      const isBroken = next() < driver.breakChance;
+      // So many in a row are a driver that does not answer.
+      const isBroken = brokenInRow < mostBrokenInRow && next() < driver.breakChance;
+      brokenInRow = isBroken ? brokenInRow + 1 : 0;
       const most = isBroken ? Math.floor(next() * all.length) : all.length;
       for (let at = 0; at < most; at += 7) {
         const blockMetadata = all
