@@ -3,20 +3,26 @@
  * of new seeds, whose start is printed; with a seed that one again, traced. Exit status 1 when an invariant was violated.
  */
 import { parseArgs } from 'node:util';
+import { messageOf } from '../../proto/errors.ts';
 import { runSeed } from './run.ts';
 
 const defaultRuns = 30;
 
-const { positionals, values } = parseArgs({
-  allowPositionals: true,
-  options: { runs: { type: 'string' }, trace: { type: 'boolean' } },
-});
-const given = positionals.length > 0 ? Number(positionals[0]) : undefined;
-const runs = Number(values.runs ?? (given === undefined ? defaultRuns : 1));
-if (positionals.length > 1 || !Number.isInteger(runs) || runs < 1 || !Number.isInteger(given ?? 0)) {
-  process.stderr.write('usage: npm run sim [-- [SEED] [--runs N]], both whole numbers\n');
-  process.exit(2);
+function options(): { given: number | undefined; runs: number } {
+  try {
+    const { positionals, values } = parseArgs({ allowPositionals: true, options: { runs: { type: 'string' } } });
+    const given = positionals.length > 0 ? Number(positionals[0]) : undefined;
+    const runs = Number(values.runs ?? (given === undefined ? defaultRuns : 1));
+    if (positionals.length > 1 || !Number.isInteger(runs) || runs < 1 || !Number.isInteger(given ?? 0))
+      throw new Error('SEED and N are whole numbers');
+    return { given, runs };
+  } catch (error) {
+    process.stderr.write(`${messageOf(error)}\nusage: npm run sim [-- [SEED] [--runs N]]\n`);
+    process.exit(2);
+  }
 }
+
+const { given, runs } = options();
 const first = given ?? Math.floor(Math.random() * 2 ** 31);
 const trace = runs === 1 ? (line: string) => process.stdout.write(`${line}\n`) : undefined;
 if (runs > 1) process.stdout.write(`seeds ${first} to ${first + runs - 1}\n`);
