@@ -93,9 +93,10 @@ export function asReplicationError(error: unknown, fallback: ErrorCode = 'Intern
   return new ReplicationError(fallback, messageOf(error), { cause: error });
 }
 
-/** SQLITE_FULL, sqlite.org/rescode.html */
+/** SQLITE_FULL and SQLITE_IOERR_SHMSIZE (no room for the index of a log), sqlite.org/rescode.html */
 function isSqliteFull(error: unknown): boolean {
-  return systemErrorCode(error) === 'ERR_SQLITE_ERROR' && (error as { errcode?: number }).errcode === 13;
+  const { errcode = 0 } = error as { errcode?: number };
+  return systemErrorCode(error) === 'ERR_SQLITE_ERROR' && [13, 4874].includes(errcode);
 }
 
 /** `ENOENT` and the like, or undefined. */

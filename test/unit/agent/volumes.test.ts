@@ -16,13 +16,17 @@ function put(path: string, content: object | string = ''): void {
   writeFileSync(at(path), typeof content === 'string' ? content : JSON.stringify(content));
 }
 
+const isRoot = process.getuid?.() === 0;
 const csi = 'kubelet/pods/uid-1/volumes/kubernetes.io~csi';
-mkdirSync(at(`${csi}/pvc-a/mount`), { recursive: true });
+for (const name of ['pvc-a', 'inline', 'half-made', 'unmounted'])
+  mkdirSync(at(`${csi}/${name}/mount`), { recursive: true });
+const mounted = isRoot ? ['pvc-a', 'inline', 'half-made'].map((name) => at(`${csi}/${name}/mount`)) : [];
+for (const path of mounted) run('mount', '-t', 'tmpfs', '-o', 'size=64k', 'volume', path);
+t.teardown(() => mounted.forEach((path) => run('umount', path)));
 put(`${csi}/pvc-a/vol_data.json`, { driverName: 'csi.example', volumeHandle: 'vol-a', specVolID: 'pvc-a' });
-mkdirSync(at(`${csi}/inline/mount`), { recursive: true });
 put(`${csi}/inline/vol_data.json`, { driverName: 'csi.example', volumeLifecycleMode: 'Ephemeral' });
-mkdirSync(at(`${csi}/half-made/mount`), { recursive: true });
 put(`${csi}/half-made/vol_data.json`, '{"driverNa');
+put(`${csi}/unmounted/vol_data.json`, { driverName: 'csi.example', volumeHandle: 'vol-u', specVolID: 'unmounted' });
 mkdirSync(at('kubelet/pods/uid-1/volumes/kubernetes.io~empty-dir/cache'), { recursive: true });
 mkdirSync(at('tree'));
 put('image');
@@ -39,18 +43,21 @@ const options = { mayRead: allowList(rules).mayRead, allow, kubelet: at('kubelet
 await t.test('volumes of pods are listed with the names of their driver', async (t) => {
   const volumes = await listVolumes(options);
   const of = (path: string): object => volumes.find((volume) => volume.path === at(path)) ?? {};
-  t.match(of(`${csi}/pvc-a/mount`), {
-    kind: 'directory',
-    volumeMode: 'Filesystem',
-    csiDriver: 'csi.example',
-    csiVolume: 'vol-a',
-    persistentVolume: 'pvc-a',
-    podUid: 'uid-1',
-    eligible: true,
-    reason: '',
-  });
-  t.match(of(`${csi}/inline/mount`), { eligible: false, reason: /ephemeral/, persistentVolume: '' });
-  t.match(of(`${csi}/half-made/mount`), { eligible: true, persistentVolume: 'half-made', csiDriver: '' });
+  if (isRoot) {
+    t.match(of(`${csi}/pvc-a/mount`), {
+      kind: 'directory',
+      volumeMode: 'Filesystem',
+      csiDriver: 'csi.example',
+      csiVolume: 'vol-a',
+      persistentVolume: 'pvc-a',
+      podUid: 'uid-1',
+      eligible: true,
+      reason: '',
+    });
+    t.match(of(`${csi}/inline/mount`), { eligible: false, reason: /ephemeral/, persistentVolume: '' });
+    t.match(of(`${csi}/half-made/mount`), { eligible: true, persistentVolume: 'half-made', csiDriver: '' });
+  }
+  t.same(of(`${csi}/unmounted/mount`), {}, 'its driver has yet to mount it');
   t.match(of('image'), { kind: 'image', volumeMode: 'Block', sizeBytes: 12345, eligible: true });
   t.match(of('tree'), { kind: 'directory', volumeMode: 'Filesystem', eligible: true });
   t.match(of('tree/db.img'), { kind: 'image', volumeMode: 'Block', sizeBytes: 1, eligible: true });
