@@ -14,6 +14,8 @@ export function openDatabase(path: string): DatabaseSync {
   if (path !== ':memory:') closeSync(openSync(path, 'a', 0o600));
   const database = new DatabaseSync(path, { timeout: 5000 });
   database.exec('PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON');
+  // 16 MiB of pages at most: what is there of thousands of objects is read each second.
+  database.exec('PRAGMA cache_size = -16384');
   const found = number(database.prepare('PRAGMA user_version').get()?.['user_version']);
   if (found > schemaVersion) {
     database.close();

@@ -34,11 +34,12 @@ export function sqliteStore(database: DatabaseSync, options: StoreOptions): Stor
     get: database.prepare('SELECT body FROM objects WHERE kind = ? AND key = ?'),
     list: database.prepare('SELECT body FROM objects WHERE kind = ? ORDER BY key'),
     each: database.prepare('SELECT body FROM objects WHERE kind = ? AND key > ? ORDER BY key'),
+    // By name: left to itself SQLite reads all replications, as it thinks that the whole key is at hand so.
     ofAgent: database.prepare(
-      "SELECT body FROM objects WHERE kind = 'Replication' AND json_extract(body, '$.spec.source.agent') = ? ORDER BY key",
+      "SELECT body FROM objects INDEXED BY replications_by_agent WHERE kind = 'Replication' AND json_extract(body, '$.spec.source.agent') = ? ORDER BY key",
     ),
     inGroup: database.prepare(
-      "SELECT body FROM objects WHERE kind = 'Replication' AND json_extract(body, '$.spec.group') = ? ORDER BY key",
+      "SELECT body FROM objects INDEXED BY replications_by_group WHERE kind = 'Replication' AND json_extract(body, '$.spec.group') = ? ORDER BY key",
     ),
     // '0' comes after '/': all keys that begin with the replication's name and a '/'.
     snapshotsOf: database.prepare(
