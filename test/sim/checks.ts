@@ -10,8 +10,10 @@ import type { OnDemandReplica } from '../../master/replica/ondemand.ts';
 import { asReplicationError, type ErrorCode } from '../../proto/errors.ts';
 import type { Report } from '../../proto/wire.ts';
 import { volumeDigest } from './digest.ts';
-import { epochMs, type World } from './world.ts';
+import type { World } from './world.ts';
 
+/** Small steps of a clock are followed: three of them at most in so short a journal. */
+const clockSlackSeconds = 15;
 const none = new AbortController().signal;
 
 export class Checks {
@@ -21,6 +23,8 @@ export class Checks {
   readonly #acknowledged = new Map<number, Buffer>();
   #newestAcknowledged = 0;
   readonly #records = new Map<string, CommitRecord>();
+  /** When they were, whatever the master's clock said. */
+  readonly #committedMs = new Map<string, number>();
   #lastPoint: CommitRecord | undefined;
   /** Bytes were flipped: what they spoil may be refused, and is to be repaired. */
   rotten = false;
@@ -47,9 +51,11 @@ export class Checks {
   }
 
   onCommit(commit: CommitRecord): void {
+    const world = this.#world;
     this.#records.set(key(commit), commit);
+    this.#committedMs.set(key(commit), world.clock.nowMs);
     if (commit.point) {
-      if (commit.sourceUs > commit.committedUs)
+      if (world.masterClock.trueMs(commit.sourceUs) > world.clock.nowMs)
         this.violated('I1 captured before committed', `point ${commit.sequence} is of a time after its commit`);
       const before = this.#lastPoint;
       if (before && !this.forced && commit.sizeBytes < before.sizeBytes)
@@ -91,24 +97,44 @@ export class Checks {
       for (const sequence of [...this.#acknowledged.keys()])
         if (sequence > head.sequence) this.#acknowledged.delete(sequence);
     }
-    for (const point of replica.points)
-      if (!this.#records.has(key(point))) this.#records.set(key(point), point as CommitRecord);
+    for (const point of replica.points) {
+      if (this.#records.has(key(point))) continue;
+      // Committed, and nobody was told before the process ended.
+      this.#records.set(key(point), point as CommitRecord);
+      this.#committedMs.set(key(point), this.#world.clock.nowMs);
+    }
     this.#lastPoint = replica.newestPoint as CommitRecord | undefined;
     this.#points(replica);
   }
 
   onAdvanced(replica: OnDemandReplica): void {
     this.#points(replica);
+    this.#journalLasts(replica);
     const { maxJournalBytes, segmentBytes } = this.#world.limits;
     const allowed = maxJournalBytes + 2 * segmentBytes + 2 * this.#world.device.volume.sizeBytes + (4 << 20);
     if (replica.journalBytes > allowed && replica.points.length > 2)
       this.violated('every queue is bounded', `journal of ${replica.journalBytes} bytes, ${allowed} allowed`);
   }
 
+  /** Whatever the machine's clock was set to, but for what counts as no step. */
+  #journalLasts(replica: OnDemandReplica): void {
+    const { limits, journalSeconds, clock, masterClock } = this.#world;
+    if (this.rotten || this.faulty || limits.maxJournalBytes < 1 << 30) return;
+    const there = new Set(replica.points.map(key));
+    const sinceMs = Math.max(clock.nowMs - (journalSeconds - clockSlackSeconds) * 1000, masterClock.believedMs);
+    for (const [name, { point, sequence }] of this.#records)
+      if (point && (this.#committedMs.get(name) ?? 0) > sinceMs && !there.has(name))
+        this.violated('the journal lasts as long as was asked', `point ${sequence} is gone, of ${journalSeconds} s`);
+  }
+
   #points(replica: OnDemandReplica): void {
     let last: Point | undefined;
     for (const point of replica.points) {
-      if (last && (point.sequence <= last.sequence || point.sourceUs < last.sourceUs))
+      const { masterClock } = this.#world;
+      if (
+        last &&
+        (point.sequence <= last.sequence || masterClock.trueMs(point.sourceUs) < masterClock.trueMs(last.sourceUs))
+      )
         this.violated('I2 points are in order', `${point.sequence} after ${last.sequence}`);
       if (point.sequence > replica.head.sequence)
         this.violated('I2 a point is committed', `point ${point.sequence}, head ${replica.head.sequence}`);
@@ -169,8 +195,8 @@ export class Checks {
     if (!volumeDigest(bytes).equals(point.digest))
       this.violated('the digest is that of the bytes', `point ${point.sequence}`);
     const why = this.#world.device.volume.whyNotAt(bytes, {
-      fromMs: point.sourceUs / 1000 - epochMs,
-      toMs: point.committedUs / 1000 - epochMs,
+      fromMs: this.#world.masterClock.trueMs(point.sourceUs),
+      toMs: this.#committedMs.get(key(point)) ?? this.#world.clock.nowMs,
       sourceId: record.sourceId,
       frozen: point.consistency === 'filesystem',
     });

@@ -53,10 +53,10 @@ export class SimClock {
     });
   }
 
-  /** A machine's clock: its wall clock is `aheadMs` ahead of the truth. */
-  machine(epochMs: number, aheadMs: number): Clock {
+  /** A machine's clock: its wall clock is `aheadMs()` ahead of the truth. */
+  machine(epochMs: number, aheadMs: () => number): Clock {
     return {
-      nowMs: () => epochMs + this.#nowMs + aheadMs,
+      nowMs: () => epochMs + this.#nowMs + aheadMs(),
       monotonicMs: () => this.#nowMs,
       sleep: (ms, signal) => this.sleep(ms, signal),
     };

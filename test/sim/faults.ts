@@ -160,6 +160,10 @@ export class Faults {
             () => world.assign({ paused: false }),
           ),
       },
+      masterClock: {
+        weight: 0.5,
+        happen: () => world.setMasterClock(dice.pick([-86_400_000, -60_000, -700, 700, 60_000, 86_400_000])),
+      },
       fence: { weight: 0.7, happen: () => void this.#fence() },
       staleWriter: { weight: 1, happen: () => void staleWriter(world) },
     };

@@ -34,13 +34,14 @@ import { volumeDigest } from './digest.ts';
 import { SimDisk } from './disk.ts';
 import { Indexes } from './indexes.ts';
 import { SimMapFile } from './kernel.ts';
+import { MasterClock } from './masterclock.ts';
 import { Network } from './network.ts';
 import { readSlots } from './volume.ts';
 
 export const epochMs = Date.UTC(2026, 0, 1);
 export const replicaFolder = '/class/volume';
 const uid = '00000000-0000-4000-8000-000000000001';
-const advanceEveryMs = 5000;
+export const advanceEveryMs = 5000;
 const reopenMs = 1000;
 
 /** One process of the master. */
@@ -92,6 +93,7 @@ export class World {
   #present: { version: number; digest: Buffer } | undefined;
   readonly #trace: (line: string) => void;
   readonly #agentAheadMs: number;
+  readonly masterClock: MasterClock;
   readonly #assignmentChanged = bell();
   assignment: Assignment;
   /** Newest state that the agent told. */
@@ -109,6 +111,7 @@ export class World {
     const dice = (this.dice = new Dice(seed));
     this.#trace = trace;
     const { clock } = this;
+    this.masterClock = new MasterClock(clock, epochMs);
     const reflink = dice.chance(0.4);
     this.device = new SimDevice(clock, dice.fork('device'), volumeSize(dice), {
       freeze: dice.chance(0.4),
@@ -216,7 +219,7 @@ export class World {
     const stopping = (this.#agent = new AbortController());
     this.counts.agentStarts++;
     this.trace('agent starts');
-    const clock = this.clock.machine(epochMs, this.#agentAheadMs);
+    const clock = this.clock.machine(epochMs, () => this.#agentAheadMs);
     const isDead = (): boolean => stopping.signal.aborted;
     const error = this.dice.between(0, 3);
     const tracking = this.#tracking(clock, isDead, stopping.signal);
@@ -241,7 +244,8 @@ export class World {
               generation: fencingGeneration,
             }),
           connect: (signal) => this.network.connect(signal),
-          toMasterUs: async (agentUs) => Math.floor(agentUs - (this.#agentAheadMs + error) * 1000),
+          toMasterUs: async (agentUs) =>
+            this.masterClock.name(Math.floor(agentUs - (this.#agentAheadMs + error) * 1000)),
           progressCommitBytes: this.#progressCommitBytes,
           report: (report) => {
             if (!isDead()) this.#onReport(report);
@@ -251,6 +255,11 @@ export class World {
         stopping.signal,
       ).catch((thrown: unknown) => this.checks.violated('I0 the loop never ends by itself', String(thrown))),
     );
+  }
+
+  setMasterClock(byMs: number): void {
+    this.trace(`the master's clock is set by ${byMs} ms`);
+    this.masterClock.set(byMs);
   }
 
   /** As agent/trackings.ts: one for the life of the process, another one each time where nothing but a scan works. */
@@ -316,7 +325,7 @@ export class World {
     this.counts.masterStarts++;
     this.trace('master starts');
     const master: MasterProcess = (this.master = {
-      clock: this.clock.machine(epochMs, 0),
+      clock: this.masterClock.clock,
       replica: undefined,
       stopping: new AbortController(),
       advancing: false,
@@ -325,6 +334,7 @@ export class World {
     });
     const disk = this.disk.mount();
     const random = this.dice.fork(`master ${this.counts.masterStarts}`);
+    const trusted = this.masterClock.trusted();
     master.open = async (): Promise<void> => {
       try {
         const replica = await OnDemandReplica.open({
@@ -335,6 +345,7 @@ export class World {
             if (this.master === master) this.checks.onOpened(replica);
           },
           effects: { clock: master.clock, random, disk },
+          trusted,
           place: { folder: replicaFolder, indexFolder: master.folder },
           mode: 'Block',
           limits: this.limits,

@@ -35,7 +35,10 @@ function options(bytes: Buffer, change: Partial<ScanOptions> = {}): ScanOptions 
     whole: false,
     offer: true,
     pool: new BufferPool(Array.from({ length: 6 }, () => Buffer.alloc(chunkBytes))),
-    pace: new Pace(new SimClock().machine(0, 0), 0),
+    pace: new Pace(
+      new SimClock().machine(0, () => 0),
+      0,
+    ),
     counters: {
       readBytes: 0,
       skippedSameBytes: 0,

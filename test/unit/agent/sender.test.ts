@@ -40,7 +40,7 @@ async function connected(
 ) {
   const pair = streamPair<MirrorRequest, MirrorReply>();
   const ending = new AbortController();
-  const clock = new SimClock().machine(0, 0);
+  const clock = new SimClock().machine(0, () => 0);
   const got: MirrorRequest[] = [];
   void (async () => {
     for await (const message of pair.server.receive) {
@@ -248,7 +248,7 @@ t.test('a commit is not taken for done before it is', async (t) => {
 });
 
 t.test('a master that refuses says why, and one that ends without a welcome is a broken line', async (t) => {
-  const clock = new SimClock().machine(0, 0);
+  const clock = new SimClock().machine(0, () => 0);
   const options = {
     compression: 'none' as const,
     pace: new Pace(clock, 0),

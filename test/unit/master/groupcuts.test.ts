@@ -80,7 +80,7 @@ interface Committed {
 async function play(seed: number, hostile: boolean) {
   const dice = new Dice(seed);
   const clock = new SimClock();
-  const machine = clock.machine(1e12, 0);
+  const machine = clock.machine(1e12, () => 0);
   const maxFreezeMs = 200;
   const members: GroupMember[] = Array.from({ length: 1 + dice.below(4) }, (_, index) => ({
     uid: `uid-${index}`,
@@ -185,7 +185,7 @@ function quiet(change: Partial<GroupMember>[] = [{}, {}]) {
     ...one,
   }));
   const random = { bytes: (length: number) => Buffer.alloc(length, 7) };
-  const cuts = groupCuts({ clock: clock.machine(0, 0), random: random, members: () => members });
+  const cuts = groupCuts({ clock: clock.machine(0, () => 0), random: random, members: () => members });
   const heard: string[][] = members.map(() => []);
   const join = (index: number) =>
     cuts.join('g', `${index}`, ({ step, message }) => heard[index]?.push(message === '' ? step : `${step} ${message}`));
