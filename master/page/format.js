@@ -33,7 +33,13 @@ export function span(seconds) {
 /** @param {string | null | undefined} text of RFC 3339 */
 export function time(text) {
   if (text === null || text === undefined) return '–';
-  return new Date(text).toLocaleString(language(), { dateStyle: 'short', timeStyle: 'medium' });
+  return new Date(text).toLocaleString(language(), { dateStyle: 'medium', timeStyle: 'medium' });
+}
+
+const collator = new Intl.Collator('en', { numeric: true });
+/** As people count: vol2 before vol10. @param {string} a @param {string} b */
+export function byName(a, b) {
+  return collator.compare(a, b) || (a < b ? -1 : Number(a > b));
 }
 
 /** Milliseconds that the master's clock is ahead of this browser's, learned from what it sends. */

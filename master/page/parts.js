@@ -105,14 +105,20 @@ export function progressBar(progress) {
   );
 }
 
-/** What is wrong with an object, and what to do. @param {any[]} conditions */
-export function troubles(conditions) {
+/** What is wrong with an object, and what to do. @param {any[]} conditions @param {string} [of] where there are several */
+export function troubles(conditions, of) {
   return conditions
     .filter(({ type, status }) =>
       type === 'Degraded' ? status === 'True' : type === 'Available' && status === 'False',
     )
     .map(({ type, reason, message }) =>
-      el('p', { key: `${type}-${reason}`, class: 'notice bad' }, el('strong', {}, reason), ' ', message),
+      el(
+        'p',
+        { key: `${type}-${reason}-${of ?? ''}`, class: 'notice bad' },
+        el('strong', {}, of === undefined ? reason : `${of}: ${reason}`),
+        ' ',
+        message,
+      ),
     );
 }
 

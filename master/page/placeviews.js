@@ -5,31 +5,38 @@ import { el } from './dom.js';
 import { size, time } from './format.js';
 import { badge, buttons, facts, progressBar, table, troubles } from './parts.js';
 import { t } from './text.js';
-import { eventTable, filtered, levels, link, listOf, missing, raw } from './viewparts.js';
+import { eventTable, filtered, levels, link, listOf, long, missing, moment, raw } from './viewparts.js';
 
 /** @typedef {import('./viewparts.js').View} View */
+
+/** Those that are not connected come first. @param {any} agent */
+const away = ({ status }) => (status.state === 'ACTIVE' ? 1 : 0);
 
 /** @type {View} */
 export const agents = {
   title: () => t('agents'),
   kinds: ['Agent'],
   draw: (state, _name, ui, redraw) =>
-    filtered(listOf(state, 'Agent'), ui, redraw, (shown) =>
-      table(
-        t('agents'),
-        [t('name'), t('state'), t('message'), t('role'), t('version'), t('lastSeen')],
-        shown.map(({ metadata, spec, status }) => ({
-          key: metadata.name,
-          cells: [
-            link('agents', metadata.name),
-            badge(status.state),
-            status.message,
-            spec.role,
-            status.version ?? '–',
-            time(status.lastSeenTime),
-          ],
-        })),
-      ),
+    filtered(
+      listOf(state, 'Agent').sort((a, b) => away(a) - away(b)),
+      ui,
+      redraw,
+      (shown) =>
+        table(
+          t('agents'),
+          [t('name'), t('state'), t('message'), t('role'), t('version'), t('lastSeen')],
+          shown.map(({ metadata, spec, status }) => ({
+            key: metadata.name,
+            cells: [
+              link('agents', metadata.name),
+              badge(status.state),
+              long(status.message),
+              spec.role,
+              status.version ?? '–',
+              moment(status.lastSeenTime),
+            ],
+          })),
+        ),
     ),
 };
 
@@ -60,10 +67,10 @@ export const agent = {
         (state.loaded['volumes'] ?? []).map((/** @type {any} */ volume) => ({
           key: volume.path,
           cells: [
-            el('code', {}, volume.csi?.claim ?? volume.path),
+            long(el('code', {}, volume.csi?.claim ?? volume.path)),
             [volume.kind, ' ', volume.volumeMode, ' ', volume.filesystem],
             size(volume.sizeBytes),
-            volume.eligible ? t('yes') : `${t('no')}: ${volume.reason ?? ''}`,
+            volume.eligible ? t('yes') : long(`${t('no')}: ${volume.reason ?? ''}`),
             by.has(volume.path)
               ? link('replications', by.get(volume.path) ?? '')
               : volume.eligible && can('POST', '/replications')
@@ -87,7 +94,7 @@ export const storage = {
   title: () => t('storage'),
   kinds: ['StorageClass'],
   draw: (state) => [
-    ...listOf(state, 'StorageClass').flatMap(({ status }) => troubles(status.conditions)),
+    ...listOf(state, 'StorageClass').flatMap(({ metadata, status }) => troubles(status.conditions, metadata.name)),
     table(
       t('storage'),
       [t('name'), t('driver'), t('path'), t('used'), t('capacity')],
@@ -96,7 +103,7 @@ export const storage = {
         cells: [
           metadata.displayName ?? metadata.name,
           spec.driver,
-          el('code', {}, spec.parameters?.path ?? spec.parameters?.storageClassName ?? '–'),
+          long(el('code', {}, spec.parameters?.path ?? spec.parameters?.storageClassName ?? '–')),
           progressBar(status.capacityBytes === null ? null : { bytesTotal: status.capacityBytes, bytesDone: status.usedBytes ?? 0 }) ?? '–', // prettier-ignore
           size(status.capacityBytes),
         ],

@@ -2,10 +2,10 @@
 import { mayRecover, recover, recoveryActions } from './actions.js';
 import { all } from './api.js';
 import { el } from './dom.js';
-import { span, time } from './format.js';
+import { byName, span, time } from './format.js';
 import { ageMeter, badge, buttons, facts, progressBar, table } from './parts.js';
 import { t } from './text.js';
-import { eventTable, filtered, link, listOf, missing, raw, recoveryTable } from './viewparts.js';
+import { eventTable, filtered, link, listOf, long, missing, moment, raw, recoveryTable } from './viewparts.js';
 
 /** @typedef {import('./viewparts.js').View} View */
 /** @typedef {import('./viewparts.js').State} State */
@@ -34,9 +34,9 @@ export const recoveries = {
                   spec.group ? link('groups', spec.group) : link('replications', spec.replication),
                   // once, hourly, daily, weekly, monthly
                   t(spec.repeat),
-                  time(status.nextTime),
-                  status.lastRecovery === null ? time(status.lastTime) : link('recoveries', status.lastRecovery),
-                  status.message,
+                  moment(status.nextTime),
+                  status.lastRecovery === null ? moment(status.lastTime) : link('recoveries', status.lastRecovery),
+                  long(status.message),
                 ],
               })),
             ),
@@ -100,7 +100,11 @@ export const recovery = {
             el(
               'p',
               { class: 'quiet' },
-              [task.point && time(task.point.sourceTime), `${time(task.startTime)} – ${time(task.endTime)}`]
+              [
+                task.point && `${t('point')} ${time(task.point.sourceTime)}`,
+                task.startTime && `${t('started')} ${time(task.startTime)}`,
+                task.endTime && `${t('ended')} ${time(task.endTime)}`,
+              ]
                 .filter(Boolean)
                 .join(' · '),
             ),
@@ -132,6 +136,12 @@ function readGroups(state) {
   }, 1000);
 }
 
+/** @param {any[]} list */
+function troubleFirst(list) {
+  const rank = (/** @type {any} */ { status }) => ['WARNING', 'PREPARING', 'NORMAL'].indexOf(status.state);
+  return [...list].sort((a, b) => rank(a) - rank(b) || byName(a.metadata.name, b.metadata.name));
+}
+
 /** @type {View} */
 export const groups = {
   title: () => t('groups'),
@@ -139,10 +149,10 @@ export const groups = {
   load: async (_name, signal) => ({ groups: await all('/groups', signal) }),
   onMessage: readGroups,
   draw: (state, _name, ui, redraw) =>
-    filtered(state.loaded['groups'] ?? [], ui, redraw, (shown) =>
+    filtered(troubleFirst(state.loaded['groups'] ?? []), ui, redraw, (shown) =>
       table(
         t('groups'),
-        [t('name'), t('state'), t('members'), t('rpo'), t('rto')],
+        [t('name'), t('state'), t('members'), t('rpoTarget'), t('rtoTarget')],
         shown.map(({ metadata, spec, status }) => ({
           key: metadata.name,
           cells: [
@@ -186,25 +196,27 @@ export const group = {
       facts([
         [t('target'), badge(status.targetState)],
         [t('recoverable'), time(status.recoverableTime)],
-        [t('rpo'), span(spec.rpoSeconds)],
-        [t('rto'), span(spec.rtoSeconds)],
+        [t('rpoTarget'), span(spec.rpoSeconds)],
+        [t('rtoTarget'), span(spec.rtoSeconds)],
       ]),
       el('h2', {}, t('members')),
       table(
         t('members'),
         [t('name'), t('startOrder'), t('state'), t('age')],
-        status.members.map((/** @type {any} */ { replication, startOrder, state: word }) => {
-          const member = state.objects.get(`Replication/${replication}`);
-          return {
-            key: replication,
-            cells: [
-              link('replications', replication),
-              startOrder,
-              badge(word),
-              member === undefined ? '–' : ageMeter(member),
-            ],
-          };
-        }),
+        [...status.members]
+          .sort((a, b) => a.startOrder - b.startOrder || byName(a.replication, b.replication))
+          .map((/** @type {any} */ { replication, startOrder, state: word }) => {
+            const member = state.objects.get(`Replication/${replication}`);
+            return {
+              key: replication,
+              cells: [
+                link('replications', replication),
+                startOrder,
+                badge(word),
+                member === undefined ? '–' : ageMeter(member),
+              ],
+            };
+          }),
       ),
       el('h2', {}, t('recoveries')),
       recoveryTable(listOf(state, 'Recovery').filter(({ spec }) => spec.group === name)),

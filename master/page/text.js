@@ -58,6 +58,8 @@ export const words = {
   started: ['Started', '시작'],
   ended: ['Ended', '종료'],
   rto: ['Time it took', '소요 시간'],
+  rtoTarget: ['Time a recovery may take', '목표 RTO'],
+  rpoTarget: ['Age the data may have', '목표 RPO'],
   rpo: ['Age of the data', '데이터 경과 시간'],
   path: ['Path', '경로'],
   steps: ['Steps', '단계별 진행'],

@@ -1,6 +1,6 @@
 /** What views have in common: their form, lists with a filter, tables of recoveries and events. */
 import { el } from './dom.js';
-import { span, time } from './format.js';
+import { byName, span, time } from './format.js';
 import { badge, linkOf, table } from './parts.js';
 import { t } from './text.js';
 
@@ -25,7 +25,7 @@ import { t } from './text.js';
 export function listOf(state, kind) {
   return [...state.objects.values()]
     .filter((object) => object.kind === kind)
-    .sort((a, b) => (a.metadata.name < b.metadata.name ? -1 : 1));
+    .sort((a, b) => byName(a.metadata.name, b.metadata.name));
 }
 const rowsAtOnce = 200;
 
@@ -37,7 +37,10 @@ export function filtered(
   /** @type {(shown: any[]) => import('./dom.js').Child} */ draw,
 ) {
   const wanted = (ui['filter'] ?? '').toLowerCase();
-  const matching = objects.filter((object) => JSON.stringify([object.metadata, object.spec, object.status]).toLowerCase().includes(wanted)); // prettier-ignore
+  const says = (/** @type {any} */ { metadata, spec, status }) =>
+    JSON.stringify([metadata, spec, status]).toLowerCase();
+  // Drawn each second: thousands are not looked through for nothing.
+  const matching = wanted === '' ? objects : objects.filter((object) => says(object).includes(wanted));
   const limit = ui['limit'] ?? rowsAtOnce;
   return [
     el(
@@ -62,6 +65,11 @@ export function filtered(
       : null,
   ];
 }
+
+/** What may be long, in a table. @param {import('./dom.js').Child | import('./dom.js').Child[]} text */
+export const long = (text) => el('span', { class: 'long' }, text);
+/** A time that stays on one line. @param {string | null | undefined} text */
+export const moment = (text) => el('span', { class: 'time' }, time(text));
 
 /** @param {string} place @param {string} name */
 export const link = (place, name) => el('a', { href: `#/${place}/${name}` }, name);
@@ -91,7 +99,7 @@ export function recoveryTable(list) {
         spec.group ? link('groups', spec.group) : link('replications', spec.replication),
         badge(status.state),
         badge(status.outcome),
-        time(status.startTime ?? metadata.creationTimestamp),
+        moment(status.startTime ?? metadata.creationTimestamp),
         span(status.rtoSeconds),
       ],
     })),
@@ -106,7 +114,7 @@ export function eventTable(events) {
     [t('time'), t('level'), t('code'), t('object'), t('message'), t('count')],
     events.map((event) => ({
       key: event.id,
-      cells: [time(event.time), badge(event.level), event.code, linkOf(event.object), event.message, event.count],
+      cells: [time(event.time), badge(event.level), event.code, linkOf(event.object), long(event.message), event.count],
     })),
   );
 }
