@@ -31,6 +31,7 @@ import type { Store } from './store.ts';
 
 const helloMs = 10_000;
 const statusMs = 10_000;
+const seenTogetherMs = 500;
 /** After a start of the master, agents get this long to come back before they count as failed. */
 const returnMs = 30_000;
 /** A node that does not answer by then (a dead mount) is taken as not knowing. */
@@ -139,6 +140,24 @@ export function control(options: ControlOptions): Control {
     });
   }
 
+  /** Of all agents in one step of the store: hundreds ping within the time that one durable write takes. */
+  const lately = new Map<string, Pick<AgentStatus, 'lastSeenTime' | 'clockOffsetSeconds'>>();
+  function seen(agent: string, status: Pick<AgentStatus, 'lastSeenTime' | 'clockOffsetSeconds'>, over: AbortSignal) {
+    lately.set(agent, status);
+    if (lately.size > 1) return;
+    const write = (): void => {
+      const told = [...lately];
+      lately.clear();
+      store.batch(() => told.forEach(([name, status]) => setStatus(name, status)));
+    };
+    // Who is not written down is seen again soon; whatever bars it is told by those whose writes matter.
+    void clock
+      .sleep(seenTogetherMs, over)
+      .catch(() => undefined)
+      .then(write)
+      .catch(() => undefined);
+  }
+
   function connectedNow(agent: string, hello: AgentHello): void {
     const role = hello.defaultRole;
     if (role !== 'source' && role !== 'target')
@@ -244,7 +263,7 @@ export function control(options: ControlOptions): Control {
       const receivedUs = microseconds(clock);
       if (clock.monotonicMs() - statusAtMs >= statusMs) {
         statusAtMs = clock.monotonicMs();
-        setStatus(agent, { lastSeenTime: nowText(), clockOffsetSeconds: Math.round(offsetUs / 1000) / 1000 });
+        seen(agent, { lastSeenTime: nowText(), clockOffsetSeconds: Math.round(offsetUs / 1000) / 1000 }, over);
       }
       const masterSentUs = microseconds(clock);
       await stream.send({ pong: { number, agentUs, masterReceivedUs: receivedUs, masterSentUs } });

@@ -10,6 +10,7 @@ import { mkdir, rename } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { Clock } from '../proto/effects.ts';
 import { asReplicationError, messageOf } from '../proto/errors.ts';
+import { asTheyAre, derived, find } from './derived.ts';
 import type { Events } from './engine.ts';
 import { forkText, maxRanges } from './forktext.ts';
 import { replicaUid } from './mirrorstate.ts';
@@ -69,9 +70,10 @@ export async function runForks(options: ForksOptions, signal: AbortSignal): Prom
   /** By replication and fork: when it is compared next. */
   const dueMs = new Map<string, number>();
   const running = new Set<Promise<void>>();
+  const forked = derived(store, (all) => all.filter(({ requests }) => requests.fork !== undefined).map(find));
   while (!signal.aborted) {
     const lookMs = clock.monotonicMs();
-    for (const replication of store.list('Replication')) {
+    for (const replication of asTheyAre(store, forked())) {
       const { fork } = replication.requests;
       const key = `${replication.metadata.uid}/${fork?.recovery}/${fork?.sequence}`;
       if (!fork || !options.connected(fork.agent) || clock.monotonicMs() < (dueMs.get(key) ?? 0)) continue;

@@ -9,6 +9,7 @@
  */
 import type { Clock } from '../proto/effects.ts';
 import { messageOf } from '../proto/errors.ts';
+import { asTheyAre, derived, find } from './derived.ts';
 import type { Events } from './engine.ts';
 import type { Mirrors } from './mirrors.ts';
 import { snapshotReferences } from './references.ts';
@@ -38,25 +39,27 @@ export async function runSchedules(options: SchedulesOptions, signal: AbortSigna
   const known = new WeakSet<HeldReplica>();
   forgetGone(options.store);
   let retired = { seen: '', atMs: -Infinity };
+  const { store } = options;
+  const all = derived(store, (replications) => replications.map(find));
+  const isScheduled = ({ spec }: Replication): boolean => spec.snapshotSchedules.length > 0;
+  const scheduled = derived(store, (replications) => replications.filter(isScheduled).map(find));
   while (!signal.aborted) {
     const lookMs = options.clock.monotonicMs();
-    const replications = options.store.list('Replication');
-    for (const replication of replications) {
-      const replica = options.mirrors.replica(replication.metadata.uid);
+    for (const found of all()) {
+      const replica = options.mirrors.replica(found.uid);
       if (replica && !known.has(replica)) {
-        await takeOver(options, replication, replica).catch((error: unknown) => tell(options, replication, error));
+        for (const replication of asTheyAre(store, [found]))
+          await takeOver(options, replication, replica).catch((error: unknown) => tell(options, replication, error));
         known.add(replica);
       }
-      for (const schedule of replication.spec.snapshotSchedules) takeDue(options, replication, schedule);
     }
+    for (const replication of asTheyAre(store, scheduled()))
+      for (const schedule of replication.spec.snapshotSchedules) takeDue(options, replication, schedule);
     // What has had its time depends on these, and on a lock that ends.
-    const revisions = (['Snapshot', 'Recovery', 'RecoverySchedule'] as const).map((kind) =>
-      options.store.revision(kind),
-    );
-    const asked = replications.map(({ metadata, spec }) => [metadata.uid, spec.snapshotSchedules]);
-    const seen = JSON.stringify([revisions, asked]);
+    const revisions = (['Snapshot', 'Recovery', 'RecoverySchedule'] as const).map((kind) => store.revision(kind));
+    const seen = JSON.stringify([revisions, store.decision('Replication')]);
     if (seen !== retired.seen || lookMs - retired.atMs >= retireEveryMs) {
-      if (replications.some(({ spec }) => spec.snapshotSchedules.length > 0)) retire(options, replications);
+      if (scheduled().length > 0) retire(options, asTheyAre(store, scheduled()));
       retired = { seen, atMs: lookMs };
     }
     await options.clock.sleep(pauseAfter(everyMs, options.clock.monotonicMs() - lookMs), signal).catch(() => undefined);

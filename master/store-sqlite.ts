@@ -64,6 +64,7 @@ export function sqliteStore(database: DatabaseSync, options: StoreOptions): Stor
   let version = number(sql.newest.get()?.['version']);
   let batching = false;
   const revisions = new Map<Kind, number>();
+  const decisions = new Map<Kind, number>();
 
   function read<K extends Kind>(kind: K, key: string): Resources[K] | undefined {
     const row = sql.get.get(kind, key);
@@ -112,6 +113,8 @@ export function sqliteStore(database: DatabaseSync, options: StoreOptions): Stor
     });
     version = next;
     revisions.set(kind, next);
+    if (type !== 'MODIFIED' || old === undefined || !isDeepStrictEqual(withoutStatus(old), withoutStatus(object)))
+      decisions.set(kind, next);
     news.tell();
   }
   function checkHistory(since: number): void {
@@ -189,6 +192,7 @@ export function sqliteStore(database: DatabaseSync, options: StoreOptions): Stor
       return object;
     },
     revision: (kind) => revisions.get(kind) ?? 0,
+    decision: (kind) => decisions.get(kind) ?? 0,
     version: () => version,
     watch({ kinds, since = version, signal }) {
       // Now, not at the first read: what is written between this call and the first `next` belongs to the watch.
@@ -207,6 +211,10 @@ export function sqliteStore(database: DatabaseSync, options: StoreOptions): Stor
       if (database.isOpen) database.close();
     },
   };
+}
+
+function withoutStatus(object: Resources[Kind]): object {
+  return { ...object, metadata: { ...object.metadata, resourceVersion: '' }, status: null };
 }
 
 function parse<T>(body: unknown): T {

@@ -57,6 +57,8 @@ export interface Store {
   batch(work: () => void): void;
   /** Another number whenever anything of the kind has changed: for what is derived from all of them. */
   revision(kind: Kind): number;
+  /** The same for what was decided: a status that moves on by itself need not count. */
+  decision(kind: Kind): number;
   /** Newest version written. */
   version(): number;
   /**

@@ -342,6 +342,8 @@ export async function openKubernetesStore(options: KubernetesStoreOptions): Prom
     each: (kind, after) => cache.each(kind, after),
     replicationsOf: (agent) => cache.replicationsOf(agent),
     revision: (kind) => cache.revision(kind),
+    // Each version counts: what is derived is made more often than it must be.
+    decision: (kind) => cache.revision(kind),
     replicationsIn: (group) => cache.replicationsIn(group),
     snapshotsOf: (replication) => cache.snapshotsOf(replication),
     // Each write is a request of its own.

@@ -10,6 +10,7 @@ import type { Clock } from '../../proto/effects.ts';
 import { messageOf } from '../../proto/errors.ts';
 import { groupNow, mayRecover, recoveryDraft } from '../api/recoveries.ts';
 import type { Engine, EventInput, Events } from '../engine.ts';
+import { asTheyAre, derived, find, type Found } from '../derived.ts';
 import { volumesOf } from '../groups.ts';
 import type { Mirrors } from '../mirrors.ts';
 import { pauseAfter } from '../pacing.ts';
@@ -66,9 +67,10 @@ export async function runAutomatic(options: AutomaticOptions, signal: AbortSigna
   const seen: Seen = { startMs: clock.monotonicMs(), told: new Map(), awayMs: new Map() };
   const { told } = seen;
   const shown = new Set<string>();
+  const own = derived(store, candidates);
   while (!signal.aborted) {
     const lookMs = clock.monotonicMs();
-    const subjects = subjectsIn(store);
+    const subjects = subjectsIn(store, own());
     const uids = new Set(subjects.map(({ uid }) => uid));
     for (const { key } of store.listRecords(table)) if (!uids.has(key)) store.putRecord(table, key, undefined);
     for (const uid of told.keys()) if (!uids.has(uid)) told.delete(uid);
@@ -88,16 +90,25 @@ export async function runAutomatic(options: AutomaticOptions, signal: AbortSigna
   }
 }
 
-function subjectsIn(store: Store): Subject[] {
-  const all = store.list('Replication');
-  const single = all.flatMap((one): Subject[] => {
-    const { failover, group } = one.spec;
-    const { name, uid } = one.metadata;
-    return failover && group === undefined ? [{ kind: 'Replication', name, uid, failover, members: [one] }] : [];
+/** Those with a policy, or with a group, which may have one. */
+interface Candidate extends Found {
+  failover: FailoverPolicy | undefined;
+  group: string | undefined;
+}
+function candidates(all: Replication[]): Candidate[] {
+  const found = all.map((one): Candidate => ({ ...find(one), failover: one.spec.failover, group: one.spec.group }));
+  return found.filter(({ failover, group }) => failover !== undefined || group !== undefined);
+}
+
+function subjectsIn(store: Store, all: Candidate[]): Subject[] {
+  const single = all.flatMap(({ name, uid, failover, group }): Subject[] => {
+    const members = failover && group === undefined ? asTheyAre(store, [{ name, uid }]) : [];
+    return failover && members.length > 0 ? [{ kind: 'Replication', name, uid, failover, members }] : [];
   });
   const groups = store.list('Group').flatMap(({ metadata: { name, uid }, spec: { failover } }): Subject[] => {
-    const members = all.filter(({ spec }) => spec.group === name);
-    return failover && members.length > 0 ? [{ kind: 'Group', name, uid, failover, members }] : [];
+    if (!failover) return [];
+    const members = asTheyAre(store, all.filter(({ group }) => group === name)); // prettier-ignore
+    return members.length > 0 ? [{ kind: 'Group', name, uid, failover, members }] : [];
   });
   return [...single, ...groups];
 }
@@ -182,7 +193,7 @@ async function start(
   try {
     const point = await mayRecover({ store, engine }, asked);
     // It may have been heard, paused or failed over by a person while that was looked at.
-    const present = subjectsIn(store).find(({ uid }) => uid === subject.uid);
+    const present = subjectsIn(store, candidates(store.list('Replication'))).find(({ uid }) => uid === subject.uid);
     if (
       present?.failover.policy !== 'automatic' ||
       openFailover(store, present) !== undefined ||

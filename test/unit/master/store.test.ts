@@ -4,6 +4,8 @@ import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { openDatabase } from '../../../master/database.ts';
+import { asTheyAre, derived, find } from '../../../master/derived.ts';
+import type { Replication } from '../../../master/resources.ts';
 import { sqliteStore } from '../../../master/store-sqlite.ts';
 import { StoreConflict } from '../../../master/store.ts';
 import type { Change, Draft, Store } from '../../../master/store.ts';
@@ -263,6 +265,41 @@ t.test('what one agent or group has is found without looking at what the others 
   const all = least(() => store.list('Replication'));
   for (const look of [() => store.replicationsOf('node-7'), () => store.replicationsIn('group-7')])
     t.ok(least(() => { for (let round = 0; round < 5; round++) look(); }) < all, 'five looks take less than reading all'); // prettier-ignore
+  store.close();
+  t.end();
+});
+
+t.test('what loops look for is made anew when somebody has decided something, not when a status moves on', (t) => {
+  const store = open();
+  const make = (name: string, exclude: string[] = []): Replication => {
+    const spec = { source: { agent: 'a', path: `/${name}`, exclude } };
+    const one = { ...draft(name), kind: 'Replication', spec, requests: { sync: 0 } } as unknown as Draft<'Replication'>;
+    return store.create('Replication', name, one);
+  };
+  let asked = 0;
+  const excluding = derived(store, (all) => {
+    asked += 1;
+    return all.filter(({ spec }) => spec.source.exclude.length > 0).map(find);
+  });
+  const names = (): string[] => asTheyAre(store, excluding()).map(({ metadata }) => metadata.name);
+  make('a', ['x']);
+  make('b');
+  t.same(names(), ['a']);
+  const update = (name: string, change: (object: Replication) => void) => store.update('Replication', name, change);
+  update('a', ({ status }) => (status.usedBytes = 7));
+  t.same(asTheyAre(store, excluding())[0]?.status.usedBytes, 7, 'with the status of now');
+  t.equal(asked, 1);
+  update('b', ({ spec }) => (spec.source.exclude = ['y']));
+  t.same(names(), ['a', 'b']);
+  update('b', ({ requests }) => (requests.sync = 1));
+  update('b', ({ metadata }) => (metadata.labels = { app: 'shop' }));
+  names();
+  t.equal(asked, 3, 'requests and labels count, two at once as one');
+  const before = excluding();
+  store.delete('Replication', 'a');
+  make('a', ['z']);
+  t.same(asTheyAre(store, before).map(({ metadata }) => metadata.name), ['b'], 'another one of the name is not it'); // prettier-ignore
+  t.same(names(), ['a', 'b']);
   store.close();
   t.end();
 });
