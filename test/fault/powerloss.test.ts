@@ -15,7 +15,8 @@ import type { CommitRecord } from '../../master/replica/frame.ts';
 import type { VolumeMode } from '../../proto/wire.ts';
 import { Dice } from '../sim/dice.ts';
 import { checkCopies, commit, compare, none, offerAll, openReplica, Source, writer } from './subject.ts';
-import { leave, parse, record, type Event, type Loss } from './trace.ts';
+import { leave, type Loss } from './powercut.ts';
+import { parse, record, type Event } from './trace.ts';
 
 t.setTimeout(3_600_000);
 const long = process.env['REPLICATOR_LONG'] !== undefined;

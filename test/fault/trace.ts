@@ -1,21 +1,16 @@
 /**
- * What strace saw a program do to its files, as operations on a modelled filesystem, and what a power cut may leave of them.
+ * What strace saw a program do to its files, as operations on a modelled filesystem.
  *
- * Real: every call of the program, of SQLite and of libc, with its bytes. Modelled: what is durable when. A write, an attribute, a size is durable
- * once its file was synced after it; a name once its directory was; everything after syncfs. What is not yet durable may be
- * there or not, writes in any part of 512 bytes; a rename is one step. `ordered`: names, sizes and attributes go in their order, as
- * journaling filesystems have it; else each for itself, as long as nothing is there without what it rests on.
+ * Real: every call of the program, of SQLite and of libc, with its bytes. Modelled: what is durable when (powercut.ts).
  */
 import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
-import { lsetxattr, mknod, utimensat } from '../../proto/libc.ts';
-import type { Dice } from '../sim/dice.ts';
+import { isName, Tree, type Change, type Inode, type Kind, type Operation } from './modeltree.ts';
 
 const calls =
   'openat,close,dup,dup2,dup3,fcntl,write,pwrite64,writev,pwritev,ftruncate,fallocate,rename,renameat,renameat2,unlink,unlinkat,rmdir,' +
   'link,linkat,symlink,symlinkat,mkdir,mkdirat,mknod,mknodat,fsync,fdatasync,syncfs,chmod,fchmod,fchmodat,chown,lchown,' +
   'fchown,fchownat,utimensat,setxattr,lsetxattr,fsetxattr,removexattr,lremovexattr,ioctl,copy_file_range,sendfile';
-const sectorBytes = 512;
 const umask = process.umask();
 
 /** Runs it to its end; answers the lines of the trace. */
@@ -27,134 +22,8 @@ export function record(argv: string[], tracePath: string): string[] {
   return fs.readFileSync(tracePath, 'latin1').split('\n');
 }
 
-type Kind = 'directory' | 'file' | 'other';
-
-interface Inode {
-  id: number;
-  kind: Kind;
-  /** S_IFMT bits and permissions, as mknod takes them. */
-  mode: number;
-  uid: number;
-  gid: number;
-  mtimeNs: bigint;
-  bytes: Buffer;
-  size: number;
-  target: Buffer;
-  device: [number, number];
-  xattrs: Map<string, Buffer>;
-  entries: Map<string, Inode>;
-}
-
-type Change =
-  | { kind: 'data'; inode: number; at: number; bytes: Buffer }
-  | { kind: 'size'; inode: number; size: number }
-  | { kind: 'attribute'; inode: number; set: (inode: Inode) => void }
-  | { kind: 'make'; directory: number; name: string; inode: number; as: Partial<Inode> & { kind: Kind } }
-  | { kind: 'link'; directory: number; name: string; inode: number }
-  | { kind: 'remove'; directory: number; name: string }
-  | { kind: 'rename'; directory: number; name: string; to: number; toName: string };
-
-export interface Operation {
-  change: Change;
-  call: string;
-  /** Position in the trace at which it is durable whatever happens; Infinity = never within it. */
-  durableAt: number;
-}
-
 /** An operation, or a line that the program wrote to standard output. */
 export type Event = { operation: Operation } | { told: string } | { sync: string };
-
-class Tree {
-  readonly inodes = new Map<number, Inode>();
-  readonly root: Inode;
-
-  constructor() {
-    this.root = this.#make(0, { kind: 'directory', mode: 0o40700 });
-  }
-
-  #make(id: number, as: Partial<Inode> & { kind: Kind }): Inode {
-    const inode: Inode = {
-      mode: 0,
-      uid: 0,
-      gid: 0,
-      mtimeNs: 0n,
-      size: 0,
-      bytes: Buffer.alloc(0),
-      target: Buffer.alloc(0),
-      device: [0, 0],
-      xattrs: new Map(),
-      entries: new Map(),
-      ...as,
-      id,
-    };
-    this.inodes.set(id, inode);
-    return inode;
-  }
-
-  /** Answers whether all that it rests on is there. */
-  apply(change: Change, nowNs: bigint): boolean {
-    switch (change.kind) {
-      case 'data': {
-        const inode = this.inodes.get(change.inode);
-        if (!inode) return false;
-        const end = change.at + change.bytes.length;
-        if (end > inode.bytes.length) inode.bytes = Buffer.concat([inode.bytes], Math.max(end, 2 * inode.bytes.length));
-        change.bytes.copy(inode.bytes, change.at);
-        inode.size = Math.max(inode.size, end);
-        inode.mtimeNs = nowNs;
-        return true;
-      }
-      case 'size': {
-        const inode = this.inodes.get(change.inode);
-        if (!inode) return false;
-        inode.bytes = Buffer.concat([inode.bytes.subarray(0, Math.min(inode.size, change.size))], change.size);
-        inode.size = change.size;
-        inode.mtimeNs = nowNs;
-        return true;
-      }
-      case 'attribute': {
-        const inode = this.inodes.get(change.inode);
-        if (inode) change.set(inode);
-        return inode !== undefined;
-      }
-      case 'make': {
-        const directory = this.inodes.get(change.directory);
-        if (!directory || directory.entries.has(change.name)) return false;
-        directory.entries.set(change.name, this.#make(change.inode, change.as));
-        directory.mtimeNs = nowNs;
-        return true;
-      }
-      case 'link': {
-        const [directory, inode] = [this.inodes.get(change.directory), this.inodes.get(change.inode)];
-        if (!directory || !inode || directory.entries.has(change.name)) return false;
-        directory.entries.set(change.name, inode);
-        directory.mtimeNs = nowNs;
-        return true;
-      }
-      case 'remove': {
-        const directory = this.inodes.get(change.directory);
-        const entry = directory?.entries.get(change.name);
-        if (!directory || !entry || entry.entries.size > 0) return false;
-        directory.entries.delete(change.name);
-        directory.mtimeNs = nowNs;
-        return true;
-      }
-      case 'rename': {
-        const [from, to] = [this.inodes.get(change.directory), this.inodes.get(change.to)];
-        const inode = from?.entries.get(change.name);
-        if (!from || !to || !inode) return false;
-        if ((to.entries.get(change.toName)?.entries.size ?? 0) > 0) return false;
-        from.entries.delete(change.name);
-        to.entries.set(change.toName, inode);
-        from.mtimeNs = to.mtimeNs = nowNs;
-        return true;
-      }
-    }
-  }
-}
-
-const isName = ({ kind }: Change): boolean =>
-  kind === 'make' || kind === 'link' || kind === 'remove' || kind === 'rename';
 
 /** Reads a trace. Only what lies below `root` counts. */
 export function parse(lines: string[], root: string): Event[] {
@@ -501,73 +370,4 @@ function special(mode: string | undefined, device: string | undefined): Partial<
   const [, type = '', bits = '0'] = /^(S_IF\w+)\|(\d+)$/.exec(mode ?? '') ?? [];
   const [, major = '0', minor = '0'] = /makedev\((\w+), (\w+)\)/.exec(device ?? '') ?? [];
   return { kind: 'other', mode: (types[type] ?? 0) | parseInt(bits, 8), device: [Number(major), Number(minor)] };
-}
-
-export type Loss = 'nothing' | 'all that may be' | 'ordered' | 'any';
-
-/** What is there when the power goes after `upTo` events, made below `root`, which is empty. */
-export async function leave(events: Event[], upTo: number, loss: Loss, dice: Dice, root: string): Promise<void> {
-  const tree = new Tree();
-  const operations = events.slice(0, upTo).map((event) => ('operation' in event ? event.operation : undefined));
-  const isDurable = ({ durableAt }: Operation): boolean => durableAt < upTo;
-  const lastDurable = operations.findLastIndex((one) => one && one.change.kind !== 'data' && isDurable(one));
-  const metadataUpTo = Math.max(lastDurable + 1, dice.below(upTo + 1));
-  const share = dice.pick([0.1, 0.5, 0.9, 1]);
-  for (const [at, operation] of operations.entries()) {
-    if (!operation) continue;
-    const { change } = operation;
-    if (loss !== 'nothing' && !isDurable(operation)) {
-      if (loss === 'all that may be') continue;
-      if (loss === 'ordered' && change.kind !== 'data') {
-        if (at >= metadataUpTo) continue;
-      } else if (!dice.chance(share)) continue;
-      if (change.kind === 'data' && dice.chance(0.2)) {
-        for (const part of torn(change, dice)) tree.apply(part, BigInt(at));
-        continue;
-      }
-    }
-    tree.apply(change, BigInt(at));
-  }
-  await write(tree.root, root);
-}
-
-function torn(change: Change & { kind: 'data' }, dice: Dice): Change[] {
-  const parts: Change[] = [];
-  const { bytes } = change;
-  if (dice.chance(0.5)) return [{ ...change, bytes: bytes.subarray(0, dice.below(bytes.length)) }];
-  for (let from = 0; from < bytes.length;) {
-    const end = Math.min(bytes.length, from + sectorBytes - ((change.at + from) % sectorBytes));
-    if (dice.chance(0.5)) parts.push({ ...change, at: change.at + from, bytes: bytes.subarray(from, end) });
-    from = end;
-  }
-  return parts;
-}
-
-async function write(root: Inode, path: string): Promise<void> {
-  const made = new Map<number, Buffer>();
-  const put = async (inode: Inode, at: Buffer): Promise<void> => {
-    const first = made.get(inode.id);
-    if (first && inode.kind !== 'directory') return fs.linkSync(first, at);
-    made.set(inode.id, at);
-    if (inode.kind === 'directory') {
-      fs.mkdirSync(at, { recursive: true });
-      for (const [name, entry] of inode.entries) {
-        // SQLite's index of its log is made anew from it.
-        if (name.endsWith('.db-shm')) continue;
-        await put(entry, Buffer.concat([at, Buffer.from('/'), Buffer.from(name, 'latin1')]));
-      }
-    } else if (inode.kind === 'file') fs.writeFileSync(at, inode.bytes.subarray(0, inode.size));
-    else if (inode.target.length > 0) fs.symlinkSync(inode.target, at);
-    else await mknod(at, inode.mode, ...inode.device);
-    if (inode.id === 0) return;
-    fs.lchownSync(at, inode.uid, inode.gid);
-    for (const [name, value] of inode.xattrs) await lsetxattr(at, Buffer.from(name, 'latin1'), value);
-    if (inode.target.length === 0) fs.chmodSync(at, inode.mode & 0o7777);
-    const seconds = inode.mtimeNs / 1_000_000_000n;
-    const nanoseconds = inode.mtimeNs - seconds * 1_000_000_000n;
-    const floored =
-      nanoseconds < 0n ? { s: seconds - 1n, n: nanoseconds + 1_000_000_000n } : { s: seconds, n: nanoseconds };
-    await utimensat(at, { seconds: Number(floored.s), nanoseconds: Number(floored.n) });
-  };
-  await put(root, Buffer.from(path));
 }
