@@ -58,6 +58,15 @@ export async function loopMount(
   return { directory, image, device, mountPoint };
 }
 
+/** What lies in an image file, mounted; as a virtual machine or a local volume has it. */
+export function mountImage(t: Pick<Test, 'teardown'>, image: string, mountPoint: string): void {
+  mkdirSync(mountPoint, { recursive: true });
+  const device = run('losetup', '--find', '--show', image).trim();
+  t.teardown(() => void spawnSync('losetup', ['--detach', device]));
+  run('mount', device, mountPoint);
+  unmountAfter(t, mountPoint);
+}
+
 /**
  * After it the volume is as it will stay, also where another mount namespace (of a test beside this one) has the filesystem
  * too: then umount(8) writes nothing, and of ext4 the superblock stays as the last thaw left it, which no cut brings.

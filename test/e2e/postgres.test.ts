@@ -1,22 +1,11 @@
 import t from 'tap';
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { spawnSync } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { Test } from 'tap';
-import { loopMount, missingForLoop, run, unmountAfter } from '../loop.ts';
+import { loopMount, missingForLoop, mountImage, run } from '../loop.ts';
 import { missingPostgres, startCluster } from './postgres.ts';
 import { long, openWorld } from './world.ts';
-
-/** An ext4 filesystem in an image file, mounted; as a virtual machine or a local volume has it. */
-function mountImage(t: Test, image: string, mountPoint: string): void {
-  mkdirSync(mountPoint, { recursive: true });
-  const device = run('losetup', '--find', '--show', image).trim();
-  t.teardown(() => void spawnSync('losetup', ['--detach', device]));
-  run('mount', device, mountPoint);
-  unmountAfter(t, mountPoint);
-}
 
 function makeImage(image: string, sizeMiB: number): void {
   writeFileSync(image, '');
