@@ -144,6 +144,8 @@ async function session(
       resyncing,
       last: undefined,
       refused: false,
+      verifying: undefined,
+      saved: { bytes: 0, runs: 0, nodes: 0 },
     };
     await loop(run, onSuccess);
   } finally {
@@ -171,6 +173,10 @@ interface Session {
   last: PlanInput['last'];
   /** The newest attempt made no point. */
   refused: boolean;
+  /** Of the verify that is asked for, attempts that came to no point included: what they repaired is not found again. */
+  verifying: { from: number; bad: number } | undefined;
+  /** What the newest commit has of all that the sender has sent. */
+  saved: { bytes: number; runs: number; nodes: number };
 }
 
 async function loop(run: Session, onSuccess: () => void): Promise<void> {
@@ -232,56 +238,70 @@ async function checkFacts(run: Session): Promise<void> {
   run.facts = facts;
 }
 
+/** What was sent for a point that could not be made is work done: uncommitted it would add up until the replica takes no more. */
 async function sync(run: Session, step: Extract<Step, { kind: 'sync' }>, assignment: Assignment): Promise<void> {
+  if (!(await toPoint(run, step, assignment))) await saveProgress(run, () => true);
+}
+
+/** A commit that is no point, of what was sent since the newest one, if that is anything, is `isDue`, and may be parted from what comes. */
+async function saveProgress(run: Session, isDue: (bytes: number, runs: number) => boolean): Promise<void> {
+  const { sender, saved, state, source } = run;
+  state.progress.sent(sender.sentBytes);
+  const [bytes, runs] = [sender.sentBytes - saved.bytes, sender.sentRuns - saved.runs];
+  const isSomething = runs > 0 || sender.sentNodes > saved.nodes;
+  if (!isSomething || !isDue(bytes, runs) || source.isIndivisible) return;
+  await commit(run, { point: false, sourceUs: 0, consistency: '', startedUs: 0, sentBytes: 0 });
+}
+
+/** Answers whether there is a new point. */
+async function toPoint(run: Session, step: Extract<Step, { kind: 'sync' }>, assignment: Assignment): Promise<boolean> {
   const { deps, state, source, sender, signal } = run;
   const { progress } = state;
   const startedUs = Math.floor(deps.clock.nowMs() * 1000);
   const sentBefore = sender.sentBytes;
-  const mismatchedBefore = sender.mismatched;
-  let committedSent = sender.sentBytes;
-  let committedRuns = sender.sentRuns;
-  let committedMs = deps.clock.monotonicMs();
   progress.set({ phase: step.why, bytesDone: 0, bytesTotal: run.facts.sizeBytes, bytesPerSecond: 0 });
 
-  const verify = step.why === 'Verifying';
-  const bad = verify ? await sender.verify((done, total) => progress.step(done, total)) : 0;
+  const verifying = step.why === 'Verifying' ? (run.verifying ??= { from: sender.mismatched, bad: 0 }) : undefined;
+  if (verifying) {
+    const bad = await sender.verify((done, total) => progress.step(done, total));
+    verifying.bad = Math.max(verifying.bad, bad);
+  }
 
-  const saveProgress = async () => {
-    progress.sent(sender.sentBytes);
-    const isDue =
-      sender.sentBytes - committedSent >= (deps.progressCommitBytes ?? progressCommitBytes) ||
-      sender.sentRuns - committedRuns >= progressCommitRuns ||
-      (sender.sentBytes > committedSent && deps.clock.monotonicMs() - committedMs >= progressCommitMs);
-    if (!isDue || source.isIndivisible) return;
-    await commit(run, { point: false, sourceUs: 0, consistency: '', startedUs, sentBytes: 0 });
-    committedSent = sender.sentBytes;
-    committedRuns = sender.sentRuns;
-    committedMs = deps.clock.monotonicMs();
+  let [commits, savedMs] = [run.sequence, deps.clock.monotonicMs()];
+  const isDue = (bytes: number, runs: number): boolean => {
+    const nowMs = deps.clock.monotonicMs();
+    if (run.sequence > commits) [commits, savedMs] = [run.sequence, nowMs];
+    return (
+      bytes >= (deps.progressCommitBytes ?? progressCommitBytes) ||
+      runs >= progressCommitRuns ||
+      (bytes > 0 && nowMs - savedMs >= progressCommitMs)
+    );
   };
+  const between = (): Promise<void> => saveProgress(run, isDue);
   await sender.send(
     source.round(step.whole, (done, total) => progress.step(done, total), signal),
-    saveProgress,
+    between,
   );
   if (step.whole) run.whole = false;
 
   const again = (): Promise<void> =>
     sender.send(
       source.round(false, () => undefined, signal),
-      saveProgress,
+      between,
     );
   const taken = await takeCut(run, again);
-  if (!taken) return;
+  if (!taken) return false;
   const { cut, group } = taken;
   try {
-    await sender.send(cut.pieces(signal), saveProgress);
+    await sender.send(cut.pieces(signal), between);
     const broken = await cut.broken();
     if (broken !== undefined) {
       await group?.failed(broken.message);
       refuse(run, broken);
-      return;
+      return false;
     }
     const heldUs = group && (await orRefused(run, () => group.held()));
-    if (group && heldUs === undefined) return;
+    if (group && heldUs === undefined) return false;
     await commit(run, {
       point: true,
       sourceUs: heldUs ?? (await deps.toMasterUs(cut.agentUs, signal)),
@@ -290,7 +310,10 @@ async function sync(run: Session, step: Extract<Step, { kind: 'sync' }>, assignm
       startedUs: await deps.toMasterUs(startedUs, signal),
       sentBytes: sender.sentBytes - sentBefore,
       // What the scrub found bad is asked for again, so it is among the mismatched wherever the source had not changed it.
-      ...(verify ? { verified: true, mismatchedGranules: Math.max(bad, sender.mismatched - mismatchedBefore) } : {}),
+      ...(verifying && {
+        verified: true,
+        mismatchedGranules: Math.max(verifying.bad, sender.mismatched - verifying.from),
+      }),
     });
   } finally {
     await cut.release();
@@ -303,9 +326,10 @@ async function sync(run: Session, step: Extract<Step, { kind: 'sync' }>, assignm
   state.done = {
     sync: Math.max(state.done.sync, assignment.syncRequest),
     resync: run.resyncing ? Math.max(state.done.resync, run.assignment.resyncRequest) : state.done.resync,
-    verify: verify ? assignment.verifyRequest : state.done.verify,
+    verify: verifying ? assignment.verifyRequest : state.done.verify,
   };
   run.resyncing = false;
+  run.verifying = undefined;
   state.refusedCuts = undefined;
   progress.trouble([]);
   progress.set({
@@ -318,6 +342,7 @@ async function sync(run: Session, step: Extract<Step, { kind: 'sync' }>, assignm
     resyncRequestDone: state.done.resync,
     verifyRequestDone: state.done.verify,
   });
+  return true;
 }
 
 /**
@@ -375,12 +400,14 @@ async function commit(
     groupCut?: string;
   },
 ): Promise<void> {
+  const { sender } = run;
   const sequence = run.sequence + 1;
-  await run.sender.settle();
+  await sender.settle();
+  const saved = { bytes: sender.sentBytes, runs: sender.sentRuns, nodes: sender.sentNodes };
   // It may have been replaced or cut short while it was read.
   await checkFacts(run);
   await run.source.prepare(sequence);
-  const digest = await run.sender.commit({
+  const digest = await sender.commit({
     verified: false,
     mismatchedGranules: 0,
     groupCut: '',
@@ -389,6 +416,7 @@ async function commit(
     sizeBytes: run.source.commitSizeBytes(),
   });
   run.sequence = sequence;
+  run.saved = saved;
   run.state.head = { sequence, digest };
   await run.source.committed(sequence, facts.point, digest);
 }

@@ -70,6 +70,8 @@ export class Sender {
   sentBytes = 0;
   /** Stretches of content and zeros since the session began. */
   sentRuns = 0;
+  /** Nodes since the session began. */
+  sentNodes = 0;
   /** Granules and nodes that the replica wanted although the source believed it had them. */
   mismatched = 0;
   /** Offered and not wanted. */
@@ -399,6 +401,7 @@ export class Sender {
   /** Nodes follow the content they name. */
   async #nodes(nodes: Node[]): Promise<void> {
     await this.#flush();
+    this.sentNodes += nodes.length;
     await this.#message({ nodes: { nodes } });
   }
 

@@ -38,7 +38,7 @@ const spoolBytes = 64 << 20;
 /** Part of maxFreezeMs after which the freeze is given up, so that thawing is ours and not the guard's. */
 const freezeRatio = 0.8;
 const freezeTries = 3;
-/** After a freeze that did not fit, `file` cuts for so long when the caller leaves the choice. */
+/** After a freeze that failed or did not fit, `file` cuts for so long when the caller leaves the choice. */
 const freezeAgainMs = 60_000;
 /** Looks at what had moved on, per cut. */
 const vanishTries = 5;
@@ -99,7 +99,7 @@ export class TreeSource implements Source {
   #wholeDone = false;
   #headIsPoint = false;
   #backlog = false;
-  #noFreezeUntilMs = 0;
+  #noFreeze: { why: Refusal; untilMs: number } | undefined;
   readonly #told: Told;
 
   constructor(options: TreeSourceOptions) {
@@ -304,6 +304,13 @@ export class TreeSource implements Source {
           return;
         }
         why = spool;
+        // What a hook prevents shall not become a point of a lesser kind.
+        if (spool.reason === 'hook') {
+          made.broken = spool;
+          return;
+        }
+        // More looks would not help a freeze that could not be.
+        if (spool.reason === 'freeze') break;
       }
       if (this.#options.consistency === 'filesystem') {
         made.broken = why?.prefixed('no filesystem-consistent cut: ');
@@ -313,7 +320,8 @@ export class TreeSource implements Source {
         made.broken = why?.prefixed('file by file there is no common instant, as a group needs; ');
         return;
       }
-      if (refusal === undefined) this.#noFreezeUntilMs = this.#options.clock.monotonicMs() + freezeAgainMs;
+      if (refusal === undefined && why !== undefined)
+        this.#noFreeze = { why, untilMs: this.#options.clock.monotonicMs() + freezeAgainMs };
       const snapshot = await this.#snapshot();
       if (typeof snapshot !== 'string') {
         this.#told.way('crash', `read from btrfs snapshots. No freeze: ${why?.message}`);
@@ -418,8 +426,8 @@ export class TreeSource implements Source {
     if (consistency === 'file' || consistency === 'crash')
       return new Refusal('unsupported', `${consistency} is what was asked for`);
     if (!guard) return new Refusal('unsupported', 'this agent freezes nothing');
-    if (consistency === null && clock.monotonicMs() < this.#noFreezeUntilMs)
-      return new Refusal('late', 'the last freeze did not fit');
+    if (consistency === null && this.#noFreeze && clock.monotonicMs() < this.#noFreeze.untilMs)
+      return this.#noFreeze.why.prefixed('the last freeze failed: ');
     await using tree = await this.#open(true);
     const mounts = await readMounts();
     const mount = mountOf(tree.path, mounts);
@@ -446,8 +454,7 @@ export class TreeSource implements Source {
     try {
       freeze = await guard.freeze(tree.path, maxFreezeMs, signal, group && (() => group.prepared()));
     } catch (error) {
-      if (group && error instanceof ReplicationError && error.code === 'NoConsistentCut')
-        return refusalOf(error, 'freeze');
+      if (error instanceof ReplicationError && error.code === 'NoConsistentCut') return refusalOf(error, 'freeze');
       throw error;
     }
     const released = group?.frozen();

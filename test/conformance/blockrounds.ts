@@ -25,7 +25,7 @@ export async function adversaryTests(t: Test, roundsOfEach: number): Promise<voi
       const refused = [...outcome.refused].map(([why, times]) => `${times} times ${why}`).join('; ');
       const played = [...tricks].map(([trick, times]) => `${trick} ${times}`).join(', ');
       t.comment(
-        `${compared} points of ${cuts} cuts (${discarding} with discards after the cut), ${fullScans} full scans, ${played}; refused: ${refused || 'none'}`,
+        `seed ${seed}: ${compared} points of ${cuts} cuts (${discarding} with discards after the cut), ${fullScans} full scans, ${played}; refused: ${refused || 'none'}`,
       );
       t.ok(compared >= count, `${compared} points in ${count} rounds, each the volume at its cut`);
       // Of few rounds one may be most.

@@ -1,12 +1,18 @@
-import t from 'tap';
+import t, { type Test } from 'tap';
 import { chmodSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { loopMount, missingForLoop } from '../loop.ts';
 import { noise } from './content.ts';
 import { openWorld } from './world.ts';
 
-await t.test('hooks around a freeze', { skip: missingForLoop('ext4') }, async (t) => {
+await t.test('hooks around a freeze', { skip: missingForLoop('ext4') }, (t) => hooksAround(t, 'Block'));
+await t.test("hooks around a file volume's freeze", { skip: missingForLoop('ext4') }, (t) =>
+  hooksAround(t, 'Filesystem'),
+);
+
+async function hooksAround(t: Test, volumeMode: 'Block' | 'Filesystem'): Promise<void> {
   const { device, mountPoint, directory } = await loopMount(t, 'ext4', 64);
+  const source = volumeMode === 'Block' ? device : mountPoint;
   const hooks = join(directory, 'hooks');
   const log = join(directory, 'log');
   mkdirSync(hooks);
@@ -18,9 +24,10 @@ await t.test('hooks around a freeze', { skip: missingForLoop('ext4') }, async (t
   const before = hook('before', `echo "before $1 $REPLICATION" >> ${log}; [ ! -e ${directory}/fail ] || { echo no; exit 3; }; [ ! -e ${directory}/hang ] || sleep 600`); // prettier-ignore
   const after = hook('after', `echo after >> ${log}; touch ${mountPoint}/writable`);
   const stranger = hook('stranger', 'exit 0');
-  const world = await openWorld(t, { allow: [device, before, after] });
+  const world = await openWorld(t, { allow: [source, before, after] });
   await world.startAgent();
-  await world.replicate('hooked', device, {
+  await world.replicate('hooked', source, {
+    volumeMode,
     consistency: 'filesystem',
     hooks: { beforeFreeze: [before, 'a b'], afterThaw: [after], timeoutSeconds: 2 },
   });
@@ -43,6 +50,8 @@ await t.test('hooks around a freeze', { skip: missingForLoop('ext4') }, async (t
     );
     t.same((await world.points('hooked')).length, points.length, 'no point');
     await world.until('it is counted', async () => (await refusedCuts()) > before);
+    const ended = (await world.events()).find(({ code }) => code === 'SourceTrouble');
+    t.equal(ended, undefined, 'the session goes on');
   };
 
   await world.normal('hooked');
@@ -84,4 +93,4 @@ await t.test('hooks around a freeze', { skip: missingForLoop('ext4') }, async (t
       return status.conditions.some(({ message }) => /stranger may not be run: start this program/.test(message));
     });
   });
-});
+}

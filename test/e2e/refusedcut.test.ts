@@ -1,7 +1,8 @@
-import t from 'tap';
-import { spawnSync } from 'node:child_process';
-import { mkdirSync, statSync, writeFileSync } from 'node:fs';
+import t, { type Test } from 'tap';
+import { spawn, spawnSync } from 'node:child_process';
+import { mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { loopMount, missingForLoop, run } from '../loop.ts';
 import { noise } from './content.ts';
 import { openWorld, type World } from './world.ts';
@@ -15,11 +16,15 @@ async function whyDegraded(world: World, name: string): Promise<string> {
   return conditions.find(({ type, reason }) => type === 'Degraded' && reason === 'NoConsistentCut')?.message ?? '';
 }
 
-await t.test('a filesystem that somebody else holds frozen', { skip: missingForLoop('ext4') }, async (t) => {
+for (const volumeMode of ['Block', 'Filesystem'] as const)
+  await t.test(`a filesystem that somebody else holds frozen (${volumeMode})`, { skip: missingForLoop('ext4') }, (t) => heldFrozen(t, volumeMode)); // prettier-ignore
+
+async function heldFrozen(t: Test, volumeMode: 'Block' | 'Filesystem'): Promise<void> {
   const { device, mountPoint } = await loopMount(t, 'ext4', 64);
-  const world = await openWorld(t, { allow: [device] });
+  const source = volumeMode === 'Block' ? device : mountPoint;
+  const world = await openWorld(t, { allow: [source] });
   await world.startAgent();
-  await world.replicate('held', device, { consistency: 'filesystem' });
+  await world.replicate('held', source, { volumeMode, consistency: 'filesystem' });
   await world.normal('held');
   const before = await refused(world, 'freeze');
   writeFileSync(join(mountPoint, 'written'), noise(1 << 20));
@@ -37,6 +42,43 @@ await t.test('a filesystem that somebody else holds frozen', { skip: missingForL
   await world.normal('held', Date.now());
   t.ok((await world.points('held')).length > points, 'and so do the points');
   t.equal(await whyDegraded(world, 'held'), '');
+  const ended = (await world.events()).find(({ code }) => code === 'SourceTrouble');
+  t.equal(ended, undefined, 'one session all the time');
+}
+
+await t.test('an agent killed while the filesystem is frozen', { skip: missingForLoop('ext4') }, async (t) => {
+  const { device, mountPoint, directory } = await loopMount(t, 'ext4', 128);
+  const world = await openWorld(t, { allow: [device] });
+  const fill = join(directory, 'fill');
+  writeFileSync(fill, noise(32 << 20));
+  // Much is left to the freeze, so that it lasts.
+  const writer = spawn('sh', [
+    '-c',
+    `i=0; while :; do i=$((i+1)); dd if=${fill} of=${mountPoint}/written bs=1M count=24 skip=$((i % 8)) conv=notrunc status=none; echo $i > ${mountPoint}/rounds; sleep 0.1; done`,
+  ]);
+  t.teardown(() => void writer.kill('SIGKILL'));
+  await world.startAgent();
+  await world.replicate('killed', device, { consistency: 'filesystem', maxFreezeMs: 60_000, rpoSeconds: 2 });
+  await world.normal('killed');
+  const isFrozen = async (): Promise<boolean> => {
+    process.kill(world.agent.pid, 'SIGSTOP');
+    if (spawnSync('fsfreeze', ['--freeze', mountPoint]).status !== 0) return true;
+    spawnSync('fsfreeze', ['--unfreeze', mountPoint]);
+    process.kill(world.agent.pid, 'SIGCONT');
+    // Somewhere else in its second.
+    await sleep(Math.random() * 300);
+    return false;
+  };
+  await world.until('its agent stands still in the middle of a freeze', isFrozen, 120);
+  const points = (await world.points('killed')).length;
+  await world.agent.kill();
+  const rounds = (): string => readFileSync(join(mountPoint, 'rounds'), 'utf8');
+  const before = rounds();
+  await world.until('the workload goes on', async () => rounds() !== before);
+  await world.degraded('killed', 'AgentGone');
+  t.equal((await world.points('killed')).length, points, 'the point is not made');
+  await world.startAgent();
+  await world.normal('killed', Date.now());
 });
 
 const needsRoot = process.getuid?.() !== 0 && 'needs root';

@@ -19,7 +19,7 @@ const none = new AbortController().signal;
 export class Checks {
   readonly #world: World;
   readonly violations: string[] = [];
-  readonly counts = { acknowledged: 0, recovered: 0, refusedAsDamaged: 0, doubts: 0 };
+  readonly counts = { acknowledged: 0, recovered: 0, refusedAsDamaged: 0, doubts: 0, mismatched: 0 };
   readonly #acknowledged = new Map<number, Buffer>();
   #newestAcknowledged = 0;
   readonly #records = new Map<string, CommitRecord>();
@@ -54,6 +54,7 @@ export class Checks {
     const world = this.#world;
     this.#records.set(key(commit), commit);
     this.#committedMs.set(key(commit), world.clock.nowMs);
+    this.counts.mismatched += commit.mismatchedGranules;
     if (commit.point) {
       if (world.masterClock.trueMs(commit.sourceUs) > world.clock.nowMs)
         this.violated('I1 captured before committed', `point ${commit.sequence} is of a time after its commit`);
@@ -69,6 +70,8 @@ export class Checks {
 
   onReport(report: Report): void {
     const { assignment } = this.#world;
+    const large = report.troubles.find(({ reason }) => reason === 'EpochTooLarge');
+    if (large) this.violated('every queue is bounded', large.message);
     if (assignment.resyncRequest > 0 && report.resyncRequestDone >= assignment.resyncRequest) {
       this.#world.assign({ resyncRequest: 0, force: false });
       this.forced = false;

@@ -22,6 +22,8 @@ export interface Abilities {
   holes: boolean;
   /** Its writes can be traced. */
   trace: boolean;
+  /** The workload never rests; else it writes in bursts. */
+  restless: boolean;
 }
 
 export class SimDevice {
@@ -49,6 +51,12 @@ export class SimDevice {
     this.#work();
   }
 
+  /** The workload never rests from now on. */
+  unrest(): void {
+    this.abilities.restless = true;
+    this.#work();
+  }
+
   /** The workload ends; what is there stays. */
   stop(): void {
     this.#writing = false;
@@ -70,14 +78,14 @@ export class SimDevice {
     const nowMs = this.#clock.nowMs;
     const next = (ms: number): void => void this.#clock.after(ms, () => this.#work());
     if (!this.#writing) return;
-    if (nowMs > this.#busyUntilMs) {
+    if (!this.abilities.restless && nowMs > this.#busyUntilMs) {
       const quietMs = this.#dice.between(200, 4000);
       this.#busyUntilMs = nowMs + quietMs + this.#dice.between(100, 2500);
       next(quietMs);
       return;
     }
     if (!this.#frozen) this.#write();
-    next(this.#dice.between(3, 120));
+    next(this.abilities.restless ? this.#dice.between(2, 12) : this.#dice.between(3, 120));
   }
 
   #write(): void {

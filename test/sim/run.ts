@@ -6,7 +6,7 @@ import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import type { Point } from '../../master/replica/horizon.ts';
 import { Faults, staleWriter } from './faults.ts';
-import { advanceEveryMs, pointsText, replicaFolder, World } from './world.ts';
+import { advanceEveryMs, pointsText, replicaFolder, World, type WorldOptions } from './world.ts';
 
 /** Of virtual time: mirroring must be well again this long after the last fault. */
 const healMs = 180_000;
@@ -19,13 +19,78 @@ export interface Outcome {
 }
 
 export async function runSeed(seed: number, trace: (line: string) => void = () => undefined): Promise<Outcome> {
+  return run(seed, scenario, { trace });
+}
+
+/**
+ * A volume that cannot be held still and is written to without a pause: every cut is refused. What is sent meanwhile is many times
+ * what the replica takes without a commit.
+ */
+export async function runRestless(seed: number): Promise<Outcome & { pointsMeanwhile: number }> {
+  let pointsMeanwhile = 0;
+  const outcome = await run(
+    seed,
+    async (world) => {
+      world.assign({ cutIntervalSeconds: 1 });
+      await world.prepare();
+      world.startMaster();
+      world.startAgent();
+      await world.clock.runUntil(() => false, 60_000);
+      pointsMeanwhile = world.counts.points;
+      await converge(world);
+      await verifyAll(world);
+    },
+    {
+      given: {
+        abilities: { freeze: false, reflink: false, stamp: true, restless: true },
+        limits: { maxEpochBytes: 24 << 20 },
+        sizeBytes: 40 * 65536,
+      },
+    },
+  );
+  return { ...outcome, pointsMeanwhile };
+}
+
+/** A verify finds and repairs damage, and its first cuts are refused. */
+export async function runVerifyRefused(seed: number): Promise<Outcome> {
+  return run(
+    seed,
+    async (world) => {
+      const { clock, device, disk, checks } = world;
+      world.assign({ cutIntervalSeconds: 1 });
+      await world.prepare();
+      world.startMaster();
+      world.startAgent();
+      await clock.runUntil(() => world.counts.points > 0, 60_000);
+      const image = `${replicaFolder}/base/image.raw`;
+      const content = (): number => disk.peek(image).findIndex((byte) => byte !== 0);
+      await clock.runUntil(() => content() >= 0, 60_000);
+      checks.rotten = true;
+      disk.flip(image, content());
+      world.assign({ verifyRequest: world.nextRequest() });
+      await clock.runUntil(() => world.scrubbedBad !== undefined, 60_000);
+      device.unrest();
+      const refused = world.report?.cutsRefused ?? 0;
+      await clock.runUntil(() => (world.report?.cutsRefused ?? 0) > refused, clock.nowMs + 60_000);
+      device.stop();
+      await clock.runUntil(() => world.assignment.verifyRequest === 0, clock.nowMs + 60_000);
+    },
+    { given: { abilities: { freeze: false, reflink: false, stamp: true, restless: false }, sizeBytes: 40 * 65536 } },
+  );
+}
+
+async function run(
+  seed: number,
+  play: (world: World) => Promise<void>,
+  { trace = () => undefined, given }: Partial<Pick<WorldOptions, 'trace' | 'given'>>,
+): Promise<Outcome> {
   const indexRoot = mkdtempSync(`${existsSync('/dev/shm') ? '/dev/shm' : tmpdir()}/replica-sim-`);
-  const world = new World({ seed, indexRoot, trace });
+  const world = new World({ seed, indexRoot, trace, given });
   const unhandled = (reason: unknown): void =>
     world.checks.violated('every failure is heard', reason instanceof Error ? (reason.stack ?? '') : String(reason));
   process.on('unhandledRejection', unhandled);
   try {
-    await scenario(world);
+    await play(world);
     await world.end();
     await new Promise((resolve) => setImmediate(resolve));
   } catch (error) {

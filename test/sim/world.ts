@@ -28,7 +28,7 @@ import { bell } from '../../proto/stream.ts';
 import type { Assignment, Report } from '../../proto/wire.ts';
 import { Checks } from './checks.ts';
 import { SimClock } from './clock.ts';
-import { SimDevice } from './device.ts';
+import { SimDevice, type Abilities } from './device.ts';
 import { Dice } from './dice.ts';
 import { volumeDigest } from './digest.ts';
 import { SimDisk } from './disk.ts';
@@ -58,6 +58,8 @@ export interface WorldOptions {
   seed: number;
   indexRoot: string;
   trace: (line: string) => void;
+  /** Instead of what the seed has. */
+  given?: undefined | { abilities?: Partial<Abilities>; limits?: Partial<ReplicaLimits>; sizeBytes?: number };
 }
 
 export class World {
@@ -89,6 +91,8 @@ export class World {
   readonly snapshots = new Map<string, Point>();
   /** What the newest scrub found. */
   scrubbedBad: number | undefined;
+  /** Of the agent. */
+  sessionsEnded = 0;
   #requests = 0;
   #present: { version: number; digest: Buffer } | undefined;
   readonly #trace: (line: string) => void;
@@ -107,19 +111,21 @@ export class World {
   /** What has yet to end, by name. */
   readonly #running = new Set<string>();
 
-  constructor({ seed, indexRoot, trace }: WorldOptions) {
+  constructor({ seed, indexRoot, trace, given }: WorldOptions) {
     const dice = (this.dice = new Dice(seed));
     this.#trace = trace;
     const { clock } = this;
     this.masterClock = new MasterClock(clock, epochMs);
     const reflink = dice.chance(0.4);
-    this.device = new SimDevice(clock, dice.fork('device'), volumeSize(dice), {
+    this.device = new SimDevice(clock, dice.fork('device'), given?.sizeBytes ?? volumeSize(dice), {
       freeze: dice.chance(0.4),
       reflink,
       // One way at least that always works in the end.
       stamp: !reflink || dice.chance(0.8),
       holes: dice.chance(0.7),
       trace: dice.fork('trace').chance(0.6),
+      restless: dice.fork('restless').chance(0.15),
+      ...given?.abilities,
     });
     this.disk = new SimDisk({
       clock,
@@ -142,6 +148,7 @@ export class World {
       maxJournalBytes: dice.pick([4 << 20, 16 << 20, 1 << 30]),
       maxEpochBytes: 512 << 20,
       segmentBytes: dice.pick([100_000, 1 << 20, 64 << 20]),
+      ...given?.limits,
     };
     this.openReplicas = dice.fork('rest').pick([0, 0, 1]);
     this.#progressCommitBytes = dice.fork('progress').pick([64 << 20, 1 << 20, 200_000]);
@@ -445,6 +452,8 @@ export class World {
       this.trace(`session ends: ${code} ${message}`);
       await this.#reopenIfDamaged(master);
       throw error;
+    } finally {
+      this.sessionsEnded++;
     }
   }
 
