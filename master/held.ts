@@ -24,6 +24,8 @@ export type ReplicaWork = Pick<
   | 'fence'
   | 'advance'
   | 'recover'
+  | 'pour'
+  | 'measure'
   | 'snapshot'
   | 'snapshotLock'
   | 'lockSnapshot'

@@ -20,6 +20,7 @@ export interface HoldRequest {
   usage?: { uid: string };
   list?: Record<string, never>;
   space?: Record<string, never>;
+  measure?: { sequence: number; us: number };
 }
 export interface HoldSnapshot {
   name: string;
@@ -66,6 +67,7 @@ export interface HoldDone {
   capacityBytes: number;
   freeBytes: number;
   reflink: boolean;
+  sizeBytes: number;
 }
 export interface HoldReply {
   id: number;
@@ -83,7 +85,7 @@ export interface HoldMessages {
 
 const requests = [
   ...['hello', 'open', 'tick', 'cancel', 'fence', 'advance', 'recover', 'snapshot', 'lock', 'unsnapshot', 'drilled'],
-  ...['remove', 'locks', 'usage', 'list', 'space'],
+  ...['remove', 'locks', 'usage', 'list', 'space', 'measure'],
 ];
 export const holdKinds = { requests, replies: ['state', 'progress', 'done', 'failed', 'doubt'] };
 

@@ -83,6 +83,8 @@ const method = (name: string, streams: boolean): grpc.MethodDefinition<Buffer, B
 export const receiverPaths = {
   Hold: '/cdm.replicator.v1.Receiver/Hold',
   Mirror: '/cdm.replicator.v1.Receiver/Mirror',
+  Read: '/cdm.replicator.v1.Receiver/Read',
+  Fill: '/cdm.replicator.v1.Receiver/Fill',
 };
 export const service = {
   Join: method('Join', false),
@@ -447,6 +449,10 @@ export const masterClientName = 'replicator.master';
 export interface ReceiverClient {
   hold(signal?: AbortSignal): Stream<HoldRequest, HoldReply>;
   mirror(signal?: AbortSignal): Stream<MirrorRequest, MirrorReply>;
+  /** A point of a replica that it keeps, in parts. */
+  read(signal?: AbortSignal): Stream<MirrorReply, MirrorRequest>;
+  /** To one that is beside a blank volume. */
+  fill(signal?: AbortSignal): Stream<MirrorRequest, MirrorReply>;
   /** Calls under way go on to their end; new ones fail as Disconnected. */
   close(): void;
 }
@@ -470,6 +476,8 @@ export function connectReceiver(
   return {
     hold: (signal) => clientStream(channel, { path: receiverPaths.Hold }, ['HoldRequest', 'HoldReply'], signal),
     mirror: (signal) => clientStream(channel, { path: receiverPaths.Mirror }, ['MirrorRequest', 'MirrorReply'], signal),
+    read: (signal) => clientStream(channel, { path: receiverPaths.Read }, ['MirrorReply', 'MirrorRequest'], signal),
+    fill: (signal) => clientStream(channel, { path: receiverPaths.Fill }, ['MirrorRequest', 'MirrorReply'], signal),
     close: () => channel.close(),
   };
 }

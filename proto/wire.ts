@@ -308,13 +308,13 @@ export interface MirrorReply {
   welcome?: MirrorWelcome;
   received?: { number: number; workedUs: number };
   want?: { number: number; bitmap: Buffer };
-  committed?: { sequence: number; digest: Buffer };
+  committed?: { sequence: number; digest: Buffer; withheld?: number };
   nodes?: Nodes;
   manifestEnd?: Record<string, never>;
   verifyReady?: { readBytes: number; badGranules: number };
   verifyProgress?: { bytesDone: number; bytesTotal: number };
   group?: GroupAsk;
-  restore?: { protocol: number; uid: string };
+  restore?: { protocol: number; uid: string; hold?: string; sequence?: number };
   refusal?: { code: string; message: string };
 }
 

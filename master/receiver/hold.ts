@@ -149,12 +149,13 @@ export class Hold {
   }
 
   async #work(replica: Replica, request: HoldRequest, signal: AbortSignal): Promise<Partial<HoldDone>> {
-    const { fence, advance, recover, snapshot, lock, unsnapshot, drilled } = request;
+    const { fence, advance, recover, snapshot, lock, unsnapshot, drilled, measure } = request;
     if (fence) await replica.fence(fence.generation);
     if (unsnapshot) await replica.deleteSnapshot(unsnapshot.name);
     if (drilled) await replica.noteDrill(drilled.sequence, drilled.us);
     if (lock) return { untilMs: untilOnWire(await replica.lockSnapshot(lock.name, untilFromWire(lock.untilMs))) };
     if (advance) return replica.advance(advance.journalSeconds, signal, advance.maxJournalBytes, advance.pinned);
+    if (measure) return { sizeBytes: await replica.measure(pointOf(replica, measure.sequence)) };
     const tell = this.#progressOf(request.id);
     if (snapshot) {
       const { name, untilMs } = snapshot;
@@ -197,7 +198,7 @@ function held(point: Point, replica: Replica): HeldPoint {
 }
 
 /** @throws PointGone */
-function pointOf(replica: Replica, sequence: number): Point {
+export function pointOf(replica: Replica, sequence: number): Point {
   const all = [...replica.points, ...replica.snapshotNames.map((name) => replica.snapshotPoint(name))];
   const found = all.find((point) => point?.sequence === sequence);
   if (!found) throw new ReplicationError('PointGone', `point ${sequence} is no longer kept; choose one that is listed`);

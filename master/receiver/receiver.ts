@@ -10,16 +10,18 @@ import { normalize } from 'node:path';
 import type { Effects } from '../../proto/effects.ts';
 import { ReplicationError } from '../../proto/errors.ts';
 import type { HoldDone, HoldRequest } from '../../proto/holdwire.ts';
-import { protocolVersion } from '../../proto/wire.ts';
+import type { Stream } from '../../proto/stream.ts';
+import { protocolVersion, type MirrorReply, type MirrorRequest } from '../../proto/wire.ts';
 import { Replica } from '../replica/replica.ts';
 import { readHello, serveSession, type MirrorStream } from '../session.ts';
 import { isReplicaFolder, openStorage } from '../storage.ts';
-import { Hold, type HoldStream } from './hold.ts';
+import { Hold, pointOf, type HoldStream } from './hold.ts';
 import { toldClock } from './toldclock.ts';
 
 export interface Receiver {
   hold(stream: HoldStream, signal: AbortSignal): Promise<void>;
   mirror(stream: MirrorStream, signal: AbortSignal): Promise<void>;
+  read(stream: Stream<MirrorRequest, MirrorReply>, signal: AbortSignal): Promise<void>;
 }
 
 interface Open {
@@ -79,6 +81,15 @@ export function openReceiver(volume: string, system: Effects): Receiver {
     return {};
   }
 
+  /** @throws NotAssigned */
+  function heldBy(uid: string, id: string | undefined): { hold: Hold; replica: Replica } {
+    const held = open.get(uid);
+    const replica = held?.hold.replica;
+    if (!replica || held.id !== id)
+      throw new ReplicationError('NotAssigned', `replica ${uid} is not held by this master`);
+    return { hold: held.hold, replica };
+  }
+
   async function serveHold(stream: HoldStream, hold: Hold, over: Promise<void>, signal: AbortSignal): Promise<void> {
     for await (const request of stream.receive) {
       signal.throwIfAborted();
@@ -131,13 +142,20 @@ export function openReceiver(volume: string, system: Effects): Receiver {
       }
     },
 
+    async read(stream, signal) {
+      const first = await stream.receive.next();
+      const asked = first.done === true ? undefined : first.value.restore;
+      if (!asked) throw new ReplicationError('BadMessage', 'MirrorReply.restore must come first');
+      const { uid, hold: id, sequence = 0 } = asked;
+      const { hold, replica } = heldBy(uid, id);
+      let number = 0;
+      const ending = AbortSignal.any([signal, hold.ending.signal]);
+      await replica.pour(pointOf(replica, sequence), (part) => stream.send({ number: ++number, ...part }), ending);
+    },
+
     async mirror(stream, signal) {
       const hello = await readHello(stream);
-      const held = open.get(hello.replicationUid);
-      const replica = held?.hold.replica;
-      if (!replica || held.id !== hello.hold)
-        throw new ReplicationError('NotAssigned', `replica ${hello.replicationUid} is not held by this master`);
-      const { hold } = held;
+      const { hold, replica } = heldBy(hello.replicationUid, hello.hold);
       // Groups are the master's: it has checked what it relays.
       const group = { hear: () => undefined, mayCommit: () => true, leave: () => undefined };
       const events = { onCommit: () => hold.tellState(), onVerified: () => hold.tellState(), group };

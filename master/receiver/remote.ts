@@ -19,6 +19,7 @@ import type { Copied, CopyOptions } from '../replica/copies.ts';
 import type { Progress } from '../replica/base.ts';
 import type { Point } from '../replica/horizon.ts';
 import { defaultLimits } from '../replica/limits.ts';
+import type { Part } from '../replica/records.ts';
 import type { MirrorStream, SessionEvents } from '../session.ts';
 import type { OpenOptions } from '../storage.ts';
 import { relay } from './relay.ts';
@@ -38,6 +39,7 @@ export interface Line {
 const answerMs = 15_000;
 /** Steady clocks drift apart. */
 const tickMs = 60_000;
+const none = Buffer.alloc(0);
 
 export type Ask = Omit<HoldRequest, 'id' | 'nowUs' | 'trustedUs'>;
 type Tell = (step: string, done: number, total: number) => void;
@@ -257,6 +259,23 @@ export class RemoteReplica implements HeldReplica {
     const ask = { advance: { journalSeconds, maxJournalBytes, pinned: [...pinned] } };
     const { short = false, withheld = 0 } = await this.#ask(ask, signal);
     return { short, withheld };
+  }
+
+  async pour({ sequence }: Point, sink: (part: Part) => Promise<void>, signal: AbortSignal): Promise<void> {
+    const call = this.#line.client.read(signal);
+    await call.send({ restore: { protocol: protocolVersion, uid: this.#uid, hold: this.#hold, sequence } });
+    call.end();
+    for await (const { data, nodes, commit } of call.receive) {
+      if (data) await sink({ data });
+      else if (nodes) await sink({ nodes });
+      else if (commit) await sink({ commit: { digest: none, ...commit } });
+      else throw new ReplicationError('BadMessage', 'MirrorRequest: no part of a point');
+    }
+  }
+
+  async measure({ sequence }: Point): Promise<number> {
+    const { sizeBytes = 0 } = await this.#ask({ measure: { sequence, us: 0 } });
+    return sizeBytes;
   }
 
   async recover(point: Point, path: string, { verify, keepIndexAt, signal, progress }: CopyOptions): Promise<Copied> {

@@ -12,6 +12,7 @@ import type { TLSSocket } from 'node:tls';
 import { ServerCall } from '../../proto/bulkcall.ts';
 import { asReplicationError, ReplicationError } from '../../proto/errors.ts';
 import { masterClientName, maxFrameBytes, receiverPaths, refuse, serve, windowBytes } from '../../proto/rpc.ts';
+import type { Filler } from './filler.ts';
 import type { Receiver } from './receiver.ts';
 
 export interface ReceiverFiles {
@@ -19,6 +20,9 @@ export interface ReceiverFiles {
   certificate: string;
   ca: string;
 }
+
+/** What the program is there for. */
+export type Calls = Partial<Receiver & Filler>;
 
 export interface ReceiverServer {
   readonly port: number;
@@ -29,7 +33,7 @@ export interface ReceiverServer {
 const reloadEveryMs = 600_000;
 
 export async function listen(
-  receiver: Receiver,
+  calls: Calls,
   at: { host: string; port: number },
   files: ReceiverFiles,
   onTrouble: (error: unknown) => void,
@@ -56,10 +60,15 @@ export async function listen(
     const { subject } = socket?.getPeerCertificate() ?? {};
     if (subject?.CN !== masterClientName)
       return refuse(call, new ReplicationError('NotAuthenticated', 'only the master may call a receiver'));
-    if (path === receiverPaths.Hold)
-      return serve(call, ['HoldReply', 'HoldRequest'], (...args) => receiver.hold(...args), closing.signal);
-    if (path === receiverPaths.Mirror)
-      return serve(call, ['MirrorReply', 'MirrorRequest'], (...args) => receiver.mirror(...args), closing.signal);
+    const { hold, mirror, read, fill } = calls;
+    if (path === receiverPaths.Hold && hold)
+      return serve(call, ['HoldReply', 'HoldRequest'], hold.bind(calls), closing.signal);
+    if (path === receiverPaths.Mirror && mirror)
+      return serve(call, ['MirrorReply', 'MirrorRequest'], mirror.bind(calls), closing.signal);
+    if (path === receiverPaths.Read && read)
+      return serve(call, ['MirrorRequest', 'MirrorReply'], read.bind(calls), closing.signal);
+    if (path === receiverPaths.Fill && fill)
+      return serve(call, ['MirrorReply', 'MirrorRequest'], fill.bind(calls), closing.signal);
     refuse(call, new ReplicationError('BadMessage', `a receiver has no call ${path}`));
   }
 

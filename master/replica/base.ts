@@ -11,6 +11,7 @@ import { unknownHash } from '../../proto/granule.ts';
 import type { Data } from '../../proto/wire.ts';
 import type { CommitRecord, JournalRecord } from './frame.ts';
 import type { Journal } from './journal.ts';
+import type { RecordLimits } from './records.ts';
 import type { VolumeIndex } from './volumeindex.ts';
 
 export interface Base {
@@ -32,6 +33,11 @@ export interface Base {
    * for a tree, else TargetRefused and nothing is touched), index at `indexPath`. Durable only after its next `settle` or `sync`.
    */
   cloneTo(contentPath: string, indexPath: string, signal: AbortSignal, progress: Progress): Promise<Base>;
+  /**
+   * All that it holds, as records that make it from nothing and end with its commit. Nothing else may be asked of it until
+   * that is over.
+   */
+  records(signal: AbortSignal, limits?: RecordLimits): AsyncGenerator<JournalRecord>;
   sync(): Promise<void>;
   /** Re-reads every byte, or the granules of these windows (placing.ts); answers what is not as the index says. */
   verify(
@@ -170,7 +176,7 @@ async function apply(
  * Bytes that rotted in the journal are not applied: their granules become unknown, which spoils the points until a later
  * epoch brings them again (recovery refuses those by their digest) and lets the newer ones be.
  */
-async function writeOrMark(base: Base, record: Exclude<JournalRecord, { commit: unknown }>): Promise<void> {
+export async function writeOrMark(base: Base, record: Exclude<JournalRecord, { commit: unknown }>): Promise<void> {
   if ('data' in record && record.placed) {
     base.index.stageData(record.data);
     return;

@@ -9,6 +9,7 @@ import type { Data } from '../../proto/wire.ts';
 import type { CommitRecord, JournalRecord } from './frame.ts';
 import { copyIndex } from './indexdatabase.ts';
 import { windowGranules } from './placing.ts';
+import { blockRecords, recordLimits } from './records.ts';
 
 /** Read at once while verifying: 16 MiB is one page of the index. */
 const chunkGranules = 256;
@@ -112,6 +113,10 @@ export class BlockBase implements Base {
       await this.#disk.remove(contentPath);
       throw error;
     }
+  }
+
+  records(signal: AbortSignal, limits = recordLimits): AsyncGenerator<JournalRecord> {
+    return blockRecords(this.#image, this.index, signal, limits);
   }
 
   async sync(): Promise<void> {

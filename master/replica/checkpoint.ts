@@ -97,6 +97,17 @@ export class Checkpoint {
     });
   }
 
+  /** The base stands at a point, where there is one. Before the first of them it may stand anywhere. */
+  async reachPoint(signal: AbortSignal): Promise<void> {
+    await this.#work.run(async () => {
+      await this.#finish(signal);
+      const [oldest] = this.#timeline.points;
+      if (!oldest || oldest.sequence <= this.#base.index.sequence) return;
+      await this.#begin(oldest.sequence);
+      await this.#finish(signal);
+    });
+  }
+
   /** Runs `work` on the base, which stands whole at a commit and does not move until it is done. */
   async hold<T>(signal: AbortSignal, work: (base: Base) => Promise<T>): Promise<T> {
     if (this.#mode === 'Filesystem') {

@@ -18,9 +18,17 @@ import type { Journal } from './journal.ts';
 import { readSnapshot, type KeptSnapshot } from './open.ts';
 import { contentName, inside, named, openBase, type Place } from './place.ts';
 import { readLock, removeFolder, unlock, writeLock } from './snapshotlock.ts';
+import type { JournalRecord } from './frame.ts';
+import type { Part } from './records.ts';
 import type { Timeline } from './timeline.ts';
 import { removeTreeBase } from './treebase.ts';
+import { TreeIndex } from './treeindex.ts';
 import type { VolumeIndex } from './volumeindex.ts';
+
+const none = Buffer.alloc(0);
+const never = new AbortController().signal;
+/** A block that is not full, an inode, a name. */
+const nodeBytes = 4096;
 
 export interface CopyOptions {
   /** Reads every byte of the copy again and compares it. */
@@ -140,6 +148,50 @@ export class Copies {
     return removeTreeBase(contentPath);
   }
 
+  /**
+   * All that makes the point from nothing, one part after the other: the newest base or snapshot before it, then the journal up
+   * to it. The base stays where it is until it has been told. @throws PointGone, ReplicaDamaged, and what `sink` throws
+   */
+  async pour(point: Point, sink: (part: Part) => Promise<void>, signal: AbortSignal): Promise<void> {
+    const pin = this.#timeline.pin(point.sequence);
+    const tell = async (record: JournalRecord): Promise<void> => {
+      signal.throwIfAborted();
+      if (!('commit' in record)) return sink(record);
+      const { sequence, digest } = record.commit;
+      const isWhole = record.commit.point && sequence === point.sequence;
+      await sink({ commit: { ...record.commit, digest: isWhole ? digest : none } });
+    };
+    try {
+      // Content that is ahead of its node cannot be told.
+      if (this.#mode === 'Filesystem') await this.#checkpoint.reachPoint(signal);
+      const reached = await this.#before(point, signal, async (from) => {
+        for await (const record of from.records(signal)) await tell(record);
+        return from.index.sequence;
+      });
+      pin.sequence = reached;
+      for await (const record of this.#journal.read(reached, point.sequence)) await tell(record);
+    } catch (error) {
+      throw asReplicationError(error, 'TargetFailed');
+    } finally {
+      this.#timeline.unpin(pin);
+    }
+  }
+
+  /** What a volume of its own needs to hold the point; of a tree an estimate, as blocks and names take room too. */
+  async measure(point: Point): Promise<number> {
+    const sizeOf = (index: VolumeIndex): number =>
+      index instanceof TreeIndex ? index.contentBytes + index.sizeBytes * nodeBytes : index.sizeBytes;
+    let largest = sizeOf(this.#head);
+    for (const [name, kept] of this.#snapshots) {
+      if (kept.point?.sequence !== point.sequence) continue;
+      const base = await this.#openSnapshot(name);
+      largest = Math.max(largest, sizeOf(base.index));
+      await base.close();
+    }
+    // What was removed since then is in the base.
+    return this.#checkpoint.hold(never, (base) => Promise.resolve(Math.max(largest, sizeOf(base.index))));
+  }
+
   async #cloneBefore(
     point: Point,
     contentPath: string,
@@ -147,6 +199,14 @@ export class Copies {
     signal: AbortSignal,
     progress: Progress,
   ): Promise<{ copy: Base; from: string }> {
+    return this.#before(point, signal, async (from) => {
+      const copy = await from.cloneTo(contentPath, indexPath, signal, progress);
+      return { copy, from: from.indexPath };
+    });
+  }
+
+  /** Runs `work` on the newest base or snapshot from which the journal leads to the point. */
+  async #before<T>(point: Point, signal: AbortSignal, work: (from: Base) => Promise<T>): Promise<T> {
     const fits = (sequence: number) => {
       const journalBase = this.#journal.baseSequence ?? this.#head.sequence;
       return sequence === point.sequence || (sequence < point.sequence && sequence >= journalBase);
@@ -162,7 +222,7 @@ export class Copies {
       const { name } = nearest;
       const from = name === undefined ? base : await this.#openSnapshot(name);
       try {
-        return { copy: await from.cloneTo(contentPath, indexPath, signal, progress), from: from.indexPath };
+        return await work(from);
       } catch (error) {
         throw named(error, from.indexPath);
       } finally {

@@ -20,6 +20,7 @@ import type { KeptSnapshot } from './open.ts';
 import type { OpenSet } from './openset.ts';
 import { defaultLimits } from './limits.ts';
 import { Replica, type ReplicaOptions } from './replica.ts';
+import type { Part } from './records.ts';
 import type { ReplicaHead, ReplicaSession, Writer } from './writer.ts';
 
 /** What is known of a replica without its files. */
@@ -243,6 +244,16 @@ export class OnDemandReplica implements HeldReplica {
       pinned: points.find((point) => pinned.includes(point.sequence))?.sequence,
     });
     return (sequence ?? head.sequence) > baseSequence || short !== this.#advanced.short;
+  }
+
+  /** See Copies.pour. */
+  async pour(point: Point, sink: (part: Part) => Promise<void>, signal: AbortSignal): Promise<void> {
+    await this.#use((replica) => replica.pour(point, sink, signal));
+  }
+
+  /** See Copies.measure. */
+  async measure(point: Point): Promise<number> {
+    return this.#use((replica) => replica.measure(point));
   }
 
   /** See Copies.recover. */

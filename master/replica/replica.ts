@@ -408,20 +408,24 @@ export class Replica {
     }
   }
 
+  /** See Copies.pour. */
+  async pour(...call: Parameters<Copies['pour']>): Promise<void> {
+    await this.#ofBase(() => this.#copies.pour(...call));
+  }
+
+  /** See Copies.measure. */
+  async measure(point: Point): Promise<number> {
+    return this.#copies.measure(point);
+  }
+
   /** See Copies.recover. */
   async recover(point: Point, contentPath: string, options: CopyOptions): Promise<Copied> {
     return this.#ofBase(() => this.#copies.recover(point, contentPath, options));
   }
 
   /** See Copies.snapshot. */
-  async snapshot(
-    name: string,
-    point: Point,
-    signal: AbortSignal,
-    progress: Progress,
-    lockedUntilMs?: number,
-  ): Promise<void> {
-    await this.#ofBase(() => this.#copies.snapshot(name, point, signal, progress, lockedUntilMs));
+  async snapshot(...call: Parameters<Copies['snapshot']>): Promise<void> {
+    await this.#ofBase(() => this.#copies.snapshot(...call));
   }
 
   /** Those that are whole, by name. */

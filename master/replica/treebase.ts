@@ -15,13 +15,14 @@ import { constants, promises as fs } from 'node:fs';
 import { ReplicationError, systemErrorCode } from '../../proto/errors.ts';
 import { syncfs } from '../../proto/libc.ts';
 import { runBytes, unpack } from '../../proto/payload.ts';
-import { systemDisk } from '../../proto/system.ts';
+import { diskFile, systemDisk } from '../../proto/system.ts';
 import { granuleBytes } from '../../proto/granule.ts';
 import type { Data, Node } from '../../proto/wire.ts';
 import type { Base, Progress } from './base.ts';
 import type { CommitRecord } from './frame.ts';
 import { copyIndex, removeIndex } from './indexdatabase.ts';
 import type { JournalRecord } from './frame.ts';
+import { recordLimits, treeRecords } from './records.ts';
 import { TreeFiles } from './treefiles.ts';
 import { TreeIndex } from './treeindex.ts';
 import { workPhases } from './treelog.ts';
@@ -334,6 +335,27 @@ export class TreeBase implements Base {
       }
     } catch (error) {
       if (systemErrorCode(error) !== 'ENOENT') throw error;
+      throw new ReplicationError('ReplicaDamaged', 'a file of the replica is missing; run verify', { cause: error });
+    } finally {
+      await this.#restore(source);
+    }
+  }
+
+  async *records(signal: AbortSignal, limits = recordLimits): AsyncGenerator<JournalRecord> {
+    await this.#giveUp();
+    await this.#finish();
+    const source = this.#directories();
+    const open = async ({ slot, names: [name] }: Node) => {
+      if (!name) throw new ReplicationError('ReplicaDamaged', `slot ${slot} has no name; run verify`);
+      const { file } = await source.with(name.parent, 'read', (directory) =>
+        openFile(directory, name.name, constants.O_RDONLY, () => source.loosened.add(slot)),
+      );
+      return { read: diskFile(file).read, close: () => file.close() };
+    };
+    try {
+      yield* treeRecords(this.index, open, signal, limits);
+    } catch (error) {
+      if (!isMissing(error)) throw error;
       throw new ReplicationError('ReplicaDamaged', 'a file of the replica is missing; run verify', { cause: error });
     } finally {
       await this.#restore(source);
