@@ -12,6 +12,7 @@ import type {
   ClaimRef,
   GroupPointView,
   PointView,
+  RecoverySpec,
   Replication,
   StorageClass,
 } from './resources.ts';
@@ -59,6 +60,8 @@ export interface Engine {
   validateStorageClass?(spec: StorageClass['spec']): { path: string; message: string }[];
   /** May a copy be written there? Problems as above; asked again when the copy is made. */
   validateRecovery?(path: string, mode: VolumeMode): Promise<{ path: string; message: string }[]>;
+  /** May the recovered claim be made? Problems as above; asked again when it is made. Absent: no cluster is known. */
+  validateRecoveredClaim?(spec: RecoverySpec, replication: Replication): Promise<{ path: string; message: string }[]>;
   /** Locks a snapshot on storage until then (ms since the epoch), durably. @throws ReplicationError when that cannot be now */
   lockSnapshot?(replicationUid: string, snapshot: string, untilMs: number): Promise<void>;
   /** What is on storage and belongs to nothing: see garbage.ts. Absent: no storage of its own. */

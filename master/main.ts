@@ -51,7 +51,7 @@ import type { MembershipOptions } from './kubernetes/membership.ts';
 import { startMetrics, type Metrics } from './metrics.ts';
 import { mirrors } from './mirrors.ts';
 import { restores } from './restores.ts';
-import { classProblems, problemsOf, targetProblems } from './problems.ts';
+import { classProblems, problemsOf, targetProblems, claimProblems } from './problems.ts';
 import { runAutomatic } from './recovery/automatic.ts';
 import { runRecoveries } from './recovery/loop.ts';
 import { runRecoverySchedules } from './recovery/schedules.ts';
@@ -240,6 +240,7 @@ async function run(signal: AbortSignal): Promise<void> {
       clusterStorage: (found: StorageClass) => cluster.storage({ authority, trusted, ...configured.receivers }, found),
     }),
   });
+  const recovered = cluster?.recovered({ authority, ...configured.receivers });
   const writing = restores(() => agents.notify());
   const connected = (agent: string): boolean => agents.connected(agent);
   const forks = join(dir, 'forks');
@@ -299,6 +300,7 @@ async function run(signal: AbortSignal): Promise<void> {
     validateReplication: (spec) => problemsOf(spec, agents.volumes(spec.source.agent)),
     validateStorageClass: (spec) => classProblems(spec, dir, cluster !== undefined),
     validateRecovery: (path, mode) => targetProblems(allow, path, mode),
+    ...(recovered && { validateRecoveredClaim: (spec, found) => claimProblems(recovered, store, spec, found) }),
     async lockSnapshot(uid, snapshot, untilMs) {
       const replica = running.replica(uid);
       if (!replica) throw new ReplicationError('TargetFailed', 'the replica is not open; lock it again when it is');
@@ -390,6 +392,7 @@ async function run(signal: AbortSignal): Promise<void> {
           allow,
           folder: recoveries,
           forks,
+          claims: recovered,
           restores: writing,
           look: (agent, path, write) => agents.look(agent, path, write),
         }),

@@ -4,7 +4,9 @@ import { messageOf } from '../proto/errors.ts';
 import type { VolumeMode } from '../proto/wire.ts';
 import type { Engine } from './engine.ts';
 import { mustBeFree } from './recovery/copy.ts';
-import type { ReplicationSpec, StorageClassSpec } from './resources.ts';
+import { claimClass, claimFor, type RecoveredClaims } from './recovery/claimtarget.ts';
+import type { RecoverySpec, Replication, ReplicationSpec, StorageClassSpec } from './resources.ts';
+import type { Store } from './store.ts';
 
 /** A folder may be anywhere but in what the system or this program keeps; `volumes` below our own folder is meant for it. */
 export function classProblems(
@@ -43,6 +45,20 @@ export async function targetProblems(
   } catch (error) {
     return [{ path: 'target.path', message: messageOf(error) }];
   }
+}
+
+export async function claimProblems(
+  claims: RecoveredClaims,
+  store: Pick<Store, 'get'>,
+  spec: RecoverySpec,
+  replication: Replication,
+): Promise<{ path: string; message: string }[]> {
+  const storageClass = store.get('StorageClass', replication.spec.target.storageClass);
+  // A name that is yet to be made is of nobody.
+  if (!spec.target?.pvc) return [];
+  const { storageClassName } = claimClass(spec, storageClass);
+  const problem = await claims.problem(claimFor(spec, '', replication, claims.namespace), storageClassName);
+  return problem === undefined ? [] : [{ path: 'target.pvc', message: problem }];
 }
 
 function ownRefusal(path: string, dir: string): boolean {

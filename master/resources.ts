@@ -309,6 +309,17 @@ export type RecoveryState =
   | 'ForceConfirmed';
 export type RecoveryType = 'drill' | 'failover';
 export type PointChoice = 'latest-data' | 'latest-snapshot' | { snapshot: string } | { time: string };
+/** Either a path, or a claim of the master's cluster. */
+export type RecoveryTarget =
+  { path: string; agent?: string; pvc?: undefined } | { path?: undefined; agent?: undefined; pvc: RecoveredClaim };
+export interface RecoveredClaim {
+  /** Absent: that of the master. */
+  namespace?: string;
+  /** Of a group: the members' names follow. */
+  name: string;
+  /** Absent: that of the replica's class, or else the cluster's default. */
+  storageClassName?: string;
+}
 /** Of a replication, or of all members of a group. */
 export interface RecoverySpec {
   replication?: string;
@@ -316,10 +327,10 @@ export interface RecoverySpec {
   type: RecoveryType;
   point: PointChoice;
   /**
-   * null: new paths under the recoveries folder. Of a group: the folder in which each volume has its name. With `agent`: a volume of
-   * that node, which is written over.
+   * null: new paths under the recoveries folder; of replicas on claims new claims. A path of a group: the folder in which each
+   * volume has its name. With `agent`: a volume of that node, which is written over.
    */
-  target: { path: string; agent?: string } | null;
+  target: RecoveryTarget | null;
 }
 export interface RecoveryTask {
   volume: string;

@@ -7,6 +7,7 @@ import type { FastifyInstance } from 'fastify';
 import { apiVersion, demoted } from '../resources.ts';
 import { startOrder, volumesOf, type Member } from '../groups.ts';
 import { actions, ask, hasEnded, type Action } from '../recovery/machine.ts';
+import { goesToClaim } from '../recovery/claimtarget.ts';
 import { pathInGroup } from '../recovery/copy.ts';
 import type { Fork, Recovery, RecoverySpec, RecoveryType, Replication, Snapshot } from '../resources.ts';
 import { snapshotKey, type Draft, type Store } from '../store.ts';
@@ -175,27 +176,45 @@ export async function mayRecover(
     const found = store.get('Replication', member.replication);
     if (!found) throw new ApiProblem('WrongState', `${member.replication} of group ${group} does not exist`);
     needPoint(context, found);
-    mayLeave(context, found);
+    mayLeave(context, spec, found);
     point = chosenPoint(context, found, spec.point);
     const mode = found.spec.source.volumeMode;
     if (spec.target?.agent !== undefined) {
       await mayWriteVolume(context, spec, found, spec.target.agent);
       continue;
     }
-    const path = spec.target && (group === undefined ? spec.target.path : pathInGroup(spec.target.path, found));
-    const problems = path === null ? [] : ((await engine.validateRecovery?.(path, mode)) ?? []);
+    const storageClass = store.get('StorageClass', found.spec.target.storageClass);
+    if (goesToClaim(spec, storageClass)) {
+      const problems = (await engine.validateRecoveredClaim?.(spec, found)) ?? [
+        { path: 'target.pvc', message: 'is for masters that run with --kubernetes; name target.path' },
+      ];
+      if (problems.length > 0) throw invalid(problems);
+      continue;
+    }
+    const named = spec.target?.path;
+    const path = named !== undefined && group !== undefined ? pathInGroup(named, found) : named;
+    const problems = path === undefined ? [] : ((await engine.validateRecovery?.(path, mode)) ?? []);
     if (problems.length > 0) throw invalid(problems);
   }
   if (spec.type === 'failover') noOther(context, members);
   return point;
 }
 
-/** @throws ApiProblem WrongState */
-function mayLeave({ store }: Pick<Context, 'store'>, { metadata, spec }: Replication): void {
+/** A replica on a claim is not on the master's machine, and no whole copy of it would fit there. @throws ApiProblem */
+function mayLeave(
+  { store }: Pick<Context, 'store'>,
+  { target }: Pick<RecoverySpec, 'target'>,
+  { metadata, spec }: Replication,
+): void {
+  const given = target as Partial<Record<'path' | 'agent' | 'pvc', unknown>> | null;
+  if (given && (given.path === undefined) === (given.pvc === undefined))
+    throw invalid([{ path: 'target', message: 'must have path or pvc, one of them' }]);
+  if (given?.agent !== undefined && given.pvc !== undefined)
+    throw invalid([{ path: 'target.agent', message: 'is for target.path; leave it out' }]);
   const { storageClass } = spec.target;
-  if (store.get('StorageClass', storageClass)?.spec.driver !== 'kubernetes') return;
-  const text = `${metadata.name} lies in storage class ${storageClass} of driver kubernetes, from which nothing can be recovered yet`;
-  throw new ApiProblem('WrongState', `${text}; mirror it into a class of driver directory too`);
+  if (target?.path === undefined || store.get('StorageClass', storageClass)?.spec.driver !== 'kubernetes') return;
+  const text = `${metadata.name} lies in storage class ${storageClass} of driver kubernetes: its copies are claims`;
+  throw invalid([{ path: 'target.path', message: `${text}; name target.pvc, or leave target out` }]);
 }
 
 /** Whether a volume of an agent's node may be written over. @throws ApiProblem */

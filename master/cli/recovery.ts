@@ -4,7 +4,7 @@
 import { optional, required, toggle, UsageError, withDefault } from '../../proto/cli.ts';
 import { parseChoice, parseName } from '../../proto/value.ts';
 import type { Action } from '../recovery/machine.ts';
-import type { PointChoice, Recovery, RecoveryState } from '../resources.ts';
+import type { PointChoice, Recovery, RecoveryState, RecoveryTarget } from '../resources.ts';
 import { withQuery } from './client.ts';
 import { confirmed, confirmFlags } from './confirm.ts';
 import { span } from './format.ts';
@@ -30,11 +30,18 @@ export function parsePoint(text: string): PointChoice {
     throw new Error('is neither latest-data, latest-snapshot, a time such as 2026-11-20T09:00:00Z nor a snapshot name');
   }
 }
-function parseTarget(text: string): { path: string; agent?: string } {
+function parseTarget(text: string): RecoveryTarget {
+  const claim = /^pvc\/(?:([^/]+)\/)?([^/]+)$/.exec(text);
+  if (claim) {
+    const [, namespace, name = ''] = claim;
+    return { pvc: { ...(namespace !== undefined && { namespace: parseName(namespace) }), name: parseName(name) } };
+  }
   const volume = /^([a-z0-9-]+):(\/.*)$/.exec(text);
   if (volume) return { agent: parseName(volume[1] ?? ''), path: volume[2] ?? '' };
   if (!text.startsWith('/'))
-    throw new Error('is neither a path (on the machine that holds the copy) nor NODE:PATH, a volume of that node');
+    throw new Error(
+      'is neither a path (on the machine that holds the copy) nor NODE:PATH, a volume of that node, nor pvc/NAME, a new claim',
+    );
   return { path: text };
 }
 
@@ -70,7 +77,7 @@ export const recover = verb(
       point: withDefault('POINT', 'latest-data', 'latest-data, latest-snapshot, a snapshot or a time', parsePoint),
       to: optional(
         '[NODE:]PATH',
-        'where to; must be absent (of a group: the folder for them), or with NODE a volume of it that is written over. Without: new paths under the recoveries folder',
+        'where to; must be absent (of a group: the folder for them), or with NODE a volume of it that is written over, or pvc/[NAMESPACE/]NAME, a new claim. Without: new paths under the recoveries folder, of replicas on claims new claims',
         parseTarget,
       ),
       name: optional('NAME', 'name of the recovery; without: one is made', parseName),

@@ -13,6 +13,7 @@ import type { Context } from '../api/route.ts';
 import type { Api as RestApi } from '../api/server.ts';
 import type { Engine, EventInput } from '../engine.ts';
 import { follow } from '../follow.ts';
+import type { RecoveredClaims } from '../recovery/claimtarget.ts';
 import type { StorageClass } from '../resources.ts';
 import type { StorageDriver } from '../storage.ts';
 import type { Store } from '../store.ts';
@@ -25,6 +26,7 @@ import { group } from './kinds.ts';
 import { lead } from './lease.ts';
 import { runOperator } from './operator.ts';
 import { receiverClass, type ReceiversOptions } from './receivers.ts';
+import { recoveredClaims } from './recovered.ts';
 import { openKubernetesStore, type KubernetesStore } from './store.ts';
 
 export interface MembershipOptions {
@@ -51,6 +53,8 @@ export interface Membership {
   claims(options: Pick<ClaimsOptions, 'kubelet' | 'report'>): Claims;
   /** Replicas on claims of this cluster. */
   storage(options: StorageOptions, storageClass: StorageClass): StorageDriver;
+  /** Recovered copies on claims of this cluster. */
+  recovered(options: Omit<StorageOptions, 'trusted'>): RecoveredClaims;
   /** Operator and Events, until the signal aborts. */
   run(
     options: {
@@ -113,6 +117,8 @@ export async function joinCluster(options: MembershipOptions, signal: AbortSigna
         { api, namespace, clock, term: leadership.transitions, image, nodeSelector, ...more },
         storageClass,
       ),
+    recovered: ({ nodeSelector = {}, ...more }) =>
+      recoveredClaims({ api, namespace, clock, image, nodeSelector, ...more }),
     async run({ context, claims, api: rest, adminToken, report }, until) {
       await labelPod('leader').catch((error: unknown) => log(`the pod cannot be labelled: ${messageOf(error)}`));
       const operator = runOperator(

@@ -32,10 +32,11 @@ export interface Metadata {
   labels?: Record<string, string>;
   annotations?: Record<string, string>;
   deletionTimestamp?: string;
+  ownerReferences?: object[];
 }
 export interface Claim {
   metadata: Metadata;
-  spec: { accessModes: string[]; resources: { requests: { storage: string } } };
+  spec: { accessModes: string[]; volumeName?: string; resources: { requests: { storage: string } } };
   status?: { phase?: string; capacity?: { storage?: string } };
 }
 export interface Pod {
@@ -75,7 +76,7 @@ export function quantityBytes(text: string): number {
   return figure === undefined ? Infinity : Number(figure) * (suffixes[suffix] ?? Infinity);
 }
 
-function metadataOf({ uid, replication, storageClass }: ReceiverSpec): Metadata {
+export function metadataOf({ uid, replication, storageClass }: ReceiverSpec): Metadata {
   return {
     name: nameOf(uid),
     labels: {
@@ -110,8 +111,9 @@ export interface Certificates {
   keyPem: string;
 }
 
+/** Goes with the claim. */
 export function secretOf(
-  spec: ReceiverSpec,
+  metadata: Metadata,
   claim: Metadata,
   { caPem, certificatePem, keyPem }: Certificates,
 ): { metadata: Metadata } {
@@ -120,19 +122,39 @@ export function secretOf(
     apiVersion: 'v1',
     kind: 'Secret',
     type: 'kubernetes.io/tls',
-    metadata: { ...metadataOf(spec), ownerReferences },
+    metadata: { ...metadata, ownerReferences },
     stringData: { 'ca.crt': caPem, 'tls.crt': certificatePem, 'tls.key': keyPem },
   } as { metadata: Metadata };
 }
 
-export function podOf(spec: ReceiverSpec): object {
+/** What differs between the pods that run our program beside a claim. */
+export interface PodParts {
+  metadata: Metadata;
+  image: string;
+  nodeSelector: Record<string, string>;
+  /** Beside address and certificate. */
+  args: string[];
+  secretName: string;
+  claimName: string;
+  /** Where the claim's volume is in the container; a device where it is one. */
+  volumePath: string;
+  isDevice?: boolean;
+  /** A folder for what is needed meanwhile; absent: none. */
+  workPath?: string;
+}
+
+export function podWith(parts: PodParts): object {
+  const { metadata, image, nodeSelector, args, secretName, claimName, volumePath, isDevice = false, workPath } = parts;
+  const volume = { name: 'replica' };
+  const work = workPath === undefined ? [] : [{ name: 'work', mountPath: workPath }];
   return {
     apiVersion: 'v1',
     kind: 'Pod',
-    metadata: metadataOf(spec),
+    metadata,
     spec: {
-      nodeSelector: spec.nodeSelector,
+      nodeSelector,
       restartPolicy: 'Always',
+      serviceAccountName: 'cdm-replicator-receiver',
       automountServiceAccountToken: false,
       enableServiceLinks: false,
       terminationGracePeriodSeconds: 30,
@@ -146,10 +168,10 @@ export function podOf(spec: ReceiverSpec): object {
       containers: [
         {
           name: 'receiver',
-          image: spec.image,
+          image,
           command: [program],
           args: [
-            '--volume=/replica',
+            ...args,
             `--listen=$(POD_IP):${receiverPort}`,
             ...['--ca=/tls/ca.crt', '--cert=/tls/tls.crt', '--key=/tls/tls.key'],
           ],
@@ -163,17 +185,27 @@ export function podOf(spec: ReceiverSpec): object {
             capabilities: { drop: ['ALL'] },
           },
           volumeMounts: [
-            { name: 'replica', mountPath: '/replica' },
+            ...(isDevice ? [] : [{ ...volume, mountPath: volumePath }]),
+            ...work,
             { name: 'tls', mountPath: '/tls', readOnly: true },
           ],
+          ...(isDevice && { volumeDevices: [{ ...volume, devicePath: volumePath }] }),
         },
       ],
       volumes: [
-        { name: 'replica', persistentVolumeClaim: { claimName: nameOf(spec.uid) } },
-        { name: 'tls', secret: { secretName: nameOf(spec.uid), defaultMode: 0o440 } },
+        { ...volume, persistentVolumeClaim: { claimName } },
+        ...work.map(({ name }) => ({ name, emptyDir: {} })),
+        { name: 'tls', secret: { secretName, defaultMode: 0o440 } },
       ],
     },
   };
+}
+
+export function podOf(spec: ReceiverSpec): object {
+  const { image, nodeSelector, uid } = spec;
+  const [claimName, secretName, volumePath] = [nameOf(uid), nameOf(uid), '/replica'];
+  const args = [`--volume=${volumePath}`];
+  return podWith({ metadata: metadataOf(spec), image, nodeSelector, args, secretName, claimName, volumePath });
 }
 
 /** Why the pod cannot be dialled yet, in the words of the cluster; undefined: it can. */

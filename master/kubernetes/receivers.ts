@@ -2,7 +2,7 @@
  * The storage class `kubernetes`: each replica on a claim of its own of any StorageClass, with a receiver in a pod beside it.
  *
  * Level-triggered: opening a replica makes what is missing of claim, certificate and pod, and says what it waits for; it is
- * asked again until the pod can be dialled. Nothing is asked of the API server for a replica at rest. Scheduling is the
+ * asked again until the pod can be dialled. Nothing is asked of the API server for a replica that is open and at rest. Scheduling is the
  * cluster's: the pod has the configured label as its node selector and is the consumer of the claim (WaitForFirstConsumer).
  * Guarantees: a claim with data goes only after its receiver has found no lock in it, and has removed the replica. What is
  * named like ours and is not is left alone. Failure: what the API server refuses is TargetFailed with its words.
@@ -22,6 +22,7 @@ import {
   claimBytes,
   claimOf,
   classLabel,
+  metadataOf,
   nameOf,
   podOf,
   podTrouble,
@@ -51,6 +52,16 @@ const patienceMs = 60_000;
 const againMs = 500;
 /** A certificate is made anew when less is left of it. */
 const renewMs = 120 * 86_400_000;
+/** A StorageClass that was there is looked for again after this. */
+const classEveryMs = 30 * 60_000;
+
+/** What is known of a replica that is open. */
+interface Held {
+  line: Line;
+  claim: Claim;
+  /** Of its receiver's certificate. */
+  endMs: number;
+}
 
 export function receiverClass(options: ReceiversOptions, { metadata, spec }: StorageClass): StorageDriver {
   const { api, namespace, authority, clock, trusted, term } = options;
@@ -66,6 +77,9 @@ export function receiverClass(options: ReceiversOptions, { metadata, spec }: Sto
     ...{ uid, replication, storageClassName, accessMode, storageClass: metadata.name },
     ...{ image: options.image, nodeSelector: options.nodeSelector },
   });
+
+  const held = new Map<string, Held>();
+  let classSeen: { againMs: number; remark: string | undefined } | undefined;
 
   async function get<T>(path: string): Promise<T | undefined> {
     return absent(() => api.request('GET', path)) as Promise<T | undefined>;
@@ -90,15 +104,17 @@ export function receiverClass(options: ReceiversOptions, { metadata, spec }: Sto
     return (await api.request('POST', claims, claimOf(wanted, bytes))) as Claim;
   }
 
-  /** A receiver that runs reads a renewed one by itself. */
-  async function ensureSecret(wanted: ReceiverSpec, claim: Claim): Promise<void> {
+  /** A receiver that runs reads a renewed one by itself. Answers when it ends. */
+  async function ensureSecret(wanted: ReceiverSpec, claim: Claim): Promise<number> {
     const { secret: path } = pathsOf(wanted.uid);
     const found = await get<{ metadata: object; data?: Record<string, string> }>(path);
     const text = (key: string): string => Buffer.from(found?.data?.[key] ?? '', 'base64').toString();
-    if (found && text('ca.crt') === authority.caPem && leftMs(text('tls.crt'), clock.nowMs()) > renewMs) return;
+    const endMs = endOf(text('tls.crt'));
+    if (found && text('ca.crt') === authority.caPem && endMs - clock.nowMs() > renewMs) return endMs;
     const pair = await authority.pair('server', serverNameOf(wanted.uid));
-    const secret = secretOf(wanted, claim.metadata, { caPem: authority.caPem, ...pair });
+    const secret = secretOf(metadataOf(wanted), claim.metadata, { caPem: authority.caPem, ...pair });
     await api.request(found ? 'PUT' : 'POST', found ? path : `${base}/secrets`, secret);
+    return endOf(pair.certificatePem);
   }
 
   /** Answers its address. @throws ReceiverPending */
@@ -133,14 +149,14 @@ export function receiverClass(options: ReceiversOptions, { metadata, spec }: Sto
   }
 
   /** All that a replica needs, and a line to its receiver. */
-  async function reach(uid: string, replication: string, sourceBytes: OpenOptions['sourceBytes']): Promise<Line> {
+  async function reach(uid: string, replication: string, sourceBytes: OpenOptions['sourceBytes']): Promise<Held> {
     try {
       const wanted = specOf(uid, replication);
       const claim = await ensureClaim(wanted, sourceBytes);
       if (claim.metadata.deletionTimestamp !== undefined)
         throw new ReplicationError('TargetFailed', `the claim ${nameOf(uid)} is being deleted`);
-      await ensureSecret(wanted, claim);
-      return await dial(uid, await ensurePod(wanted, claim));
+      const endMs = await ensureSecret(wanted, claim);
+      return { claim, endMs, line: await dial(uid, await ensurePod(wanted, claim)) };
     } catch (error) {
       if (error instanceof ReplicationError) throw error;
       throw new ReplicationError('TargetFailed', messageOf(error), { cause: error });
@@ -149,7 +165,13 @@ export function receiverClass(options: ReceiversOptions, { metadata, spec }: Sto
 
   /** One question to the receiver of a replica. */
   async function asked<T>(uid: string, question: (driver: StorageDriver) => Promise<T>): Promise<T> {
-    const line = await reach(uid, '', undefined);
+    const open = held.get(uid);
+    try {
+      if (open) return await question(receiverStorage(open.line));
+    } catch (error) {
+      if (!(error instanceof ReplicationError) || error.code !== 'Disconnected') throw error;
+    }
+    const { line } = await reach(uid, '', undefined);
     try {
       return await question(receiverStorage(line));
     } finally {
@@ -174,7 +196,14 @@ export function receiverClass(options: ReceiversOptions, { metadata, spec }: Sto
 
   return {
     async open(options) {
-      const line = await reach(options.uid, options.name, options.sourceBytes);
+      const { uid } = options;
+      const reached = await reach(uid, options.name, options.sourceBytes);
+      const release = (): void => {
+        if (held.get(uid)?.line === line) held.delete(uid);
+        reached.line.release?.();
+      };
+      const line: Line = { ...reached.line, release };
+      held.set(uid, { ...reached, line });
       return receiverStorage(line).open(options);
     },
 
@@ -204,17 +233,21 @@ export function receiverClass(options: ReceiversOptions, { metadata, spec }: Sto
     usage: (uid) => asked(uid, (driver) => driver.usage(uid)),
 
     async tend(uid, sourceBytes) {
+      const open = held.get(uid);
+      const wanted = sourceBytes === undefined ? 0 : claimBytes(sourceBytes);
+      const isSmall = ({ spec }: Claim): boolean => quantityBytes(spec.resources.requests.storage) < wanted;
+      if (open && open.endMs - clock.nowMs() > renewMs && !isSmall(open.claim)) return;
       const claim = await get<Claim>(pathsOf(uid).claim);
       if (!claim) return;
-      await ensureSecret(specOf(uid, claim.metadata.annotations?.[`${group}/replication`] ?? ''), claim);
-      const present = quantityBytes(claim.spec.resources.requests.storage);
-      if (sourceBytes === undefined || claimBytes(sourceBytes) <= present) return;
-      const change = { spec: { resources: { requests: { storage: quantityOf(claimBytes(sourceBytes)) } } } };
-      await api.request('PATCH', pathsOf(uid).claim, change);
+      const endMs = await ensureSecret(specOf(uid, claim.metadata.annotations?.[`${group}/replication`] ?? ''), claim);
+      const change = { spec: { resources: { requests: { storage: quantityOf(wanted) } } } };
+      const now = isSmall(claim) ? ((await api.request('PATCH', pathsOf(uid).claim, change)) as Claim) : claim;
+      if (open) Object.assign(open, { claim: now, endMs });
     },
 
     /** Of the whole class nobody can tell; that it is there can be told. */
     async space() {
+      if (classSeen && clock.monotonicMs() < classSeen.againMs) return { remark: classSeen.remark };
       const path = `/apis/storage.k8s.io/v1/storageclasses/${storageClassName}`;
       const found = await get<{ reclaimPolicy?: string }>(path);
       if (!found) throw new Error(`there is no StorageClass ${storageClassName} in the cluster; make it`);
@@ -222,6 +255,7 @@ export function receiverClass(options: ReceiversOptions, { metadata, spec }: Sto
         found.reclaimPolicy === 'Retain'
           ? undefined
           : `reclaimPolicy of StorageClass ${storageClassName} is ${found.reclaimPolicy ?? 'Delete'}: who deletes a claim deletes the replica; Retain is safer`;
+      classSeen = { againMs: clock.monotonicMs() + classEveryMs, remark };
       return { remark };
     },
     reflink: () => Promise.resolve(undefined),
@@ -229,7 +263,7 @@ export function receiverClass(options: ReceiversOptions, { metadata, spec }: Sto
 }
 
 /** undefined: 404. */
-async function absent<T>(work: () => Promise<T>): Promise<T | undefined> {
+export async function absent<T>(work: () => Promise<T>): Promise<T | undefined> {
   try {
     return await work();
   } catch (error) {
@@ -238,9 +272,9 @@ async function absent<T>(work: () => Promise<T>): Promise<T | undefined> {
   }
 }
 
-function leftMs(certificatePem: string, nowMs: number): number {
+function endOf(certificatePem: string): number {
   try {
-    return Date.parse(new X509Certificate(certificatePem).validTo) - nowMs;
+    return Date.parse(new X509Certificate(certificatePem).validTo);
   } catch {
     return 0;
   }

@@ -31,7 +31,7 @@ export interface Filler {
 interface Filling {
   base: Base;
   /** Brings what is whole to where it stays; answers how much of it the kernel has refused. */
-  place(): Promise<number>;
+  place: () => Promise<number>;
 }
 
 const directoryFlags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;

@@ -9,7 +9,8 @@ import { readFileSync } from 'node:fs';
 import { ReplicationError } from '../../proto/errors.ts';
 import type { Events } from '../engine.ts';
 import { replicaUid } from '../mirrorstate.ts';
-import type { AgentVolume, Recovery, Replication } from '../resources.ts';
+import { claimOfPath } from './claimtarget.ts';
+import type { AgentVolume, ClaimRef, Recovery, Replication } from '../resources.ts';
 import { snapshotKey, type Store } from '../store.ts';
 import { nextGeneration } from './generation.ts';
 
@@ -41,8 +42,10 @@ export async function handOver(options: FailbackOptions, recovery: Recovery, ind
     throw new ReplicationError('Fenced', `${old.metadata.name} is not held by this recovery any more`);
   const made = store.get('Replication', name);
   if (!made) {
-    const agent = chosen ?? (await agentFor(options, path));
-    store.create('Replication', name, reverse(old, name, agent, path));
+    const pvc = claimOfPath(path);
+    // The master finds where it is read, once a pod uses it.
+    const source = pvc ? { pvc, agent: '', path: '' } : { agent: chosen ?? (await agentFor(options, path)), path };
+    store.create('Replication', name, reverse(old, name, source));
     events.emit({ code: 'ReplicationCreated', level: 'INFO', message, object });
   } else if (replicaUid(made) !== replicaUid(old))
     throw new ReplicationError('TargetRefused', `there is a replication ${name} already; delete that first`);
@@ -94,8 +97,7 @@ async function agentFor({ store, look, bootId = ownBootId() }: FailbackOptions, 
 function reverse(
   { apiVersion, kind, metadata, spec, status, requests }: Replication,
   name: string,
-  agent: string,
-  path: string,
+  at: { pvc?: ClaimRef; agent: string; path: string },
 ) {
   const { displayName, namespace, labels, annotations } = metadata;
   // What was recovered is no claim of the old cluster's.
@@ -110,7 +112,7 @@ function reverse(
       ...(labels === undefined ? {} : { labels }),
       ...(annotations === undefined ? {} : { annotations }),
     },
-    spec: { ...spec, replicationState: 'primary' as const, source: { ...source, agent, path } },
+    spec: { ...spec, replicationState: 'primary' as const, source: { ...source, ...at } },
     status: {
       ...status,
       phase: 'Pending' as const,

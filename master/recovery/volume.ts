@@ -15,9 +15,21 @@ import { runProgram } from '../../proto/program.ts';
 import type { Mirrors } from '../mirrors.ts';
 import type { Point } from '../replica/horizon.ts';
 import type { HeldReplica } from '../held.ts';
+import { replicaUid } from '../mirrorstate.ts';
+import type { FillOptions } from '../receiver/filling.ts';
+import type { Copied } from '../replica/copies.ts';
 import { demoted } from '../resources.ts';
-import type { Recovery, Replication } from '../resources.ts';
+import type { Recovery, Replication, StorageClass } from '../resources.ts';
 import type { Store } from '../store.ts';
+import {
+  claimClass,
+  claimFor,
+  claimOfPath,
+  goesToClaim,
+  pathOfClaim,
+  type ClaimName,
+  type RecoveredClaims,
+} from './claimtarget.ts';
 import { identityOf, mustBeFree, pathInGroup, removeCopy } from './copy.ts';
 import { dropFork, keepFork } from '../forks.ts';
 import { handOver, type FailbackOptions } from './failback.ts';
@@ -31,6 +43,8 @@ export interface VolumesOptions extends FailbackOptions, WriteBackOptions {
   clock: Clock;
   mirrors: Pick<Mirrors, 'replica' | 'view' | 'drilled'>;
   allow: Pick<Allow, 'mayWriteRecovery' | 'mayRun'>;
+  /** Absent: the master lives in no cluster. */
+  claims?: RecoveredClaims | undefined;
   /** Where copies go that name no path. */
   folder: string;
   /** Where the indexes of promoted points are kept. */
@@ -123,11 +137,76 @@ export function volumeEffects(options: VolumesOptions): Effects {
   async function pathFor({ metadata, spec }: Recovery, replication: Replication): Promise<string> {
     const { group, target } = spec;
     if (target?.agent !== undefined) return target.path;
+    if (goesToClaim(spec, classOf(replication)))
+      return pathOfClaim(claimFor(spec, metadata.name, replication, inCluster().namespace));
     const suffix = replication.spec.source.volumeMode === 'Block' ? '.raw' : '';
     // Names have no dots: no two recoveries have one path.
     const own = group === undefined ? metadata.name : `${metadata.name}.${replication.metadata.name}`;
-    const chosen = target && (group === undefined ? target.path : pathInGroup(target.path, replication));
+    const path = target?.path;
+    const chosen = path !== undefined && group !== undefined ? pathInGroup(path, replication) : path;
     return allow.mayWriteRecovery(chosen ?? `${folder}/${own}${suffix}`);
+  }
+
+  function classOf({ spec }: Replication): StorageClass | undefined {
+    return store.get('StorageClass', spec.target.storageClass);
+  }
+
+  function inCluster(): RecoveredClaims {
+    if (options.claims) return options.claims;
+    throw new ReplicationError('TargetRefused', 'claims are for masters that run with --kubernetes');
+  }
+
+  /** Each step at once, its figures now and then. */
+  function telling(recovery: Recovery, index: number, onStep: (step: string) => void): FillOptions['progress'] {
+    let told = { step: '', ms: -Infinity };
+    return (text, bytesDone, bytesTotal) => {
+      const ms = clock.monotonicMs();
+      onStep(text);
+      if (text === told.step && ms - told.ms < progressEveryMs) return;
+      told = { step: text, ms };
+      step(recovery, index, text, bytesDone, bytesTotal);
+    };
+  }
+
+  /** Makes the claim and has it filled. What an earlier run of ours had begun, or made, is made anew. */
+  async function copyToClaim(
+    recovery: Recovery,
+    index: number,
+    { claim, point, usable, signal }: { claim: ClaimName; point: Point; usable: () => void; signal: AbortSignal },
+  ): Promise<Copied> {
+    const key = keyOf(recovery, index);
+    const { uid: owner, name: ownerName } = recovery.metadata;
+    const replication = replicationOf(recovery, index);
+    const before = store.getRecord(copiesTable, key);
+    if (before !== undefined) await inCluster().remove(claim, { owner, uid: before === making ? undefined : before });
+    store.putRecord(copiesTable, key, making);
+    try {
+      const { uid, ...copied } = await inCluster().fill(
+        {
+          ...{ claim, owner, ownerName, replication: replication.metadata.name, replicaUid: replicaUid(replication) },
+          ...claimClass(recovery.spec, classOf(replication)),
+          volumeMode: replication.spec.source.volumeMode,
+        },
+        // One whose receiver was away is opened anew.
+        () => openReplica(recovery, index, signal),
+        point,
+        {
+          verify: recovery.spec.type === 'drill',
+          signal,
+          progress: telling(recovery, index, (text) => void (text === 'verifying' && usable())),
+        },
+      );
+      store.putRecord(copiesTable, key, uid);
+      return copied;
+    } catch (error) {
+      if (
+        (await inCluster()
+          .uidOf(claim)
+          .catch(() => '')) === undefined
+      )
+        store.putRecord(copiesTable, key, undefined);
+      throw error;
+    }
   }
 
   /** Where the copy is made on this machine: what is handed out, or what is sent to an agent's volume from. */
@@ -196,27 +275,40 @@ export function volumeEffects(options: VolumesOptions): Effects {
         );
         throw new ReplicationError('PointGone', `point ${task?.point?.sequence} is no longer kept; choose another one`);
       }
+      let usableMs: number | undefined;
+      const isDrill = recovery.spec.type === 'drill';
+      const finish = async (verified: boolean, withheld: number): Promise<string | undefined> => {
+        const endMs = clock.nowMs();
+        change(recovery, ({ job }) =>
+          Object.assign(job.volumes[index] ?? {}, { usableMs: usableMs ?? endMs, verified }),
+        );
+        if (isDrill) {
+          await openReplica(recovery, index, signal).then((now) =>
+            now.noteDrill(point.sequence, Math.round(endMs * 1000)),
+          );
+          mirrors.drilled(metadata.uid, endMs);
+        }
+        if (withheld === 0) return undefined;
+        return `${withheld} files lack an owner, attribute or type that the master may not give them`;
+      };
+      const claim = claimOfPath(task.path);
+      if (claim) {
+        const usable = (): void => void (usableMs ??= clock.nowMs());
+        const { verified, withheld } = await copyToClaim(recovery, index, { claim, point, usable, signal });
+        return finish(verified, withheld);
+      }
       // What stands at a path that an earlier run of ours had begun is ours; anything else there was somebody's before.
       const path = copyPath(recovery, metadata.name, task.path);
       const before = store.getRecord(copiesTable, key);
       const isWhole = before !== undefined && before !== making && before === (await identityOf(path));
       const isStaged = isWhole && volume !== undefined;
-      let usableMs: number | undefined;
-      let toldMs = -Infinity;
-      let toldStep = '';
-      const isDrill = recovery.spec.type === 'drill';
       // Its index: to send from, and to compare the old source with later.
       const isKept = volume !== undefined || (!isDrill && spec.source.volumeMode === 'Block');
       // Beside where it stays: a copy may lie on another filesystem.
       const keptAt = volume ? stagedIndex(path) : `${forks}/${recovery.metadata.uid}.${metadata.uid}.index`;
-      const progress = (text: string, bytesDone: number, bytesTotal: number): void => {
-        const nowMs = clock.monotonicMs();
+      const progress = telling(recovery, index, (text) => {
         if (text === 'verifying' && !volume) usableMs ??= clock.nowMs();
-        if (text === toldStep && nowMs - toldMs < progressEveryMs) return;
-        toldMs = nowMs;
-        toldStep = text;
-        step(recovery, index, text, bytesDone, bytesTotal);
-      };
+      });
       if (!isStaged) {
         if (isWhole || before === making) await removeMade(recovery, path);
         await mustBeFree(path, spec.source.volumeMode);
@@ -240,22 +332,11 @@ export function volumeEffects(options: VolumesOptions): Effects {
           if (fork?.agent === volume.agent && fork.path === volume.path) dropFork(store, metadata.name);
           await writeBack(options, recovery, replication, point, path, signal, progress);
         }
-        const { withheld } = made;
-        // Its agent has read it whole.
-        const verified = made.verified || volume !== undefined;
-        const endMs = clock.nowMs();
         store.putRecord(copiesTable, key, await identityOf(path));
         if (isKept && !isDrill) await keepFork(store, forks, keptAt, recovery, replication, point.sequence);
         if (volume) await removeMade(recovery, path);
-        change(recovery, ({ job }) =>
-          Object.assign(job.volumes[index] ?? {}, { usableMs: usableMs ?? endMs, verified }),
-        );
-        if (isDrill) {
-          await replica.noteDrill(point.sequence, Math.round(endMs * 1000));
-          mirrors.drilled(metadata.uid, endMs);
-        }
-        if (withheld === 0) return undefined;
-        return `${withheld} files lack an owner, attribute or type that the master may not give them`;
+        // Its agent has read it whole.
+        return await finish(made.verified || volume !== undefined, made.withheld);
       } catch (error) {
         // Those who make it have removed it.
         if (store.getRecord(copiesTable, key) === making) store.putRecord(copiesTable, key, undefined);
@@ -268,7 +349,8 @@ export function volumeEffects(options: VolumesOptions): Effects {
       const path = recovery.status.tasks[index]?.path ?? '';
       const [program, ...rest] = spec.check?.argv ?? [];
       if (!spec.check || program === undefined) return undefined;
-      if (volumeOf(recovery.spec)) return 'not checked by spec.check: it runs on the machine of the master';
+      if (volumeOf(recovery.spec) ?? claimOfPath(path))
+        return 'not checked by spec.check: it runs on the machine of the master';
       step(recovery, index, 'checking', 0, 0);
       const startMs = clock.monotonicMs();
       const { exitStatus, failure, output } = await runProgram(
@@ -311,6 +393,12 @@ export function volumeEffects(options: VolumesOptions): Effects {
           ? 'holds what was recovered'
           : 'may be half written, and its agent mirrors it only by force';
         remark = `${volume.agent}:${volume.path} is left alone: it ${state}`;
+        store.putRecord(copiesTable, key, undefined);
+      } else if (path !== null && copy !== undefined && claimOfPath(path)) {
+        const claim = claimOfPath(path) as ClaimName;
+        const owner = { owner: recovery.metadata.uid, uid: copy === making ? undefined : copy };
+        if (!(await inCluster().remove(claim, owner)))
+          remark = `the copy was gone, and what is called ${path} now is not of this recovery: it is left alone`;
         store.putRecord(copiesTable, key, undefined);
       } else if (path !== null && copy !== undefined) {
         const present = await identityOf(path);

@@ -140,7 +140,7 @@ function mustBeSound(index: TreeIndex, node: Node): void {
 interface Content {
   object: number;
   sizeBytes: number;
-  hashes(first: number, count: number): Buffer;
+  hashes: (first: number, count: number) => Buffer;
 }
 
 /** What does not fill a record stays in `packed`. */

@@ -350,7 +350,8 @@ export class TreeBase implements Base {
       const { file } = await source.with(name.parent, 'read', (directory) =>
         openFile(directory, name.name, constants.O_RDONLY, () => source.loosened.add(slot)),
       );
-      return { read: diskFile(file).read, close: () => file.close() };
+      const content = diskFile(file);
+      return { read: (buffer: Buffer, at: number) => content.read(buffer, at), close: () => content.close() };
     };
     try {
       yield* treeRecords(this.index, open, signal, limits);

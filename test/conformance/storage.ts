@@ -10,7 +10,9 @@ import type { Test } from 'tap';
 import type { Clock, Disk } from '../../proto/effects.ts';
 import { granuleBytes } from '../../proto/granule.ts';
 import { systemClock, systemEffects } from '../../proto/system.ts';
+import { runBytes, unpack } from '../../proto/payload.ts';
 import type { HeldReplica } from '../../master/held.ts';
+import type { Part } from '../../master/replica/records.ts';
 import { readHello } from '../../master/session.ts';
 import type { StorageDriver } from '../../master/storage.ts';
 import { streamPair } from '../../proto/stream.ts';
@@ -161,6 +163,40 @@ export async function storageSuite(t: Test, kind: StorageKind): Promise<void> {
       return readFileSync(path).equals(images[index % 3] ?? Buffer.alloc(0));
     });
     t.same(await Promise.all(copies), new Array(10).fill(true));
+  });
+
+  await t.test('every point is poured as parts that make it, the last of which has its digest', async (t) => {
+    const { replica } = await lab(t, kind);
+    const images = [
+      { 0: 1, 1: 2 },
+      { 0: 1, 1: 3 },
+      { 0: 1, 1: 3, 9: 4 },
+    ].map((values) => imageOf(values, size));
+    for (const [index, point] of replica.points.entries()) {
+      t.equal(await replica.measure(point), size);
+      const image = Buffer.alloc(size, 0xee);
+      let digest: Buffer | undefined;
+      const sink = async (part: Part): Promise<void> => {
+        t.notOk(digest?.length, 'nothing comes after it');
+        if ('commit' in part) ({ digest } = part.commit);
+        if (!('data' in part)) return;
+        const raw = unpack(part.data);
+        let at = 0;
+        for (const run of part.data.runs) {
+          const from = run.first * granuleBytes;
+          if (run.zero) image.fill(0, from, from + run.count * granuleBytes);
+          else at += raw.copy(image, from, at, at + runBytes(run));
+        }
+      };
+      await replica.pour(point, sink, none);
+      t.ok(image.equals(images[index] ?? Buffer.alloc(0)), `point ${index}`);
+      t.same(digest, point.digest);
+      const full = new Error('no room');
+      await t.rejects(
+        replica.pour(point, () => Promise.reject(full), none),
+        { message: /no room/ },
+      );
+    }
   });
 
   await t.test('a snapshot outlives the journal, restarts, and is whole', async (t) => {

@@ -4,17 +4,18 @@
  * kills of either side lose nothing, and all of it goes with the replication.
  */
 import t from 'tap';
-import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { spawnSync } from 'node:child_process';
 import { join } from 'node:path';
 import { group } from '../../master/kubernetes/kinds.ts';
 import { Replica } from '../../master/replica/replica.ts';
-import type { Replication, StorageClass } from '../../master/resources.ts';
+import type { Recovery, Replication, StorageClass } from '../../master/resources.ts';
 import { systemEffects } from '../../proto/system.ts';
 import { skipKubernetes, until } from '../kubernetes.ts';
-import { missingForLoop } from '../loop.ts';
+import { missingForLoop, run } from '../loop.ts';
 import { noise, sameBytes, writeNoise } from './content.ts';
 import { account, namespace, openKubernetesWorld } from './kubernetesworld.ts';
+import { startPod } from './nodevolumes.ts';
 import { defineStorageClass, runReceiverNode } from './receivernode.ts';
 
 const signal = new AbortController().signal;
@@ -25,6 +26,11 @@ t.test('replicas on claims', { skip: skipKubernetes || missingForLoop('ext4') },
   writeFileSync(config, 'receivers: { nodeSelector: { disktype: ssd } }\n');
   t.teardown(() => rmSync(config));
   const { cluster, world } = await openKubernetesWorld(t, { masterFlags: ['--config', config] }, { controllers: true });
+  const kubelet = join(world.dir, 'kubelet');
+  mkdirSync(kubelet);
+  const agentNode = { apiVersion: 'v1', kind: 'Node', metadata: { name: 'node-a' } };
+  cluster.kubectl(['apply', '-f', '-'], JSON.stringify(agentNode));
+  world.agentFlags.push('--kubelet', kubelet);
   await world.startAgent();
   defineStorageClass(cluster, 'tests');
   const image = join(world.sources, 'image');
@@ -98,9 +104,83 @@ t.test('replicas on claims', { skip: skipKubernetes || missingForLoop('ext4') },
     t.same(await systemEffects.disk.list(join(world.masterDir, 'volumes')), [], 'nothing lies with the master');
   });
 
-  await t.test('a snapshot is made there; a recovery is refused with the cure', async (t) => {
-    await world.snapshot('orders', 'before');
-    await t.rejects(world.drill('orders'), /from which nothing can be recovered yet/);
+  const sameTree = (one: string, other: string): string =>
+    spawnSync('rsync', ['-aHAXSnci', '--delete', `${one}/`, `${other}/`], { encoding: 'utf8' }).stdout;
+  const isImage = (device: string): boolean =>
+    readFileSync(device)
+      .subarray(0, 8 << 20)
+      .equals(readFileSync(image));
+  const recover = (name: string, spec: object): void => cluster.apply('ReplicationRecovery', name, spec);
+  // Never kubectl's own wait: the node beside us stands still while that runs.
+  const reach = async (name: string, state: string): Promise<Recovery> => {
+    const now = (): Recovery => cluster.read('rrec', name) as unknown as Recovery;
+    await until(() => now().status?.state === state);
+    return now();
+  };
+  const act = (name: string, action: string): unknown =>
+    cluster.kubectl(['annotate', 'rrec', name, `${group}/action=${action}`]);
+  const nothingLeft = async (claim: string): Promise<void> =>
+    until(() => !names('pvc').includes(claim) && !/fill-/.test(names('pod') + names('secret')));
+
+  await t.test(
+    'a drill by kubectl alone: a new claim has the bytes of the block volume, and goes with the rollback',
+    async (t) => {
+      await world.snapshot('orders', 'before');
+      recover('try', { replication: 'orders', type: 'drill', point: { snapshot: 'before' } });
+      const { status } = await reach('try', 'Completed');
+      t.match(status, { outcome: 'success', verified: true, tasks: [{ path: `pvc/${namespace}/try` }] });
+      const claim = cluster.read('pvc', 'try');
+      t.match(claim, { spec: { volumeMode: 'Block', accessModes: ['ReadWriteOncePod'], storageClassName: 'tests' } });
+      t.match(claim, { spec: { resources: { requests: { storage: '8Mi' } } }, status: { phase: 'Bound' } });
+      t.ok(isImage(store.mountOf('try')), 'nothing of what was on the device before');
+      t.notMatch(names('pod') + names('secret'), /fill-/, 'it can be mounted');
+      t.match((await world.get('orders')).status, { state: 'NORMAL' });
+      act('try', 'rollback');
+      await reach('try', 'RolledBack');
+      await nothingLeft('try');
+      const volume = JSON.parse(
+        cluster.kubectl(['get', 'pv', `pv-${String(claim.metadata['uid'])}`, '-o', 'json']),
+      ) as object;
+      t.match(volume, { spec: { persistentVolumeReclaimPolicy: 'Delete' } }, 'its volume goes too, the class retains');
+    },
+  );
+
+  await t.test('a failover of a tree to a claim with a name, rolled back: it is mirrored again', async (t) => {
+    recover('switch', { replication: 'files', type: 'failover', target: { pvc: { name: 'files-now' } } });
+    await reach('switch', 'Completed');
+    t.equal(sameTree(tree, store.mountOf('files-now')), '');
+    t.equal((await world.get('files')).spec.replicationState, 'secondary');
+    act('switch', 'rollback');
+    await reach('switch', 'RolledBack');
+    await nothingLeft('files-now');
+    writeFileSync(join(tree, 'after'), noise(10_000));
+    await world.normal('files', Date.now());
+  });
+
+  await t.test('what cannot be recovered to is refused, and touches nothing', async (t) => {
+    const drill = (target: object): Promise<unknown> =>
+      world.client.send('POST', '/recoveries', { replication: 'orders', type: 'drill', target });
+    const taken = await nameOf('files');
+    await t.rejects(drill({ pvc: { name: taken } }), /exists already/);
+    await t.rejects(drill({ pvc: { namespace: 'shop', name: 'orders' } }), /must be in cdm-replicator/);
+    await t.rejects(drill({ pvc: { name: 'orders', storageClassName: 'none' } }), /no StorageClass none/);
+    await t.rejects(drill({ path: join(world.dir, 'copies', 'one') }), /its copies are claims/);
+    await t.rejects(drill({ path: '/x', pvc: { name: 'orders' } }), /one of them/);
+    t.ok(names('pvc').includes(taken));
+  });
+
+  await t.test('a drill that is cancelled while nothing runs its pod leaves nothing', async (t) => {
+    defineStorageClass(cluster, 'far');
+    recover('stuck', {
+      replication: 'orders',
+      type: 'drill',
+      target: { pvc: { name: 'stuck', storageClassName: 'far' } },
+    });
+    await until(() => /waiting for its volume/.test(JSON.stringify(cluster.read('rrec', 'stuck').status)));
+    act('stuck', 'cancel');
+    await reach('stuck', 'Cancelled');
+    await nothingLeft('stuck');
+    t.match((await world.get('orders')).status, { state: 'NORMAL' });
   });
 
   await t.test('receiver and master killed, in any order: it goes on, and no point is lost', async (t) => {
@@ -158,10 +238,33 @@ t.test('replicas on claims', { skip: skipKubernetes || missingForLoop('ext4') },
     }
   });
 
+  const files = await nameOf('files');
+  await t.test('a failover that is confirmed: the claim is the source from then on, once a pod uses it', async (t) => {
+    await world.startAgent();
+    await world.normal('files', Date.now());
+    recover('move', { replication: 'files', type: 'failover', target: { pvc: { name: 'moved' } } });
+    await reach('move', 'Completed');
+    act('move', 'confirm');
+    await reach('move', 'Confirmed');
+    await world.degraded('files-failback', 'ClaimNotMounted');
+    const { volumeName } = cluster.read('pvc', 'moved').spec as { volumeName: string };
+    const device = run('findmnt', '-n', '-o', 'SOURCE', store.mountOf('moved')).trim();
+    const moved = { claim: 'moved', volume: volumeName, mode: 'Filesystem', device } as const;
+    const pod = startPod(suite, cluster, namespace, 'app', { name: 'node-a', kubelet }, moved);
+    writeFileSync(join(pod.path, 'written after it'), noise(50_000));
+    const { spec } = await world.normal('files-failback', Date.now());
+    t.match(spec.source, { agent: 'node-a', path: pod.path, pvc: { namespace, name: 'moved' } });
+    recover('again', { replication: 'files-failback', type: 'drill' });
+    await reach('again', 'Completed');
+    t.equal(sameTree(pod.path, store.mountOf('again')), '');
+    pod.stop();
+  });
+
   await t.test('deleted, nothing of it stays; a locked snapshot keeps it', async (t) => {
-    const [orders, files] = [await nameOf('orders'), await nameOf('files')];
-    cluster.kubectl(['delete', 'rsnap', 'orders.before', '--timeout=60s']);
-    cluster.kubectl(['delete', 'ri', 'orders', '--timeout=60s']);
+    const orders = await nameOf('orders');
+    cluster.kubectl(['delete', 'rsnap', 'orders.before', '--wait=false']);
+    await until(() => !names('rsnap').includes('orders.before'));
+    cluster.kubectl(['delete', 'ri', 'orders', '--wait=false']);
     await until(() => ['pod', 'pvc', 'secret'].every((kind) => !names(kind).includes(orders)));
     for (const kind of ['pod', 'pvc', 'secret']) t.match(names(kind), files, `${kind} of the other one`);
     const { status } = await world.client.get<StorageClass>('/storageclasses/claims');
@@ -170,7 +273,7 @@ t.test('replicas on claims', { skip: skipKubernetes || missingForLoop('ext4') },
   });
 
   await t.test('the rights in the manifests are used, each of them', async (t) => {
-    cluster.kubectl(['delete', 'ri', 'files', '--timeout=60s']);
+    cluster.kubectl(['delete', 'ri', 'files-failback', '--wait=false']);
     await until(() => !names('pvc').includes('replica-'));
     t.equal(await world.master.stop(), 0, world.master.logEnd());
     const name = 'replicator-container-controller';

@@ -23,8 +23,14 @@ interface PodObject {
       args: string[];
       env: { name: string; value?: string }[];
       volumeMounts: { name: string; mountPath: string }[];
+      volumeDevices?: { name: string; devicePath: string }[];
     }[];
-    volumes: { name: string; persistentVolumeClaim?: { claimName: string }; secret?: { secretName: string } }[];
+    volumes: {
+      name: string;
+      persistentVolumeClaim?: { claimName: string };
+      secret?: { secretName: string };
+      emptyDir?: object;
+    }[];
   };
 }
 interface ClaimObject {
@@ -32,6 +38,7 @@ interface ClaimObject {
   spec: {
     volumeName?: string;
     accessModes: string[];
+    volumeMode: 'Block' | 'Filesystem';
     storageClassName: string;
     resources: { requests: { storage: string } };
   };
@@ -41,7 +48,7 @@ interface ClaimObject {
 export interface ReceiverNode {
   /** Of a pod that runs here. */
   process(pod: string): Program | undefined;
-  /** Where the volume of a claim is mounted. */
+  /** Where the volume of a claim is mounted; of a block volume its device. */
   mountOf(claim: string): string;
   /** Leaves pods and processes as they are from now on. */
   stop(): Promise<void>;
@@ -58,6 +65,7 @@ export function runReceiverNode(
   const base = `/api/v1/namespaces/${namespace}`;
   const running = new Map<string, { uid: string; process: Program }>();
   const mounts = new Map<string, string>();
+  const provided = new Set<string>();
   const stopping = new AbortController();
   let addresses = 0;
   mkdirSync(node.folder, { recursive: true });
@@ -71,24 +79,33 @@ export function runReceiverNode(
   async function provide(name: string): Promise<boolean> {
     const claim = await get<ClaimObject>(`${base}/persistentvolumeclaims/${name}`);
     if (claim.status.phase === 'Bound') return true;
+    // The only storage that this node reaches.
+    if (claim.spec.storageClassName !== 'tests') return false;
     const volume = `pv-${claim.metadata.uid}`;
-    if (mounts.has(name)) return false;
+    if (provided.has(volume)) return false;
+    provided.add(volume);
     const annotations = { 'volume.kubernetes.io/selected-node': node.name };
     await cluster.request('PATCH', `${base}/persistentvolumeclaims/${name}`, { metadata: { annotations } });
     const { device } = loopDevice(t, 512);
-    run('mkfs.ext4', '-q', device);
-    const mountPoint = join(node.folder, 'volumes', volume, 'mount');
-    mkdirSync(mountPoint, { recursive: true });
-    run('mount', device, mountPoint);
-    unmountAfter(t, mountPoint);
-    mounts.set(name, mountPoint);
-    const { accessModes, storageClassName, resources } = claim.spec;
+    const { accessModes, storageClassName, resources, volumeMode } = claim.spec;
+    if (volumeMode === 'Block') {
+      // Of somebody before.
+      writeFileSync(device, Buffer.alloc(16 << 20, 0x5a));
+      mounts.set(name, device);
+    } else {
+      run('mkfs.ext4', '-q', device);
+      const mountPoint = join(node.folder, 'volumes', volume, 'mount');
+      mkdirSync(mountPoint, { recursive: true });
+      run('mount', device, mountPoint);
+      unmountAfter(t, mountPoint);
+      mounts.set(name, mountPoint);
+    }
     const made = await cluster.request('POST', '/api/v1/persistentvolumes', {
       apiVersion: 'v1',
       kind: 'PersistentVolume',
       metadata: { name: volume },
       spec: {
-        ...{ accessModes, storageClassName, capacity: resources.requests, volumeMode: 'Filesystem' },
+        ...{ accessModes, storageClassName, capacity: resources.requests, volumeMode },
         persistentVolumeReclaimPolicy: 'Retain',
         claimRef: { apiVersion: 'v1', kind: 'PersistentVolumeClaim', namespace, name, uid: claim.metadata.uid },
         csi: { driver: 'csi.example.com', volumeHandle: volume },
@@ -110,17 +127,24 @@ export function runReceiverNode(
     const [container] = spec.containers;
     if (!container) throw new Error('a pod has a container');
     const places: [string, string][] = [['/opt/cdm-replicator', root]];
-    for (const { name, mountPath } of container.volumeMounts) {
-      const volume = spec.volumes.find((one) => one.name === name);
-      const claim = volume?.persistentVolumeClaim?.claimName;
-      const secret = volume?.secret?.secretName ?? '';
-      places.push([
-        mountPath,
-        claim === undefined ? await secretFolder(metadata.uid, secret) : (mounts.get(claim) ?? ''),
-      ]);
+    const inContainer = [
+      ...container.volumeMounts.map(({ name, mountPath }) => [name, mountPath] as const),
+      ...(container.volumeDevices ?? []).map(({ name, devicePath }) => [name, devicePath] as const),
+    ];
+    for (const [name, path] of inContainer) {
+      const { persistentVolumeClaim, secret, emptyDir } = spec.volumes.find((one) => one.name === name) ?? {};
+      const folder = join(node.folder, 'pods', metadata.uid, name);
+      if (emptyDir) mkdirSync(folder, { recursive: true });
+      if (persistentVolumeClaim) places.push([path, mounts.get(persistentVolumeClaim.claimName) ?? '']);
+      else places.push([path, secret ? await secretFolder(metadata.uid, secret.secretName) : folder]);
     }
-    const onNode = (text: string): string =>
-      places.reduce((now, [from, to]) => now.replace(new RegExp(`(^|=)${from}(?=/|$)`), `$1${to}`), text);
+    const onNode = (text: string): string => {
+      for (const [from, to] of places) {
+        const path = new RegExp(`(^|=)${from}(?=/|$)`);
+        if (path.test(text)) return text.replace(path, `$1${to}`);
+      }
+      return text;
+    };
     const ip = `${node.subnet}.${++addresses}`;
     const variables = new Map(container.env.map(({ name, value }) => [name, value ?? ip]));
     const argv = container.args.map((text) =>
@@ -168,7 +192,8 @@ export function runReceiverNode(
     while (!stopping.signal.aborted) {
       try {
         const { items = [] } = await get<{ items?: PodObject[] }>(`${base}/pods?labelSelector=${selector}`);
-        for (const pod of items) if ([node.name, undefined].includes(pod.spec.nodeName)) await look(pod);
+        for (const pod of items.filter(({ spec }) => [node.name, undefined].includes(spec.nodeName)))
+          await look(pod).catch((error: unknown) => t.comment(`${pod.metadata.name}: ${String(error)}`));
         for (const [name, { process }] of running)
           if (!items.some(({ metadata }) => metadata.name === name)) {
             await process.stop();

@@ -15,11 +15,36 @@ const RecoveryPoint = Type.Unsafe<R.PointChoice>({
   description: pointRule,
 });
 
-const RecoveryTarget = Type.Unsafe<{ path: string; agent?: string } | null>({
-  ...nullable(Type.Object({ path: path(), agent: Type.Optional(name()) }, { additionalProperties: false })),
+const RecoveryTarget = Type.Unsafe<R.RecoveryTarget | null>({
+  ...nullable(
+    Type.Object(
+      {
+        path: Type.Optional(path()),
+        agent: Type.Optional(name()),
+        pvc: Type.Optional(
+          Type.Object(
+            {
+              namespace: Type.Optional(name("of the claim; left out: the master's")),
+              name: name('of a new PersistentVolumeClaim; of a group the names of the members follow'),
+              storageClassName: Type.Optional(
+                Type.String({
+                  minLength: 1,
+                  maxLength: 253,
+                  description:
+                    "StorageClass of the cluster; left out: that of the replica's class, else the default one",
+                }),
+              ),
+            },
+            { additionalProperties: false },
+          ),
+        ),
+      },
+      { additionalProperties: false },
+    ),
+  ),
   default: null,
   description:
-    '{"path": P}, P absolute and without a "/" at its end; left out: a new path under the folder of recoveries. With "agent" a block device or image of that node, written over: only what differs is sent',
+    '{"pvc": {"namespace": N, "name": C}}: a new claim of the cluster that the master runs in; or {"path": P}, P absolute and without a "/" at its end; left out: a new path under the folder of recoveries. With "agent" a block device or image of that node, written over: only what differs is sent',
 });
 
 export const RecoverySpec = Type.Object({
