@@ -52,6 +52,8 @@ export interface TestCluster {
   start(): Promise<void>;
   /** What a service account has been let do so far, as `verb group/resource`; watches count when they have ended. */
   rightsUsed(namespace: string, serviceAccount: string): string[];
+  /** As `rightsUsed`, each request by itself with its name, from then on; in milliseconds since the epoch. */
+  requestsSince(namespace: string, serviceAccount: string, sinceMs: number): string[];
   /** Forgets all history before now: watches from before it answer 410. */
   compact(): Promise<void>;
   logEnd(): string;
@@ -61,7 +63,8 @@ export interface TestCluster {
 interface AuditEvent {
   verb: string;
   user: { username: string };
-  objectRef?: { apiGroup?: string; resource: string; subresource?: string };
+  requestReceivedTimestamp: string;
+  objectRef?: { apiGroup?: string; resource: string; subresource?: string; name?: string };
   annotations?: Record<string, string>;
 }
 
@@ -209,6 +212,18 @@ export async function startKubernetes(options: ClusterOptions = {}): Promise<Tes
   const logEnd = (): string =>
     ['etcd', 'kube-apiserver'].map((name) => readFileSync(file(`${name}.log`), 'utf8').slice(-2000)).join('\n---\n');
 
+  function requests(namespace: string, account: string): { right: string; atMs: number; of: string }[] {
+    const user = `system:serviceaccount:${namespace}:${account}`;
+    const lines = readFileSync(join(dir, 'audit.log'), 'utf8').split('\n').slice(0, -1);
+    return lines.flatMap((line) => {
+      const { verb, user: by, objectRef, annotations, requestReceivedTimestamp } = JSON.parse(line) as AuditEvent;
+      if (by.username !== user || !objectRef || annotations?.['authorization.k8s.io/decision'] !== 'allow') return [];
+      const { apiGroup = '', resource, subresource, name = '' } = objectRef;
+      const right = `${verb} ${apiGroup}/${resource}${subresource === undefined ? '' : `/${subresource}`}`;
+      return [{ right, atMs: Date.parse(requestReceivedTimestamp), of: name }];
+    });
+  }
+
   run('etcd', [
     `--data-dir=${join(dir, 'etcd')}`,
     `--listen-client-urls=${etcdUrl}`,
@@ -246,17 +261,9 @@ export async function startKubernetes(options: ClusterOptions = {}): Promise<Tes
       if (done.status !== 0) throw new Error(`kubectl ${argv.join(' ')}: ${done.stderr || String(done.error)}`);
       return done.stdout;
     },
-    rightsUsed(namespace, name) {
-      const user = `system:serviceaccount:${namespace}:${name}`;
-      const used = new Set<string>();
-      for (const line of readFileSync(join(dir, 'audit.log'), 'utf8').split('\n').slice(0, -1)) {
-        const { verb, user: by, objectRef, annotations } = JSON.parse(line) as AuditEvent;
-        if (by.username !== user || !objectRef || annotations?.['authorization.k8s.io/decision'] !== 'allow') continue;
-        const { apiGroup = '', resource, subresource } = objectRef;
-        used.add(`${verb} ${apiGroup}/${resource}${subresource === undefined ? '' : `/${subresource}`}`);
-      }
-      return [...used].sort();
-    },
+    rightsUsed: (namespace, name) => [...new Set(requests(namespace, name).map(({ right }) => right))].sort(),
+    requestsSince: (namespace, name, sinceMs) =>
+      requests(namespace, name).flatMap(({ right, atMs, of }) => (atMs >= sinceMs ? [`${right} ${of}`] : [])),
     async install() {
       const path = '/apis/apiextensions.k8s.io/v1/customresourcedefinitions';
       for (const kind of allKinds) {

@@ -18,6 +18,8 @@ interface Entry {
   raw: CustomResource;
   /** The status in `body` is newer than the API server's. */
   dirty: boolean;
+  /** All of that only says that what was so still is. */
+  still: boolean;
   /** How often figures were laid over it. */
   overlays: number;
   writtenMs: number;
@@ -40,10 +42,12 @@ export interface Cache {
   /** A whole list: what is not in it is gone. */
   replace(kind: Kind, resources: CustomResource[]): void;
   remove(kind: Kind, resource: Pick<CustomResource, 'metadata'>): void;
-  /** Lays a status over what is there, to be written later. */
-  overlay<K extends Kind>(kind: K, key: string, object: Resources[K]): void;
-  /** Keys with figures to be written whose last write is older than `beforeMs`. */
-  due(beforeMs: number): { kind: Kind; key: string; overlays: number }[];
+  /** Lays a status over what is there, to be written later; `still`: see volatile.ts. */
+  overlay<K extends Kind>(kind: K, key: string, object: Resources[K], still: boolean): void;
+  /** Keys with figures to be written whose last write is older than `beforeMs`, of what is still than `stillBeforeMs`. */
+  due(beforeMs: number, stillBeforeMs: number): { kind: Kind; key: string; overlays: number }[];
+  /** How many objects have figures to be written. */
+  readonly waiting: number;
   /** The API server has the status now, as it was after so many overlays; absent: as it is. */
   written(kind: Kind, key: string, nowMs: number, overlays?: number): void;
 }
@@ -82,8 +86,9 @@ export function objectCache(
     if (object && before && known?.dirty === true) object.status = before.status;
     const body = object && JSON.stringify(object);
     const same = known?.meta.uid === uid ? known : undefined;
-    const { overlays = 0, writtenMs = -Infinity, dirty = false } = same ?? {};
-    entries.set(key, { meta: raw.metadata, raw, body, dirty: dirty && before !== undefined, overlays, writtenMs });
+    const { overlays = 0, writtenMs = -Infinity, dirty = false, still = false } = same ?? {};
+    const isDirty = dirty && before !== undefined;
+    entries.set(key, { meta: raw.metadata, raw, body, dirty: isDirty, still, overlays, writtenMs });
     onResource(kind, key, object);
     if (object && differs(before, object)) onChange(changeOf(before ? 'MODIFIED' : 'ADDED', kind, key, object, before));
   }
@@ -143,17 +148,23 @@ export function objectCache(
       for (const { raw } of [...of(kind).values()]) if (!present.has(raw.metadata.uid)) remove(kind, raw);
       for (const resource of resources) put(kind, resource);
     },
-    overlay(kind, key, object) {
+    overlay(kind, key, object, isStill) {
       const entry = of(kind).get(key);
       if (!entry) return;
-      Object.assign(entry, { body: JSON.stringify(object), dirty: true, overlays: entry.overlays + 1 });
+      const still = isStill && (entry.still || !entry.dirty);
+      Object.assign(entry, { body: JSON.stringify(object), dirty: true, still, overlays: entry.overlays + 1 });
       onChange(changeOf('MODIFIED', kind, key, object, undefined));
     },
-    due(beforeMs) {
+    get waiting() {
+      let waiting = 0;
+      for (const entries of kinds.values()) for (const { dirty } of entries.values()) waiting += Number(dirty);
+      return waiting;
+    },
+    due(beforeMs, stillBeforeMs) {
       const found: { kind: Kind; key: string; overlays: number }[] = [];
       for (const [kind, entries] of kinds)
-        for (const [key, { dirty, writtenMs, overlays }] of entries)
-          if (dirty && writtenMs < beforeMs) found.push({ kind, key, overlays });
+        for (const [key, { dirty, still, writtenMs, overlays }] of entries)
+          if (dirty && writtenMs < (still ? stillBeforeMs : beforeMs)) found.push({ kind, key, overlays });
       return found;
     },
     written(kind, key, nowMs, overlays) {

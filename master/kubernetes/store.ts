@@ -2,7 +2,8 @@
  * The store whose objects are custom resources: REST and `kubectl` are two faces of them, nothing is copied. Reads come
  * from a cache that watches feed; writes wait for the API server (see bridge.ts) and are durable when they return.
  *
- * Guarantees of store.ts hold with these differences: figures of a status (volatile.ts) are durable within 10 s; a change of
+ * Guarantees of store.ts hold with these differences: figures of a status (volatile.ts) are durable within 10 s, those of an object at
+ * rest after ten minutes, with very many objects later; a change of
  * spec and status together is two writes, spec first; what a person writes with kubectl comes between two writes of ours, and
  * then the change is made again on what is there.
  * An object that a person made has no status yet and is no object of the store until `adopt` gives it one (operator.ts).
@@ -28,7 +29,7 @@ import {
 import { history } from './history.ts';
 import { allKinds, group, named, version } from './kinds.ts';
 import { recordLabel, recordOf, secretName, secretOf, type Secret } from './records.ts';
-import { onlyFigures, statusEveryMs } from './volatile.ts';
+import { isStill, onlyFigures, statusEveryMs, stillAfterMs } from './volatile.ts';
 
 export interface KubernetesStoreOptions {
   cluster: ClusterOptions;
@@ -225,7 +226,7 @@ export async function openKubernetesStore(options: KubernetesStoreOptions): Prom
       const isSame = decidedText(object) === decidedText(before);
       if (isSame && isDeepStrictEqual(object, before)) return object;
       if (isSame && onlyFigures(kind, before, object)) {
-        cache.overlay(kind, key, object);
+        cache.overlay(kind, key, object, isStill(kind, before, object));
         return object;
       }
       const status = encodeStatus(kind, object);
@@ -313,8 +314,8 @@ export async function openKubernetesStore(options: KubernetesStoreOptions): Prom
       // A conflict, or no API server: the figures stay where they are, and are tried again.
     }
   }
-  async function flushDue(beforeMs: number): Promise<void> {
-    const due = cache.due(beforeMs);
+  async function flushDue(nowMs: number): Promise<void> {
+    const due = cache.due(nowMs - statusEveryMs, nowMs - stillAfterMs(cache.waiting));
     const lanes = Array.from({ length: 4 }, async () => {
       for (let one = due.shift(); one; one = due.shift()) await flushOne(one.kind, one.key, one.overlays);
     });
@@ -324,7 +325,7 @@ export async function openKubernetesStore(options: KubernetesStoreOptions): Prom
   const timer = setInterval(() => {
     if (flushing) return;
     flushing = true;
-    void flushDue(performance.now() - statusEveryMs).finally(() => (flushing = false));
+    void flushDue(performance.now()).finally(() => (flushing = false));
   }, 1000).unref();
 
   try {

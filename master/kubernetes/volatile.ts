@@ -6,6 +6,12 @@ import { isDeepStrictEqual } from 'node:util';
 import type { Condition, Kind, Resources } from '../resources.ts';
 
 export const statusEveryMs = 10_000;
+/** Figures that only say that what was so still is: an object at rest is not worth more. */
+const stillEveryMs = 600_000;
+/** Of all objects at rest together not more than one a second. */
+export function stillAfterMs(waiting: number): number {
+  return Math.max(stillEveryMs, waiting * 1000);
+}
 
 const told = (conditions: Condition[]): unknown => conditions.map(({ type, status, reason }) => [type, status, reason]);
 
@@ -31,6 +37,21 @@ const news: { [K in Kind]?: (object: Resources[K]) => unknown } = {
     return { ...status, tasks, job };
   },
 };
+
+/** The status without what moves by itself while nothing happens; a kind that is not here has none of that. */
+const moved: { [K in Kind]?: (object: Resources[K]) => unknown } = {
+  Replication: ({ status }) => ({
+    ...status,
+    ...{ lastSyncTime: null, lagSeconds: null, lastAttemptTime: null, nextSyncTime: null },
+  }),
+  Agent: ({ status }) => ({ ...status, lastSeenTime: null, clockOffsetSeconds: null }),
+};
+
+/** Of an object of which only figures differ: whether nothing has happened. */
+export function isStill<K extends Kind>(kind: K, before: Resources[K], after: Resources[K]): boolean {
+  const of = moved[kind] as ((object: Resources[K]) => unknown) | undefined;
+  return of !== undefined && isDeepStrictEqual(of(before), of(after));
+}
 
 /** Whether nothing but figures differs; metadata and spec are the caller's to compare. */
 export function onlyFigures<K extends Kind>(kind: K, before: Resources[K], after: Resources[K]): boolean {

@@ -215,6 +215,18 @@ t.test('replicas on claims', { skip: skipKubernetes || missingForLoop('ext4') },
     t.equal((await world.normal('orders', Date.now())).status.state, 'NORMAL');
   });
 
+  await t.test('at rest nothing is asked of the API server but leases and watches', async (t) => {
+    // The time that has passed is noted once a minute, in a Secret.
+    const others = /^(watch |(get|update) coordination|update \/secrets)/;
+    let sinceMs = Date.now();
+    let newest: string[] = [];
+    await until(() => {
+      const asked = cluster.requestsSince(namespace, account, sinceMs).filter((one) => !others.test(one));
+      if (asked.length > 0) [newest, sinceMs] = [asked, Date.now()];
+      return Date.now() - sinceMs > 15_000;
+    }, 60_000).catch((error: unknown) => t.fail(`${String(error)}: ${newest.join(', ')}`));
+  });
+
   await t.test('what lies on the claims is the source, to the byte', async (t) => {
     await world.agent.kill();
     for (const [name, mode] of [

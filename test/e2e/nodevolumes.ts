@@ -83,10 +83,13 @@ export function startPod(
     metadata: { name, namespace },
     spec: {
       nodeName: node.name,
+      // As a restricted namespace wants it.
+      securityContext: { runAsNonRoot: true, seccompProfile: { type: 'RuntimeDefault' } },
       containers: [
         {
           name: 'app',
           image: 'app',
+          securityContext: { allowPrivilegeEscalation: false, capabilities: { drop: ['ALL'] } },
           ...(isBlock
             ? { volumeDevices: [{ name: 'data', devicePath: '/dev/data' }] }
             : { volumeMounts: [{ name: 'data', mountPath: '/data' }] }),

@@ -4,6 +4,8 @@ import { parse } from 'yaml';
 import { decode, encode, encodeStatus, keyOf, nameOf, type CustomResource } from '../../../master/kubernetes/codec.ts';
 import { definition, fileOf } from '../../../master/kubernetes/crd.ts';
 import { allKinds } from '../../../master/kubernetes/kinds.ts';
+import { objectCache } from '../../../master/kubernetes/cache.ts';
+import { isStill, onlyFigures, stillAfterMs } from '../../../master/kubernetes/volatile.ts';
 import { secretName, secretOf, recordOf } from '../../../master/kubernetes/records.ts';
 import { structural } from '../../../master/kubernetes/structural.ts';
 import type { Resources } from '../../../master/resources.ts';
@@ -101,4 +103,44 @@ t.test('records have names of their own and come back', async (t) => {
   t.same(recordOf(secret), { table: 'tokens', key: 'ä/b', value: 'value\n' });
   t.match(secret.metadata.name, /^[a-z0-9-]{1,253}$/);
   t.not(secretName('a', 'bc'), secretName('ab', 'c'));
+});
+
+t.test('what only says that nothing has happened is written rarely, news of it at once again', async (t) => {
+  const agent = (status: object): Resources['Agent'] => {
+    const known = { state: 'ACTIVE', message: '', lastSeenTime: null, clockOffsetSeconds: 0, ...status };
+    return { spec: { role: 'source' }, status: known, identity: {} } as Resources['Agent'];
+  };
+  const replication = (status: object): Resources['Replication'] =>
+    ({ status: { conditions: [], recoveryPoint: null, usedBytes: 1, ...status }, requests: {} }) as never;
+  const seen = { lastSeenTime: '2026-11-20T00:00:00.000Z' };
+  t.ok(isStill('Agent', agent({}), agent(seen)));
+  t.notOk(isStill('Agent', agent({}), agent({ ...seen, state: 'UNKNOWN' })));
+  const later = { lastSyncTime: '2026-11-20T00:00:00.000Z', lagSeconds: 3 };
+  t.ok(isStill('Replication', replication({}), replication(later)));
+  const used = replication({ ...later, usedBytes: 2 });
+  t.notOk(isStill('Replication', replication({}), used));
+  t.ok(onlyFigures('Replication', replication({}), used));
+  t.equal(stillAfterMs(1), 600_000);
+  t.equal(stillAfterMs(2000), 2_000_000, 'one a second of all of them');
+
+  const cache = objectCache(
+    () => undefined,
+    () => undefined,
+  );
+  const resource = {
+    ...{ apiVersion: 'x', kind: 'ReplicationAgent', spec: { role: 'source' }, status: { state: 'ACTIVE' } },
+    metadata: { name: 'a', uid: 'u', resourceVersion: '1', creationTimestamp: '2026-11-20T00:00:00Z' },
+  } as unknown as CustomResource;
+  cache.put('Agent', resource);
+  cache.written('Agent', 'a', 1000);
+  const due = (beforeMs: number, stillBeforeMs: number): number => cache.due(beforeMs, stillBeforeMs).length;
+  cache.overlay('Agent', 'a', agent(seen), true);
+  t.same([cache.waiting, due(2000, 500), due(2000, 2000)], [1, 0, 1]);
+  cache.overlay('Agent', 'a', agent({ ...seen, version: '2' }), false);
+  cache.overlay('Agent', 'a', agent({ ...seen, version: '2' }), true);
+  t.equal(due(2000, 500), 1, 'what came before is still to be written');
+  cache.written('Agent', 'a', 3000, 3);
+  t.same([cache.waiting, due(9000, 9000)], [0, 0]);
+  cache.overlay('Agent', 'a', agent(seen), true);
+  t.equal(due(9000, 500), 0);
 });
