@@ -48,6 +48,7 @@ async function fill(
   point: Point,
   volume: string,
   volumeMode: VolumeMode,
+  verify = true,
 ): Promise<string[]> {
   const pair = streamPair<MirrorRequest, MirrorReply>();
   const { client, server } = pair;
@@ -61,10 +62,10 @@ async function fill(
   const sizeBytes = await replica.measure(point);
   try {
     const { verified } = await fillFrom({ fill: () => client }, replica, point, {
-      ...{ volumeMode, sizeBytes, verify: true, signal: none },
+      ...{ volumeMode, sizeBytes, verify, signal: none },
       progress: (step) => void (steps.includes(step) || steps.push(step)),
     });
-    assert.ok(verified);
+    assert.equal(verified, verify);
   } finally {
     await served;
   }
@@ -117,6 +118,12 @@ t.test('what a base tells makes the same, however often it commits on the way', 
   const model = new TreeModel(randomOf(3), isRoot);
   const at = place();
   const replica = await open(at, 'Filesystem');
+  // Each lies in one of a higher slot.
+  const nested = Array.from({ length: 12 }, (_, at) =>
+    model.create(nodeTypes.directory, { parent: 0, name: bytes(`inside-${at}`) }),
+  );
+  for (const [at, node] of nested.entries())
+    model.nodes.set(node.slot, { ...node, names: [{ parent: nested[at + 1]?.slot ?? 0, name: bytes('deep') }] });
   let parent = 0;
   for (let made = 0; made < 40; made++) {
     const name = bytes(`made-${made}`);
@@ -199,7 +206,10 @@ t.test('what has rotted is never handed out', async (t) => {
   content[500] = (content[500] ?? 0) ^ 1;
   writeFileSync(file, content);
   const volume = place();
-  await t.rejects(fill(replica, replica.newestPoint as Point, volume, 'Filesystem'), { code: 'ReplicaDamaged' });
+  for (const verify of [true, false]) {
+    const filled = fill(replica, replica.newestPoint as Point, volume, 'Filesystem', verify);
+    await t.rejects(filled, { code: 'ReplicaDamaged', message: /does not have its digest any more/ });
+  }
   t.ok(
     readdirSync(volume).every((name) => name.startsWith('.cdm-recovery-')),
     'nothing of it has its name',
