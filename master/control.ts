@@ -455,7 +455,8 @@ function viewOf(volume: Volume): AgentVolume {
     path: volume.path,
     kind: volume.kind,
     volumeMode,
-    sizeBytes: volume.sizeBytes,
+    // Nobody adds up a tree to list it.
+    sizeBytes: volumeMode === 'Filesystem' && volume.sizeBytes === 0 ? null : volume.sizeBytes,
     filesystem: volume.filesystem || null,
     filesystemId: volume.filesystemId || null,
     mountPoint: volume.mountPoint || null,

@@ -223,7 +223,7 @@ async function run(signal: AbortSignal): Promise<void> {
   });
   const sourceBytes = async ({ agent, path }: Source): Promise<number | undefined> => {
     const known = agents.volumes(agent).find((volume) => volume.path === path);
-    return (known ?? (await agents.look(agent, path)))?.sizeBytes;
+    return (known ?? (await agents.look(agent, path)))?.sizeBytes ?? undefined;
   };
   const running = mirrors({
     store,

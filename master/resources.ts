@@ -219,7 +219,7 @@ export interface AgentVolume {
   path: string;
   kind: string;
   volumeMode: VolumeMode;
-  sizeBytes: number;
+  sizeBytes: number | null;
   filesystem: string | null;
   filesystemId: string | null;
   mountPoint: string | null;

@@ -92,13 +92,15 @@ async function make(
     const newest = store.get('Snapshot', keyOf(snapshot))?.spec.lockedUntil;
     if (newest !== null && newest !== undefined) await replica.lockSnapshot(name, Date.parse(newest));
     const view = { ...mirrors.view(uid, point), snapshot: name };
+    const mode = store.get('Replication', snapshot.spec.replication)?.spec.source.volumeMode;
     update(options, snapshot, (status) => {
       if (status.state !== 'Creating') return;
       Object.assign(status, {
         state: 'Ready',
         message: null,
         point: view,
-        sizeBytes: replica.snapshotBytes(name) ?? null,
+        // Of a tree the replica counts its slots, which are no bytes.
+        sizeBytes: mode === 'Block' ? (replica.snapshotBytes(name) ?? null) : null,
         readyTime: new Date(clock.nowMs()).toISOString(),
       });
     });

@@ -7,6 +7,7 @@
  */
 import { PassThrough } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
+import { setImmediate } from 'node:timers/promises';
 import type { FastifyReply } from 'fastify';
 import { StoreConflict } from '../store.ts';
 import { ApiProblem, invalid } from './problem.ts';
@@ -30,6 +31,8 @@ export interface Watches {
   close(): void;
 }
 
+/** About so many characters of a first list go out in one piece. */
+const chunkLength = 1 << 16;
 export const maxWatches = 1000;
 /** So that nobody takes all of them. */
 export const maxWatchesOfCaller = 200;
@@ -107,7 +110,19 @@ async function* messages<T>(
   serialize: (object: T) => string,
   moved: (version: number) => void,
 ): AsyncGenerator<string> {
-  for (const object of first) yield data(serialize(object), 'ADDED');
+  let texts: string[] = [];
+  let length = 0;
+  for (const object of first) {
+    const text = data(serialize(object), 'ADDED');
+    texts.push(text);
+    length += text.length;
+    if (length < chunkLength) continue;
+    yield texts.join('');
+    [texts, length] = [[], 0];
+    // Thousands of objects for a dozen watches would keep agents waiting until they hang up.
+    await setImmediate();
+  }
+  if (texts.length > 0) yield texts.join('');
   yield `id: ${from}\n\n`;
   try {
     for await (const { version, messages } of changes) {

@@ -37,7 +37,8 @@ export const cleanup = verb(
         plain(one.message),
       ];
       const rows = [...outcome.removed.map(row('removed')), ...outcome.left.map(row('left'))];
-      session.print(table(['', 'KIND', 'NAME', 'SIZE', 'LOCKED', 'WHAT'], rows, session.paint));
+      if (rows.length === 0) session.note('Nothing is left over.');
+      else session.print(table(['DONE', 'KIND', 'NAME', 'SIZE', 'LOCKED', 'WHAT'], rows, session.paint));
     }
     const failed = outcome.left.some(({ message }) => message.includes('not removed'));
     return failed ? 1 : 0;

@@ -91,32 +91,54 @@ export interface Progress {
 }
 
 /** 0 to 1; a volume of no bytes is done from the start, and "done" is never shown before it is. */
-export function ratio({ bytesDone, bytesTotal }: Progress): number {
+export function ratio({ bytesDone, bytesTotal }: Pick<Progress, 'bytesDone' | 'bytesTotal'>): number {
   return bytesTotal <= 0 ? 1 : Math.min(1, Math.max(0, bytesDone / bytesTotal));
 }
-export function percent(progress: Progress): string {
+export function percent(progress: Pick<Progress, 'bytesDone' | 'bytesTotal'>): string {
   return `${Math.floor(ratio(progress) * 100)}%`;
 }
 
-/** `[####----]  42%  1.2 GiB of 2.9 GiB  180 MiB/s  9s left` */
-export function progressBar(progress: Progress, width = 24): string {
+/** `[####----]  42%  1.2 GiB of 2.9 GiB  180 MiB/s  9s left`; the rate is left out where nobody measures it. */
+export function progressBar(
+  progress: Pick<Progress, 'bytesTotal' | 'bytesDone'> & Partial<Progress>,
+  width = 24,
+): string {
+  const { bytesDone, bytesTotal, bytesPerSecond, secondsLeft = null } = progress;
   const filled = Math.floor(ratio(progress) * width);
-  const left = progress.secondsLeft === null ? '' : `  ${age(progress.secondsLeft)} left`;
+  const rate = bytesPerSecond === undefined ? '' : `  ${size(bytesPerSecond)}/s`;
+  const left = secondsLeft === null ? '' : `  ${age(secondsLeft)} left`;
   return (
     `[${'#'.repeat(filled)}${'-'.repeat(width - filled)}] ${percent(progress).padStart(4)}  ` +
-    `${size(progress.bytesDone)} of ${size(progress.bytesTotal)}  ${size(progress.bytesPerSecond)}/s${left}`
+    `${size(bytesDone)} of ${size(bytesTotal)}${rate}${left}`
   );
 }
 
-/** One line that is rewritten on a terminal; elsewhere plain lines, and only those that say something new. */
+/** At most so many characters that are seen: colours take no room, and one that is begun is ended. */
+export function cutTo(columns: number, text: string): string {
+  let left = columns;
+  return text
+    .split(/(\x1b\[[0-9;]*m)/)
+    .map((part, index) => {
+      if (index % 2 === 1) return part;
+      const kept = part.slice(0, Math.max(0, left));
+      left -= kept.length;
+      return kept;
+    })
+    .join('');
+}
+
+/**
+ * One line that is rewritten on a terminal; elsewhere plain lines, and only those that say something new: of a bar that grows, each tenth.
+ */
 export function liveLine(output: NodeJS.WriteStream): { show(text: string): void; end(): void } {
   let shown = '';
+  const withTenths = (text: string): string => text.replace(/\[#*-*\] +(\d*)\d%.*$/, '$1');
   return {
     show(text) {
-      if (text === shown) return;
-      shown = text;
-      const columns = output.columns || 80;
-      output.write(output.isTTY ? `\r\x1b[K${text.slice(0, columns - 1)}` : `${text}\n`);
+      const news = output.isTTY ? text : withTenths(text);
+      if (news === shown) return;
+      shown = news;
+      output.write(output.isTTY ? `\r\x1b[K${cutTo((output.columns || 80) - 1, text)}` : `${text}\n`);
     },
     end() {
       if (output.isTTY && shown !== '') output.write('\n');

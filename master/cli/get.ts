@@ -79,7 +79,8 @@ function printList(session: Session, kind: Kind, list: ListView<unknown>, owner:
   else if (session.output === 'yaml') session.print(stringify(list));
   else if (session.output === 'name') names.forEach((name) => session.print(name));
   else if (list.items.length === 0) session.note(`No ${kind.plural} found.`);
-  else printItems(session, kind, list.items, owner);
+  // The newest next to the prompt, and before those that a watch brings.
+  else printItems(session, kind, kind.plural === 'events' ? list.items.toReversed() : list.items, owner);
 }
 function ownerOf(item: unknown, owner: string): string {
   return (item as { spec?: { replication?: string } }).spec?.replication ?? owner;

@@ -5,6 +5,8 @@
 import type { Recovery, Replication, Snapshot } from '../resources.ts';
 import { follow } from './client.ts';
 import { liveLine, plain, progressBar, size, span, stateColour, type Paint } from './format.ts';
+import { printObject } from './get.ts';
+import type { Kind } from './kinds.ts';
 import type { Session } from './verb.ts';
 
 /** Phase, what is done of the work in hand, how old the copy is, and what is wrong. */
@@ -28,7 +30,7 @@ export function recoveryLine({ status }: Recovery, paint: Paint): string {
   const step = task?.progress;
   const parts = [
     paint(status.state, stateColour(status.state) ?? 'bold'),
-    step && status.outcome === null ? `${plain(step.step)}  ${size(step.bytesDone)} of ${size(step.bytesTotal)}` : '',
+    step && status.outcome === null ? `${plain(step.step)}  ${progressBar(step)}` : '',
   ];
   return parts.filter((part) => part !== '').join('  ');
 }
@@ -67,6 +69,29 @@ export async function waitFor<T extends Replication | Recovery | Snapshot>(
     live.end();
   }
   return { status: 1, object: last };
+}
+
+/**
+ * Prints what came of a request: at once - or, where it is waited for and asked for whole (-o json, yaml), as it is in the end, so that
+ * what is read is what there is.
+ */
+export async function printDone<T>(
+  session: Session,
+  { kind, owner = '', done }: { kind: Kind; owner?: string; done: string },
+  made: T,
+  wait: (() => Promise<{ status: number; object: T }>) | undefined,
+): Promise<number> {
+  const isLater = wait !== undefined && (session.output === 'json' || session.output === 'yaml');
+  if (!isLater) printObject(session, kind, made, owner, done);
+  if (wait === undefined) return 0;
+  let last = made;
+  try {
+    const { status, object } = await wait();
+    last = object;
+    return status;
+  } finally {
+    if (isLater) printObject(session, kind, last, owner, done);
+  }
 }
 
 export function untilNormal({ status }: Replication): number | undefined {

@@ -8,9 +8,9 @@ import type { PointChoice, Recovery, RecoveryState, RecoveryTarget } from '../re
 import { withQuery } from './client.ts';
 import { confirmed, confirmFlags } from './confirm.ts';
 import { span } from './format.ts';
-import { printObject, select } from './get.ts';
+import { select } from './get.ts';
 import { kindOf } from './kinds.ts';
-import { recoveryLine, untilEnded, waitFor } from './progress.ts';
+import { printDone, recoveryLine, untilEnded, waitFor } from './progress.ts';
 import { nameOperand, waitFlags } from './replication.ts';
 import { verb, type Session } from './verb.ts';
 
@@ -46,7 +46,11 @@ function parseTarget(text: string): RecoveryTarget {
 }
 
 /** Shows a recovery until it ends, then what came of it. */
-async function waitForRecovery(session: Session, from: Recovery, timeoutSeconds: number | undefined): Promise<number> {
+async function waitForRecovery(
+  session: Session,
+  from: Recovery,
+  timeoutSeconds: number | undefined,
+): Promise<{ status: number; object: Recovery }> {
   const line = (object: Recovery) => recoveryLine(object, session.paint);
   const { status, object } = await waitFor(session, '/recoveries', from, line, untilEnded, timeoutSeconds);
   const { outcome, message, verified, rtoSeconds, rpoSeconds, tasks } = object.status;
@@ -60,7 +64,7 @@ async function waitForRecovery(session: Session, from: Recovery, timeoutSeconds:
     session.note(
       `verified: ${verified === true ? 'yes' : 'no'}, took ${span(rtoSeconds)}, data ${span(rpoSeconds)} old`,
     );
-  return status;
+  return { status, object };
 }
 
 export const recover = verb(
@@ -104,8 +108,8 @@ export const recover = verb(
       ...(options.name !== undefined && { name: options.name }),
       ...(options.to !== undefined && { target: options.to }),
     });
-    printObject(session, kind, made, '', 'created');
-    return options.wait ? waitForRecovery(session, made, options.timeout) : 0;
+    const wait = options.wait ? () => waitForRecovery(session, made, options.timeout) : undefined;
+    return printDone(session, { kind, done: 'created' }, made, wait);
   },
 );
 
@@ -136,12 +140,13 @@ function recoveryAction(
       if (question !== undefined && !(await confirmed(session, options.yes, target, question))) return 1;
       const body = { force: options.force };
       const after = await session.client.send<Recovery>('POST', `/recoveries/${target}/actions/${name}`, body);
-      printObject(session, kind, after, '', done);
-      if (!options.wait) return 0;
       const line = (object: Recovery) => recoveryLine(object, session.paint);
-      const { status, object } = await waitFor(session, '/recoveries', after, line, ended, options.timeout);
-      if (object.status.message !== null) session.note(object.status.message);
-      return status;
+      const wait = async () => {
+        const waited = await waitFor(session, '/recoveries', after, line, ended, options.timeout);
+        if (waited.object.status.message !== null) session.note(waited.object.status.message);
+        return waited;
+      };
+      return printDone(session, { kind, done }, after, options.wait ? wait : undefined);
     },
   );
 }

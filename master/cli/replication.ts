@@ -7,10 +7,10 @@ import type { Recovery, Replication, Snapshot } from '../resources.ts';
 import { confirmed, confirmFlags } from './confirm.ts';
 import { follow } from './client.ts';
 import { liveLine, stateColour } from './format.ts';
-import { printObject } from './get.ts';
 import { kindOf } from './kinds.ts';
 import {
   recoveryLine,
+  printDone,
   replicationLine,
   untilEnded,
   untilNormal,
@@ -41,10 +41,9 @@ async function waitForReplication(
   from: Replication,
   ended: (replication: Replication) => number | undefined,
   timeoutSeconds: number | undefined,
-): Promise<number> {
+): Promise<{ status: number; object: Replication }> {
   const line = (object: Replication) => replicationLine(object, session.paint);
-  const { status } = await waitFor(session, '/replications', from, line, ended, timeoutSeconds);
-  return status;
+  return waitFor(session, '/replications', from, line, ended, timeoutSeconds);
 }
 
 export const replicate = verb(
@@ -82,8 +81,8 @@ export const replicate = verb(
       metadata: { name: options.name },
       spec,
     });
-    printObject(session, kind, made, '', 'created');
-    return options.wait ? waitForReplication(session, made, untilNormal, options.timeout) : 0;
+    const wait = options.wait ? () => waitForReplication(session, made, untilNormal, options.timeout) : undefined;
+    return printDone(session, { kind, done: 'created' }, made, wait);
   },
 );
 
@@ -109,13 +108,15 @@ export const snapshot = verb(
       ...(options['locked-until'] !== undefined && { lockedUntil: options['locked-until'] }),
       ...(options.pin && { pinned: true }),
     });
-    printObject(session, kindOf('snapshots'), made, name, 'created');
-    if (!options.wait) return 0;
     const line = ({ status }: Snapshot) => session.paint(status.state, stateColour(status.state) ?? 'bold');
     const ended = ({ status: { state } }: Snapshot) => (state === 'Ready' ? 0 : state === 'Failed' ? 1 : undefined);
-    const { status, object } = await waitFor(session, collection, made, line, ended, options.timeout);
-    if (object.status.message !== null) session.note(object.status.message);
-    return status;
+    const wait = async () => {
+      const waited = await waitFor(session, collection, made, line, ended, options.timeout);
+      if (waited.object.status.message !== null) session.note(waited.object.status.message);
+      return waited;
+    };
+    const about = { kind: kindOf('snapshots'), owner: name, done: 'created' };
+    return printDone(session, about, made, options.wait ? wait : undefined);
   },
 );
 
@@ -155,8 +156,8 @@ function action(
       const before = await session.client.get<Replication>(`/replications/${target}`);
       const body = { force: options.force };
       const after = await session.client.send<Replication>('POST', `/replications/${target}/actions/${name}`, body);
-      printObject(session, kind, after, '', done);
-      return options.wait ? waitForReplication(session, after, until(before), options.timeout) : 0;
+      const wait = options.wait ? () => waitForReplication(session, after, until(before), options.timeout) : undefined;
+      return printDone(session, { kind, done }, after, wait);
     },
   );
 }
@@ -168,13 +169,12 @@ async function steerRecovery(
 ): Promise<number> {
   const target = nameOperand([(operands[0] ?? '').replace(/^.*\//, '')], 'recovery');
   const after = await session.client.send<Recovery>('POST', `/recoveries/${target}/actions/${name}`, { force });
-  printObject(session, kindOf('recoveries'), after, '', name === 'pause' ? 'pausing' : 'resumed');
-  if (!wait) return 0;
   const line = (object: Recovery) => recoveryLine(object, session.paint);
   const paused = ({ status }: Recovery) => (status.state === 'Paused' ? 0 : untilEnded({ spec: after.spec, status } as Recovery) === undefined ? undefined : 1); // prettier-ignore
   const ended = name === 'pause' ? paused : untilEnded;
-  const { status } = await waitFor(session, '/recoveries', after, line, ended, timeout);
-  return status;
+  const about = { kind: kindOf('recoveries'), done: name === 'pause' ? 'pausing' : 'resumed' };
+  const waiting = () => waitFor(session, '/recoveries', after, line, ended, timeout);
+  return printDone(session, about, after, wait ? waiting : undefined);
 }
 export const pause = action(
   'pause',

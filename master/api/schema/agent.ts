@@ -6,7 +6,7 @@ export const AgentVolume = Type.Object({
   path: Type.String(),
   kind: Type.String(),
   volumeMode: VolumeMode,
-  sizeBytes: Type.Number(),
+  sizeBytes: nullable(Type.Number({ description: 'null: not known, as of a tree that is not looked through' })),
   filesystem: nullable(Type.String()),
   filesystemId: nullable(Type.String()),
   mountPoint: nullable(Type.String()),

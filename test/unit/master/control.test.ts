@@ -304,11 +304,13 @@ t.test('the inventory is sent when it changed and outlives a restart of the mast
   run();
   await until(() => master.volumes('node-a').length === 1);
   t.match(master.volumes('node-a'), [{ path: '/dev/a', filesystem: null, csi: null, reason: null }]);
-  state.volumes = [volume('/dev/a'), { ...volume('/dev/b'), csiDriver: 'd', csiVolume: 'v' }];
+  const tree = { ...volume('/srv'), kind: 'directory', volumeMode: 'Filesystem', sizeBytes: 0 };
+  state.volumes = [volume('/dev/a'), { ...volume('/dev/b'), csiDriver: 'd', csiVolume: 'v' }, tree];
   await until(() => {
     clock.advance(1000);
-    return master.volumes('node-a').length === 2;
+    return master.volumes('node-a').length === 3;
   });
+  t.match(master.volumes('node-a')[2], { volumeMode: 'Filesystem', sizeBytes: null }, 'what a tree holds is not known');
   const restarted = masterControl(options);
   t.match(restarted.volumes('node-a')[1], { csi: { driver: 'd', volumeHandle: 'v' } });
   store.delete('Agent', 'node-a');

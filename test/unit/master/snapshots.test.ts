@@ -2,12 +2,13 @@ import t from 'tap';
 import type { Mirrors } from '../../../master/mirrors.ts';
 import { runSnapshots } from '../../../master/snapshots.ts';
 import type { Point } from '../../../master/replica/horizon.ts';
+import type { VolumeMode } from '../../../proto/wire.ts';
 import { systemClock } from '../../../proto/system.ts';
 import { addReplication, addSnapshot, until, world } from './controllers.ts';
 
 const point = { sequence: 3 } as Point;
 
-async function start(t: Parameters<typeof world>[0], replica: object | undefined) {
+async function start(t: Parameters<typeof world>[0], replica: object | undefined, mode: VolumeMode = 'Block') {
   const made = await world(t);
   const { store } = made;
   const open = { uid: '' };
@@ -16,7 +17,7 @@ async function start(t: Parameters<typeof world>[0], replica: object | undefined
     view: () => ({ sequence: 3 }),
   } as unknown as Mirrors;
   const metrics = { onSnapshot: () => undefined };
-  open.uid = addReplication(store, 'open').metadata.uid;
+  open.uid = addReplication(store, 'open', 'local', mode).metadata.uid;
   addReplication(store, 'shut');
   const run = (): void =>
     made.run(runSnapshots({ store, clock: systemClock, mirrors, events: made.emitter, metrics }, made.signal));
@@ -74,3 +75,20 @@ t.test('snapshots of a replica that never opens keep nobody else waiting', async
   );
   t.equal(store.list('Snapshot').filter(({ status }) => status.state === 'Creating').length, 60);
 });
+
+for (const [mode, sizeBytes] of [
+  ['Block', 7],
+  ['Filesystem', null],
+] as const) {
+  t.test(
+    `of a ${mode} volume the size of a snapshot is ${sizeBytes === null ? 'not known' : 'its bytes'}`,
+    async (t) => {
+      const replica = { newestPoint: point, snapshotPoint: () => point, snapshotBytes: () => 7 };
+      const { store, run } = await start(t, replica, mode);
+      const key = addSnapshot(store, 'open', 'one', 'Creating');
+      run();
+      await until('it is ready', () => store.get('Snapshot', key)?.status.state === 'Ready');
+      t.equal(store.get('Snapshot', key)?.status.sizeBytes, sizeBytes);
+    },
+  );
+}

@@ -70,4 +70,20 @@ t.test('off a terminal a live line is a plain line, printed when it changes', as
   for (const text of ['a', 'a', 'b']) live.show(text);
   live.end();
   t.strictSame(written, ['a\n', 'b\n']);
+  const bars = [0, 3, 9, 10, 11, 99, 100].map((bytesDone) => `copying  ${progressBar({ bytesDone, bytesTotal: 100 })}`);
+  written.length = 0;
+  for (const text of [...bars, 'done']) live.show(text);
+  t.strictSame(
+    written,
+    [bars[0], bars[3], bars[5], bars[6], 'done'].map((text) => `${text}\n`),
+    'each tenth of a bar',
+  );
+});
+
+t.test('on a terminal a live line is as wide as the terminal, colours apart', async (t) => {
+  const written: string[] = [];
+  const write = (text: string) => written.push(text);
+  const live = liveLine({ isTTY: true, columns: 11, write } as unknown as NodeJS.WriteStream);
+  live.show('\x1b[32mRunning\x1b[0m  copying');
+  t.strictSame(written, ['\r\x1b[K\x1b[32mRunning\x1b[0m  c']);
 });

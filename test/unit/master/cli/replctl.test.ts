@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { parse } from 'yaml';
-import { degraded, recovery, replication } from './objects.ts';
+import { degraded, minuteAgo, recovery, replication } from './objects.ts';
 import { json, problem, serve } from './server.ts';
 
 const root = resolve(import.meta.dirname, '../../../..');
@@ -189,8 +189,25 @@ for (const [outcome, expected] of [
     t.match(err, /as it went/);
     t.strictSame(server.asked[0]?.body, { replication: 'orders', type: 'drill', point: { snapshot: 'monday' } });
     t.equal(server.asked[1]?.headers['last-event-id'], '2', 'from the answer on: nothing is missed');
+    const whole = ['recover', 'orders', '--type', 'drill', '--wait', '-o', 'json', '--url', server.url];
+    t.match(JSON.parse((await replctl(whole)).out), { status: { state, outcome } }, 'as it is in the end, once');
   });
 }
+
+t.test('events are told oldest first, as they go on below', async (t) => {
+  const event = (id: number) => ({ id, time: minuteAgo, level: 'INFO', count: 1, code: `Code${id}`, object: null, message: 'm' }); // prettier-ignore
+  const items = [event(2), event(1)];
+  const server = await serve((_, response) => json(response, { items, metadata: { continue: null } }));
+  t.teardown(() => server.close());
+  t.match((await replctl(['get', 'events', '--url', server.url])).out, /Code1[^]*Code2/);
+});
+
+t.test('cleanup says when nothing is left over', async (t) => {
+  const server = await serve((_, response) => json(response, { removed: [], left: [] }));
+  t.teardown(() => server.close());
+  const { status, out, err } = await replctl(['cleanup', '--url', server.url]);
+  t.strictSame([status, out, err], [0, '', 'Nothing is left over.\n']);
+});
 
 t.test('--wait with --timeout ends with status 1 and says that it goes on', async (t) => {
   const server = await serve(({ method }, response) => {
