@@ -145,7 +145,7 @@ t.test('a replication is made, drilled and rolled back in the browser', { skip: 
     spec: { replication: 'shop', type: 'drill', repeat: 'daily', startTime: '2031-01-01T00:00:00Z' },
   });
   await show('#/recoveries');
-  await tab.until('what is planned is listed with its next time', `${says('nightly')} && ${says('1/1/31')}`);
+  await tab.until('what is planned is listed with its next time', `${says('nightly')} && ${says('Jan 1, 2031')}`);
   await show('#/groups');
   await tab.until('the group is listed', says('together'));
   await show('#/groups/together');
