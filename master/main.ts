@@ -345,9 +345,11 @@ async function run(signal: AbortSignal): Promise<void> {
   });
 
   const inCluster =
-    cluster && claims
+    cluster && claims && recovered
       ? cluster.run(
           {
+            recovered,
+            replica: (uid) => running.replica(uid),
             context,
             claims,
             api,

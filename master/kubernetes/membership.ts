@@ -25,6 +25,7 @@ import { eventWriter } from './events.ts';
 import { group } from './kinds.ts';
 import { lead } from './lease.ts';
 import { runOperator } from './operator.ts';
+import { runPopulator, type PopulatorOptions } from './populator.ts';
 import { receiverClass, type ReceiversOptions } from './receivers.ts';
 import { recoveredClaims } from './recovered.ts';
 import { openKubernetesStore, type KubernetesStore } from './store.ts';
@@ -63,6 +64,8 @@ export interface Membership {
       api: RestApi;
       adminToken: string;
       report: (event: EventInput) => void;
+      recovered: RecoveredClaims;
+      replica: PopulatorOptions['replica'];
     },
     signal: AbortSignal,
   ): Promise<void>;
@@ -119,7 +122,7 @@ export async function joinCluster(options: MembershipOptions, signal: AbortSigna
       ),
     recovered: ({ nodeSelector = {}, ...more }) =>
       recoveredClaims({ api, namespace, clock, image, nodeSelector, ...more }),
-    async run({ context, claims, api: rest, adminToken, report }, until) {
+    async run({ context, claims, api: rest, adminToken, report, recovered, replica }, until) {
       await labelPod('leader').catch((error: unknown) => log(`the pod cannot be labelled: ${messageOf(error)}`));
       const operator = runOperator(
         {
@@ -133,7 +136,10 @@ export async function joinCluster(options: MembershipOptions, signal: AbortSigna
         until,
       );
       const create: Create = (body) => rest.call('POST', '/api/v1/replications', adminToken, body);
-      await Promise.all([operator, events.run(until), revoke(store, context.engine, until), claims.run(create, until)]);
+      await Promise.all([
+        ...[operator, events.run(until), revoke(store, context.engine, until), claims.run(create, until)],
+        runPopulator({ api, namespace, clock, store, recovered, replica, report }, until),
+      ]);
     },
     async leave() {
       await labelPod(null).catch(() => undefined);

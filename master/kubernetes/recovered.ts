@@ -150,8 +150,9 @@ export function recoveredClaims(options: RecoveredOptions): RecoveredClaims {
     if (labels[recoveryLabel] !== owner.owner || (owner.uid !== undefined && owner.uid !== uid)) return false;
     await stop(uid);
     const { volumeName = '' } = found.spec;
+    const volume = volumeName === '' ? undefined : await get<BoundVolume>(`${core}/persistentvolumes/${volumeName}`);
     // It was made for this copy alone; a class that retains volumes is meant for those that somebody still wants.
-    if (volumeName !== '')
+    if (volume?.spec.claimRef?.uid === uid)
       await absent(() =>
         api.request('PATCH', `${core}/persistentvolumes/${volumeName}`, {
           spec: { persistentVolumeReclaimPolicy: 'Delete' },
@@ -181,7 +182,10 @@ export function recoveredClaims(options: RecoveredOptions): RecoveredClaims {
       const { claim, owner, replicaUid, volumeMode } = job;
       try {
         const sizeBytes = await (await replica()).measure(point);
-        const made = await make(job, recoveredBytes(volumeMode, sizeBytes, await sourceBytes(replicaUid)));
+        const needed = recoveredBytes(volumeMode, sizeBytes, await sourceBytes(replicaUid));
+        if (volumeMode === 'Block' && (job.bytes ?? needed) < sizeBytes)
+          throw new ReplicationError('TargetFull', `it asks for ${job.bytes} bytes and the point has ${sizeBytes}`);
+        const made = await make(job, job.bytes ?? needed);
         const { uid } = made.metadata;
         try {
           await start(job, made);
@@ -201,6 +205,9 @@ export function recoveredClaims(options: RecoveredOptions): RecoveredClaims {
   };
 }
 
+interface BoundVolume {
+  spec: { claimRef?: { uid?: string } };
+}
 type Progressing = Pick<FillOptions, 'signal' | 'progress'>;
 
 function existsText({ namespace, name }: ClaimName): string {

@@ -17,6 +17,8 @@ export interface RecoveredSpec {
   storageClassName?: string | undefined;
   accessMode: string;
   volumeMode: VolumeMode;
+  /** As a scheduler says it; absent: that does. */
+  selectedNode?: string | undefined;
 }
 
 /** Of the program beside the claim with that uid. */
@@ -44,11 +46,13 @@ function metadataOf(name: string, { owner, ownerName, replication }: RecoveredSp
 }
 
 export function recoveredClaimOf(spec: RecoveredSpec, bytes: number): object {
-  const { claim, storageClassName, accessMode, volumeMode } = spec;
+  const { claim, storageClassName, accessMode, volumeMode, selectedNode } = spec;
+  const { annotations, ...metadata } = metadataOf(claim.name, spec, false);
+  const node = selectedNode === undefined ? {} : { 'volume.kubernetes.io/selected-node': selectedNode };
   return {
     apiVersion: 'v1',
     kind: 'PersistentVolumeClaim',
-    metadata: { ...metadataOf(claim.name, spec, false), namespace: claim.namespace },
+    metadata: { ...metadata, annotations: { ...annotations, ...node }, namespace: claim.namespace },
     spec: {
       accessModes: [accessMode],
       volumeMode,

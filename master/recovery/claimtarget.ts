@@ -25,6 +25,10 @@ export interface ClaimJob {
   storageClassName?: string | undefined;
   accessMode: string;
   volumeMode: VolumeMode;
+  /** Absent: what the point needs. */
+  bytes?: number | undefined;
+  /** Where its volume is to be; absent: the cluster chooses. */
+  selectedNode?: string | undefined;
 }
 
 /** Whose claim it must be; with `uid` this one and no other of its name. */

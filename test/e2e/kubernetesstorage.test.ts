@@ -157,6 +157,43 @@ t.test('replicas on claims', { skip: skipKubernetes || missingForLoop('ext4') },
     await world.normal('files', Date.now());
   });
 
+  await t.test('a new claim that names a replication waits for its pod, and has its newest point', async (t) => {
+    const asked = [
+      ['new-files', 'files', 'Filesystem'],
+      ['new-orders', 'orders', 'Block'],
+    ] as const;
+    for (const [name, of, volumeMode] of asked) {
+      const spec = {
+        ...{ accessModes: ['ReadWriteOnce'], volumeMode, storageClassName: 'tests' },
+        resources: { requests: { storage: '64Mi' } },
+        dataSourceRef: { apiGroup: group, kind: 'ReplicationInfo', name: of },
+      };
+      const object = { apiVersion: 'v1', kind: 'PersistentVolumeClaim', metadata: { name, namespace }, spec };
+      cluster.kubectl(['apply', '-f', '-'], JSON.stringify(object));
+    }
+    for (const [claim, , volumeMode] of asked) {
+      const uid = String(cluster.read('pvc', claim).metadata['uid']);
+      t.notMatch(
+        names('pvc'),
+        `prime-${uid}`,
+        'nobody has said on which node: the second one waits while the first is filled',
+      );
+      // As a scheduler does when a pod wants it.
+      cluster.kubectl(['annotate', 'pvc', claim, 'volume.kubernetes.io/selected-node=store-1']);
+      await until(() => cluster.read('pvc', claim).status?.['phase'] === 'Bound');
+      await until(() => !names('pvc').includes('prime-') && !/fill-/.test(names('pod') + names('secret')));
+      const { volumeName } = cluster.read('pvc', claim).spec as { volumeName: string };
+      const volume = cluster.kubectl(['get', 'pv', volumeName, '-o', 'json']);
+      t.match(JSON.parse(volume), {
+        spec: { persistentVolumeReclaimPolicy: 'Retain', claimRef: { name: claim, uid } },
+      });
+      const filled = store.mountOf(`prime-${uid}`);
+      if (volumeMode === 'Block') t.ok(isImage(filled));
+      else t.equal(sameTree(tree, filled), '');
+      cluster.kubectl(['delete', 'pvc', claim, '--wait=false']);
+    }
+  });
+
   await t.test('what cannot be recovered to is refused, and touches nothing', async (t) => {
     const drill = (target: object): Promise<unknown> =>
       world.client.send('POST', '/recoveries', { replication: 'orders', type: 'drill', target });
