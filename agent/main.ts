@@ -53,7 +53,7 @@ const { options } = parseArguments(
       allow: repeated('PATH', 'directory, image or device that may be read, with all below', parseText),
       'allow-write': repeated(
         'PATH',
-        'image or device, with all below, that a recovery may write over (none unless named)',
+        'image, device or directory, with all below, that a recovery may write over (none unless named)',
         parseText,
       ),
       kubelet: withDefault('DIR', '/var/lib/kubelet', "the kubelet's folder, whose CSI volumes may be read", parseText),

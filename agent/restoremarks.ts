@@ -8,6 +8,7 @@
  */
 import { createHash } from 'node:crypto';
 import { mkdir, readFile, rm } from 'node:fs/promises';
+import { removeIndex } from '../master/replica/indexdatabase.ts';
 import { writeDurably } from '../proto/durable.ts';
 import { ReplicationError, systemErrorCode } from '../proto/errors.ts';
 import type { Restore } from '../proto/wire.ts';
@@ -32,14 +33,21 @@ export interface RestoreMarks {
   begin(path: string, restore: Restore): Promise<void>;
   written(path: string, restore: Restore, sequence: number, digest: Buffer): Promise<void>;
   forget(path: string): Promise<void>;
+  /** Where what is known of a folder in the making may lie; goes with the mark. */
+  indexOf(path: string): string;
   /** Why it is no volume to be read now; undefined: it may be. */
   halfWritten(path: string): Promise<string | undefined>;
 }
+
+/** Beside the index of what a folder holds: of what it is to hold. */
+export const wantedOf = (indexPath: string): string => `${indexPath}.wanted`;
 
 export function restoreMarks(dataDir: string): RestoreMarks {
   const folder = `${dataDir}/restores`;
   const fileOf = (path: string): string =>
     `${folder}/${createHash('sha256').update(path).digest('hex').slice(0, 32)}.json`;
+
+  const indexOf = (path: string): string => fileOf(path).replace(/json$/, 'db');
 
   async function of(path: string): Promise<RestoreMark | undefined> {
     try {
@@ -72,7 +80,10 @@ export function restoreMarks(dataDir: string): RestoreMarks {
         ...{ path, state: 'written', uid, name, replicaUid, fencingGeneration },
         ...{ digest: digest.toString('hex'), sequence },
       }),
+    indexOf,
     async forget(path) {
+      await removeIndex(indexOf(path));
+      await removeIndex(wantedOf(indexOf(path)));
       await rm(fileOf(path), { force: true });
     },
     async halfWritten(path) {

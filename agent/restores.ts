@@ -8,6 +8,7 @@
  * Failure: a broken line is dialled again, and what is there already is not sent again; a refusal goes to the master, with what
  * to do, and is asked again by it.
  */
+import { promises as fs } from 'node:fs';
 import type { Logger } from 'pino';
 import type { Allow } from '../proto/allow.ts';
 import { backoff } from '../proto/backoff.ts';
@@ -20,8 +21,11 @@ import type { Stream } from '../proto/stream.ts';
 import { protocolVersion, type Commit, type MirrorReply, type MirrorRequest, type Restore } from '../proto/wire.ts';
 import { readHashes } from './comparison.ts';
 import type { BlockDevice } from './device.ts';
+import { isWithin } from './mounts.ts';
 import type { OwnReading } from './ownreading.ts';
 import type { RestoreMarks } from './restoremarks.ts';
+import { receiveTree } from './treerestore.ts';
+import { TreeWriter } from './treewriter.ts';
 import { openWriter, type VolumeWriter } from './volumewriter.ts';
 
 export interface RestoresOptions {
@@ -167,11 +171,18 @@ async function write(
   signal: AbortSignal,
 ): Promise<void> {
   const path = await options.allow.mayWriteVolume(restore.path);
-  if ((await options.sources()).includes(path))
+  const isTree = (await fs.stat(path)).isDirectory();
+  if (isTree !== (restore.volumeMode === 'Filesystem'))
+    throw new ReplicationError('TargetRefused', `${path} ${isTree ? 'is' : 'is not'} a directory`);
+  const source = (await options.sources()).find((one) =>
+    isTree ? isWithin(one, path) || isWithin(path, one) : one === path,
+  );
+  if (source !== undefined)
     throw new ReplicationError(
       'SourceInUse',
-      `${path} is mirrored from here; promote or delete that replication first`,
+      `${source} is mirrored from here; promote or delete that replication first`,
     );
+  if (isTree) return writeFolder(options, restore, path, call, signal);
   const volume = await options.reading.letGo(path, () =>
     openWriter(path, restore.sizeBytes, () => options.marks.begin(path, restore)),
   );
@@ -197,6 +208,37 @@ async function write(
     }
   } finally {
     await volume.close();
+  }
+}
+
+async function writeFolder(
+  options: RestoresOptions,
+  restore: Restore,
+  path: string,
+  call: RestoreCall,
+  signal: AbortSignal,
+): Promise<void> {
+  const { marks, reading, clock } = options;
+  const before = await marks.of(path);
+  const folder = await reading.letGo(path, () =>
+    TreeWriter.open({
+      real: path,
+      slots: restore.sizeBytes,
+      indexPath: marks.indexOf(path),
+      goesOn: before?.state === 'writing' && before.uid === restore.uid,
+      begin: () => marks.begin(path, restore),
+    }),
+  );
+  let isDone = false;
+  try {
+    await welcome(call, restore.sizeBytes);
+    const settled = async (commit: Commit, digest: Buffer): Promise<void> => {
+      await settle(options, restore, path, commit, digest);
+      isDone = commit.digest?.equals(digest) === true;
+    };
+    await receiveTree(clock, folder, call, settled, signal);
+  } finally {
+    await folder.close(isDone);
   }
 }
 

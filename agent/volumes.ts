@@ -15,6 +15,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Allow } from '../proto/allow.ts';
 import { messageOf } from '../proto/errors.ts';
 import type { Volume } from '../proto/wire.ts';
+import { folderInUse } from './folderuse.ts';
 import { readBlockDevices, readMounts, wholeFilesystem, type BlockDevice, type Mount } from './mounts.ts';
 import type { OwnReading } from './ownreading.ts';
 import { isNetworkFilesystem, sourceFacts } from './source-facts.ts';
@@ -96,12 +97,15 @@ export async function describeWritable(
   allow: Pick<Allow, 'mayWriteVolume'>,
   reading: OwnReading,
 ): Promise<Volume> {
-  const volume = { ...blank, path, volumeMode: 'Block', write: true };
+  let volume = { ...blank, path, volumeMode: 'Block', write: true };
   try {
     const real = await allow.mayWriteVolume(path);
-    const why = await reading.letGo(real, () => inUse(real));
+    const isTree = (await fs.stat(real)).isDirectory();
+    const volumeMode = isTree ? 'Filesystem' : 'Block';
+    volume = { ...volume, volumeMode };
+    const why = await reading.letGo(real, () => (isTree ? folderInUse(real) : inUse(real)));
     if (why !== undefined) return { ...volume, reason: why };
-    const { kind, sizeBytes, filesystem, filesystemId } = await sourceFacts(real, 'Block');
+    const { kind, sizeBytes, filesystem, filesystemId } = await sourceFacts(real, volumeMode);
     return { ...volume, kind: kind === 'device' ? 'disk' : kind, sizeBytes, filesystem, filesystemId, eligible: true };
   } catch (error) {
     return { ...volume, reason: messageOf(error) };

@@ -11,12 +11,21 @@ import { granuleBytes, granuleCount, granuleLength, hashBytes, isZeroHash } from
 import type { Pace } from '../proto/pace.ts';
 import { packPayload, type CompressionChoice } from '../proto/payload.ts';
 import type { Stream } from '../proto/stream.ts';
-import { maxDataBytes, protocolVersion, type MirrorReply, type MirrorRequest, type Run } from '../proto/wire.ts';
+import {
+  maxDataBytes,
+  protocolVersion,
+  type MirrorReply,
+  type MirrorRequest,
+  type Run,
+  type VolumeMode,
+} from '../proto/wire.ts';
 
 export type RestoreCall = Stream<MirrorRequest, MirrorReply>;
 
 /** A point's content; granules of zeros are holes and are not read. */
 export interface Content {
+  /** Of a tree: the slot of the file. */
+  object?: number;
   sizeBytes: number;
   hashes(first: number, count: number): Buffer;
   read(buffer: Buffer, position: number): Promise<void>;
@@ -34,6 +43,8 @@ export interface OfferOptions {
 
 /** 64 MiB of volume: an answer comes soon enough for progress, and costs nothing beside it. */
 const offerGranules = 1024;
+/** As agents have it: small files fill a message by number before they do by size. */
+const maxRuns = 256;
 /** A volume that is not right after so many rounds is written by somebody else. */
 const rounds = 3;
 
@@ -50,10 +61,7 @@ export async function sendPoint(
   for (let round = 0; round < rounds; round++) {
     for await (const { first, bitmap } of talk.offer(content, options))
       sentBytes += await talk.send(content, first, bitmap, options);
-    await talk.message({ verify: {} });
-    await talk.answer('verifyReady', ({ verifyProgress }) => {
-      if (verifyProgress) options.progress('verifying', verifyProgress.bytesDone, verifyProgress.bytesTotal);
-    });
+    await talk.verified(options.progress);
     await talk.message({ commit: { ...blankCommit, ...point, sizeBytes: content.sizeBytes } });
     const { digest } = await talk.answer('committed');
     if (digest.equals(point.digest)) {
@@ -98,12 +106,12 @@ export async function comparePoint(
   return found;
 }
 
-const blankCommit = {
+export const blankCommit = {
   ...{ point: true, sourceUs: 0, consistency: '', verified: true, mismatchedGranules: 0 },
   ...{ startedUs: 0, sentBytes: 0, groupCut: '' },
 };
 
-class Talk {
+export class Talk {
   readonly #call: RestoreCall;
   #number = 0;
 
@@ -126,15 +134,39 @@ class Talk {
       const { refusal, [kind]: wanted } = next.value;
       if (refusal) throw new ReplicationError(codeOf(refusal.code), refusal.message);
       if (wanted !== undefined) return wanted;
-      if (!next.value.verifyProgress) throw new ReplicationError('BadMessage', `MirrorReply.${kind} was to come`);
+      if (!next.value.verifyProgress && !(kind === 'manifestEnd' && next.value.nodes))
+        throw new ReplicationError('BadMessage', `MirrorReply.${kind} was to come`);
       meanwhile(next.value);
     }
   }
 
-  async greet(sizeBytes: number, { uid, generation }: Pick<OfferOptions, 'uid' | 'generation'>): Promise<void> {
-    const hello = { replicationUid: uid, fencingGeneration: generation, volumeMode: 'Block', sizeBytes };
+  async greet(
+    sizeBytes: number,
+    { uid, generation }: Pick<OfferOptions, 'uid' | 'generation'>,
+    volumeMode: VolumeMode = 'Block',
+  ): Promise<void> {
+    const hello = { replicationUid: uid, fencingGeneration: generation, volumeMode, sizeBytes };
     await this.message({ hello: { protocol: protocolVersion, ...hello, sourceId: '', force: false } });
     await this.answer('welcome');
+  }
+
+  /** The agent has read all of it again. */
+  async verified(progress: OfferOptions['progress']): Promise<void> {
+    await this.message({ verify: {} });
+    await this.answer('verifyReady', ({ verifyProgress }) => {
+      if (verifyProgress) progress('verifying', verifyProgress.bytesDone, verifyProgress.bytesTotal);
+    });
+  }
+
+  /** Of a tree: the slots of files whose content the folder lacks. */
+  async lacking(progress: (done: number, total: number) => void): Promise<number[]> {
+    await this.message({ manifest: {} });
+    const slots: number[] = [];
+    await this.answer('manifestEnd', ({ nodes, verifyProgress }) => {
+      for (const { slot } of nodes?.nodes ?? []) slots.push(slot);
+      if (verifyProgress) progress(verifyProgress.bytesDone, verifyProgress.bytesTotal);
+    });
+    return slots;
   }
 
   /** All of it; what is lacking, part by part. */
@@ -149,7 +181,7 @@ class Talk {
       while (first < count && open.length < 2) {
         const hashes = content.hashes(first, Math.min(offerGranules, count - first));
         open.push({ number: this.#number + 1, first });
-        await this.message({ offer: { object: 0, first, hashes } });
+        await this.message({ offer: { object: content.object ?? 0, first, hashes } });
         first += hashes.length / hashBytes;
       }
       const [oldest] = open.splice(0, 1);
@@ -162,50 +194,71 @@ class Talk {
   }
 
   /** The granules whose bits are set. Answers payload bytes. */
-  async send(
-    content: Content,
-    first: number,
-    bitmap: Buffer,
-    { compression, pace, signal, progress }: OfferOptions,
-  ): Promise<number> {
-    let sentBytes = 0;
-    let parts: { runs: Run[]; hashes: Buffer[]; bytes: Buffer[]; length: number } | undefined;
-    const flush = async (): Promise<void> => {
-      if (!parts) return;
-      const raw = Buffer.concat(parts.bytes);
-      const packed = await packPayload(raw, compression, pace.perSecond);
-      await pace.take(packed.payload.length, signal);
-      sentBytes += packed.payload.length;
-      progress('comparing and sending', (parts.runs.at(-1)?.first ?? 0) * granuleBytes, content.sizeBytes);
-      await this.message({
-        data: { runs: parts.runs, hashes: Buffer.concat(parts.hashes), rawBytes: raw.length, ...packed },
-      });
-      parts = undefined;
-    };
+  async send(content: Content, first: number, bitmap: Buffer, options: OfferOptions): Promise<number> {
+    const outbox = new Outbox(this, options);
     for (const granule of bitsOf(bitmap, first)) {
-      const length = granuleLength(granule, content.sizeBytes);
-      if (length === 0) throw new ReplicationError('BadMessage', 'Want.bitmap: beyond the end of the volume');
-      const hash = content.hashes(granule, 1);
-      const zero = isZeroHash(hash);
-      if (parts && !zero && parts.length + length > maxDataBytes) await flush();
-      parts ??= { runs: [], hashes: [], bytes: [], length: 0 };
-      const last = parts.runs.at(-1);
-      if (last?.zero === zero && last.first + last.count === granule) Object.assign(last, { count: last.count + 1 });
-      else parts.runs.push({ object: 0, first: granule, count: 1, zero, tailBytes: length });
-      Object.assign(parts.runs.at(-1) ?? {}, { tailBytes: length });
-      if (zero) continue;
-      const bytes = Buffer.allocUnsafe(length);
-      await content.read(bytes, granule * granuleBytes);
-      parts.hashes.push(hash);
-      parts.bytes.push(bytes);
-      parts.length += length;
+      const last = await outbox.add(content, granule);
+      options.progress('comparing and sending', last * granuleBytes, content.sizeBytes);
     }
-    await flush();
-    return sentBytes;
+    return outbox.flush();
   }
 }
 
-function* bitsOf(bitmap: Buffer, first: number): Generator<number> {
+/** A file's granules share a message with those of others as long as they fit. */
+export class Outbox {
+  readonly #talk: Talk;
+  readonly #options: OfferOptions;
+  #runs: Run[] = [];
+  #hashes: Buffer[] = [];
+  #bytes: Buffer[] = [];
+  #length = 0;
+  #sentBytes = 0;
+
+  constructor(talk: Talk, options: OfferOptions) {
+    this.#talk = talk;
+    this.#options = options;
+  }
+
+  /** Answers the granule. */
+  async add(content: Content, granule: number): Promise<number> {
+    const { sizeBytes, object = 0 } = content;
+    const length = granuleLength(granule, sizeBytes);
+    if (length === 0) throw new ReplicationError('BadMessage', 'Want.bitmap: beyond the end of the volume');
+    const hash = content.hashes(granule, 1);
+    const zero = isZeroHash(hash);
+    if (!zero && this.#length + length > maxDataBytes) await this.flush();
+    const last = this.#runs.at(-1);
+    const isNext = last?.object === object && last.zero === zero && last.first + last.count === granule;
+    if (isNext) Object.assign(last, { count: last.count + 1, tailBytes: length });
+    else {
+      if (this.#runs.length >= maxRuns) await this.flush();
+      this.#runs.push({ object, first: granule, count: 1, zero, tailBytes: length });
+    }
+    if (zero) return granule;
+    const bytes = Buffer.allocUnsafe(length);
+    await content.read(bytes, granule * granuleBytes);
+    this.#hashes.push(hash);
+    this.#bytes.push(bytes);
+    this.#length += length;
+    return granule;
+  }
+
+  /** Answers payload bytes that were sent so far. */
+  async flush(): Promise<number> {
+    if (this.#runs.length === 0) return this.#sentBytes;
+    const { compression, pace, signal } = this.#options;
+    const raw = Buffer.concat(this.#bytes);
+    const packed = await packPayload(raw, compression, pace.perSecond);
+    await pace.take(packed.payload.length, signal);
+    this.#sentBytes += packed.payload.length;
+    const data = { runs: this.#runs, hashes: Buffer.concat(this.#hashes), rawBytes: raw.length, ...packed };
+    await this.#talk.message({ data });
+    [this.#runs, this.#hashes, this.#bytes, this.#length] = [[], [], [], 0];
+    return this.#sentBytes;
+  }
+}
+
+export function* bitsOf(bitmap: Buffer, first: number): Generator<number> {
   for (const [at, byte] of bitmap.entries())
     for (let bit = 0; bit < 8; bit++) if ((byte & (1 << bit)) !== 0) yield first + at * 8 + bit;
 }

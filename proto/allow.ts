@@ -16,7 +16,7 @@ import { messageOf, ReplicationError, systemErrorCode } from './errors.ts';
 export interface AllowRules {
   /** Paths of directories, images and block devices; with what lies below. */
   allow: readonly string[];
-  /** Block devices and images, with what lies below directories, that a recovery may write; on agents. Default none. */
+  /** Block devices, images and directories, with what lies below, that a recovery may write; on agents. Default none. */
   allowWrite?: readonly string[];
   /** Where this program keeps its data. */
   own: readonly string[];
@@ -95,9 +95,11 @@ export function allowList(rules: AllowRules): Allow {
       throw new Error(
         `${shown(path, real)} may not be written: start the agent of its node with --allow-write ${real} if that is meant`,
       );
-    if (!exists) throw new Error(`${path} does not exist; make the device or image first, of the volume's size`);
-    if (!block && !(await fs.stat(real)).isFile())
-      throw new Error(`${path} is neither a block device nor an image file`);
+    if (!exists)
+      throw new Error(`${path} does not exist; make the device, image (of the volume's size) or directory first`);
+    const stat = await fs.stat(real);
+    if (!block && !stat.isFile() && !stat.isDirectory())
+      throw new Error(`${path} is neither a block device nor an image file nor a directory`);
     return real;
   }
 

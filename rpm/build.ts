@@ -2,7 +2,7 @@
  * `rpm/build [--out DIR] [--arch x86_64|aarch64]`: makes cdmr_agent-<version>-<release>.<arch>.rpm of this working tree, with the runtime inside.
  *
  * Guarantees: holds what `agent/` and `proto/` import, found by reading their imports, and what those packages depend on, from
- * the node_modules that the lock file made; nothing else, so not the master. The same tree gives the same bytes: file times are
+ * the node_modules that the lock file made; nothing else, so of the master only the code of replicas by which agents write folders. The same tree gives the same bytes: file times are
  * those of the newest commit (or SOURCE_DATE_EPOCH), the host's name is left out. For the machine's own architecture
  * nothing is fetched; for the other one npm installs its native parts, by the same lock file, into a temporary folder. Fails
  * with what is missing: rpmbuild, node_modules.
@@ -53,13 +53,20 @@ function packageOf(specifier: string): string {
   return specifier.split('/', specifier.startsWith('@') ? 2 : 1).join('/');
 }
 
-function imported(): Set<string> {
-  const names = new Set<string>();
-  for (const file of globSync('{agent,proto}/**/*.ts', { cwd: root })) {
-    for (const [, from = ''] of readFileSync(join(root, file), 'utf8').matchAll(/(?:from|import\() ?'([^']+)'/g))
-      if (!from.startsWith('.') && !from.startsWith('node:')) names.add(packageOf(from));
+/** Packages, and files of this tree elsewhere, that agent/ and proto/ import, and those files in turn. */
+function imported(): { packages: Set<string>; files: string[] } {
+  const packages = new Set<string>();
+  const files = globSync('{agent,proto}/**/*.ts', { cwd: root });
+  for (const file of files) {
+    const text = readFileSync(join(root, file), 'utf8');
+    for (const [, from = ''] of text.matchAll(/(?:from |import\(|new URL\()'([^']+)'/g)) {
+      const other = join(dirname(file), from);
+      if (from.startsWith('.')) {
+        if (!files.includes(other) && existsSync(join(root, other))) files.push(other);
+      } else if (!from.startsWith('node:')) packages.add(packageOf(from));
+    }
   }
-  return names;
+  return { packages, files: files.filter((file) => !/^(agent|proto)\//.test(file)) };
 }
 
 interface Manifest {
@@ -98,7 +105,9 @@ function stage(folder: string, tree: string): void {
       filter: (path) => basename(path) !== 'node_modules' && !unneeded.test(path),
     });
   for (const part of ['agent', 'proto', 'LICENSE', 'package.json']) copy(part, `app/${part}`);
-  const paths = closure(imported(), tree);
+  const { packages, files } = imported();
+  for (const file of files) copy(file, `app/${file}`);
+  const paths = closure(packages, tree);
   for (const path of paths) copy(path, `app/${path}`, tree);
   const runtime = `node-linux-${cpu}`;
   const kept = paths.filter((path) => existsSync(join(folder, 'app', path)));

@@ -82,7 +82,7 @@ async function readOther(tree: Tree, path: Buffer, key: Key): Promise<Inode | un
     const stat = await lstat(path);
     if (!isSame(keyOf(tree, stat), key)) return undefined;
     const target = key.type === nodeTypes.symlink ? await readlink(path, { encoding: 'buffer' }) : empty;
-    const xattrs = await attributes(await llistxattr(path), (name) => lgetxattr(path, name));
+    const xattrs = await readXattrsAt(path);
     const after = await lstat(path);
     if (isSame(keyOf(tree, after), key) && after.ctimeNs === stat.ctimeNs)
       return { stat, fd: undefined, target, xattrs };
@@ -93,6 +93,11 @@ async function readOther(tree: Tree, path: Buffer, key: Key): Promise<Inode | un
 /** Attributes of an open file or directory. */
 export async function readXattrs(fd: number): Promise<Xattr[]> {
   return attributes(await flistxattr(fd), (name) => fgetxattr(fd, name));
+}
+
+/** Of whatever has the path, no link followed. */
+export async function readXattrsAt(path: Buffer): Promise<Xattr[]> {
+  return attributes(await llistxattr(path), (name) => lgetxattr(path, name));
 }
 
 async function attributes(names: Buffer[], get: (name: Buffer) => Promise<Buffer | undefined>): Promise<Xattr[]> {

@@ -8,6 +8,7 @@ import { apiVersion, demoted } from '../resources.ts';
 import { startOrder, volumesOf, type Member } from '../groups.ts';
 import { actions, ask, hasEnded, type Action } from '../recovery/machine.ts';
 import { goesToClaim } from '../recovery/claimtarget.ts';
+import { otherMode } from '../recovery/writeback.ts';
 import { pathInGroup } from '../recovery/copy.ts';
 import type { Fork, Recovery, RecoverySpec, RecoveryType, Replication, Snapshot } from '../resources.ts';
 import { snapshotKey, type Draft, type Store } from '../store.ts';
@@ -227,8 +228,11 @@ async function mayWriteVolume(
   const path = target?.path ?? '';
   if (group !== undefined)
     throw invalid([{ path: 'target.agent', message: 'is for one replication; recover the members one by one' }]);
-  if (spec.source.volumeMode !== 'Block')
-    throw invalid([{ path: 'target.agent', message: `is for block volumes; ${metadata.name} is a Filesystem` }]);
+  const { volumeMode, include, exclude } = spec.source;
+  if ([...(include ?? []), ...(exclude ?? [])].length > 0) {
+    const message = `would remove what spec.source.include and exclude of ${metadata.name} leave out; recover to a new path`;
+    throw invalid([{ path: 'target.agent', message }]);
+  }
   if (store.get('Agent', agent) === undefined)
     throw invalid([{ path: 'target.agent', message: 'must name an agent that has joined' }]);
   const source = store.list('Replication').find(({ spec }) => spec.source.agent === agent && spec.source.path === path);
@@ -237,6 +241,8 @@ async function mayWriteVolume(
       { path: 'target.path', message: `is the source of replication ${source.metadata.name}; name another volume` },
     ]);
   const volume = await engine.look?.(agent, path, true);
+  if (volume?.eligible === true && volume.volumeMode !== volumeMode)
+    throw invalid([{ path: 'target.path', message: otherMode(agent, path, volumeMode) }]);
   if (volume?.eligible === true) return notForked(metadata.name, requests.fork, agent, path);
   const silent = `agent ${agent} does not answer; start it, or upgrade it if it is older than this master`;
   throw invalid([{ path: 'target.path', message: volume ? (volume.reason ?? 'may not be written') : silent }]);

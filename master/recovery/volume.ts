@@ -226,10 +226,10 @@ export function volumeEffects(options: VolumesOptions): Effects {
 
     async fence(recovery, index, signal) {
       const { uid } = recovery.metadata;
-      const { metadata, requests } = replicationOf(recovery, index);
+      const { metadata, requests, spec: own } = replicationOf(recovery, index);
       const volume = volumeOf(recovery.spec);
       // The source is not stopped for what cannot be done.
-      if (volume && requests.fencedBy !== uid) await mustBeWritable(options, volume);
+      if (volume && requests.fencedBy !== uid) await mustBeWritable(options, volume, own.source.volumeMode);
       const { status } = store.update('Replication', metadata.name, ({ spec, status, requests }) => {
         if (requests.fencedBy === uid) return;
         if (requests.fencedBy !== undefined && requests.fencedBy !== demoted)
@@ -333,7 +333,8 @@ export function volumeEffects(options: VolumesOptions): Effects {
           await writeBack(options, recovery, replication, point, path, signal, progress);
         }
         store.putRecord(copiesTable, key, await identityOf(path));
-        if (isKept && !isDrill) await keepFork(store, forks, keptAt, recovery, replication, point.sequence);
+        if (isKept && !isDrill && spec.source.volumeMode === 'Block')
+          await keepFork(store, forks, keptAt, recovery, replication, point.sequence);
         if (volume) await removeMade(recovery, path);
         // Its agent has read it whole.
         return await finish(made.verified || volume !== undefined, made.withheld);

@@ -13,6 +13,10 @@ import { sendPoint, type Content } from '../offering.ts';
 import { BlockIndex } from '../replica/blockindex.ts';
 import type { Point } from '../replica/horizon.ts';
 import { removeIndex } from '../replica/indexdatabase.ts';
+import { TreeIndex } from '../replica/treeindex.ts';
+import type { VolumeMode } from '../../proto/wire.ts';
+import { sendTree } from '../treeoffering.ts';
+import { removeCopy } from './copy.ts';
 import type { AgentVolume, Recovery, Replication } from '../resources.ts';
 import type { Restores } from '../restores.ts';
 import { replicaUid } from '../mirrorstate.ts';
@@ -31,7 +35,7 @@ export function volumeOf({ target }: Recovery['spec']): { agent: string; path: s
 export const stagedIndex = (staged: string): string => `${staged}.index`;
 
 export async function removeStaged(staged: string): Promise<void> {
-  await fs.rm(staged, { force: true });
+  await removeCopy(staged);
   await removeIndex(stagedIndex(staged));
 }
 
@@ -39,6 +43,7 @@ export async function removeStaged(staged: string): Promise<void> {
 export async function mustBeWritable(
   { look }: Pick<WriteBackOptions, 'look'>,
   { agent, path }: { agent: string; path: string },
+  volumeMode: VolumeMode,
 ): Promise<void> {
   const volume = await look(agent, path, true);
   if (!volume)
@@ -48,6 +53,11 @@ export async function mustBeWritable(
     );
   if (!volume.eligible)
     throw new ReplicationError('TargetRefused', `${agent}: ${volume.reason ?? `${path} is refused`}`);
+  if (volume.volumeMode !== volumeMode) throw new ReplicationError('TargetRefused', otherMode(agent, path, volumeMode));
+}
+
+export function otherMode(agent: string, path: string, volumeMode: VolumeMode): string {
+  return `${agent}:${path} is ${volumeMode === 'Block' ? 'a directory, and the volume is a block volume' : 'no directory, and the volume is a file volume'}`;
 }
 
 /** From the staged copy into the volume. */
@@ -63,7 +73,8 @@ export async function writeBack(
   const volume = volumeOf(recovery.spec);
   if (!volume) return;
   const { spec, metadata, status } = replication;
-  const index = new BlockIndex(stagedIndex(staged));
+  const index =
+    spec.source.volumeMode === 'Block' ? new BlockIndex(stagedIndex(staged)) : new TreeIndex(stagedIndex(staged));
   const { sizeBytes } = index;
   const restore = {
     uid: `${recovery.metadata.uid}/${metadata.name}`,
@@ -75,7 +86,20 @@ export async function writeBack(
     sizeBytes,
     compare: false,
   };
+  const pace = new Pace(clock, spec.bandwidthBytesPerSecond);
+  const { uid, fencingGeneration: generation } = restore;
+  const options = { uid, generation, compression: spec.compression, pace, progress };
+  progress(`waiting for agent ${volume.agent}`, 0, index instanceof TreeIndex ? index.contentBytes : sizeBytes);
   try {
+    if (index instanceof TreeIndex) {
+      const tree = { index, path: staged };
+      return await restores.run(
+        volume.agent,
+        restore,
+        async (call, line) => void (await sendTree(call, tree, point, { ...options, signal: line })),
+        signal,
+      );
+    }
     await using image = await fs.open(staged, 'r');
     const content: Content = {
       sizeBytes,
@@ -85,15 +109,6 @@ export async function writeBack(
         if (bytesRead < buffer.length)
           throw new ReplicationError('ReplicaDamaged', `${staged} is short at ${position + bytesRead}`);
       },
-    };
-    progress(`waiting for agent ${volume.agent}`, 0, sizeBytes);
-    const pace = new Pace(clock, spec.bandwidthBytesPerSecond);
-    const options = {
-      uid: restore.uid,
-      generation: restore.fencingGeneration,
-      compression: spec.compression,
-      pace,
-      progress,
     };
     // Awaited here: else the image is closed under it.
     return await restores.run(

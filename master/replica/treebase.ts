@@ -27,6 +27,7 @@ import { TreeFiles } from './treefiles.ts';
 import { TreeIndex } from './treeindex.ts';
 import { workPhases } from './treelog.ts';
 import {
+  at,
   Directories,
   entryNames,
   isMissing,
@@ -37,16 +38,20 @@ import {
   type Handle,
 } from './treepath.ts';
 import { verifyTree } from './treeverify.ts';
+import { setState } from './treenode.ts';
 import { stagedContent, type Work } from './treetask.ts';
 import { attach, detach, restore } from './treework.ts';
 
 const directoryFlags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
 const maxUnnoted = 10_000;
+/** The staging folder of a folder that is written where it is: what lies beside that may be another filesystem, and not ours. */
+export const withinName: Buffer = Buffer.from('.cdm-replicator.restoring');
 
 export class TreeBase implements Base {
   readonly index: TreeIndex;
   readonly indexPath: string;
-  readonly #contentPath: string;
+  /** Undefined: the staging folder is in the tree. */
+  readonly #contentPath: string | undefined;
   readonly #root: Handle;
   readonly #staging: Handle;
   readonly #step: () => void;
@@ -56,7 +61,13 @@ export class TreeBase implements Base {
   /** Not yet noted in the index: one transaction per node would cost one sync per node. */
   #withheld = new Map<number, boolean>();
 
-  private constructor(contentPath: string, indexPath: string, root: Handle, staging: Handle, step: () => void) {
+  private constructor(
+    contentPath: string | undefined,
+    indexPath: string,
+    root: Handle,
+    staging: Handle,
+    step: () => void,
+  ) {
     this.#contentPath = contentPath;
     this.indexPath = indexPath;
     this.#root = root;
@@ -79,16 +90,43 @@ export class TreeBase implements Base {
     const staging = opened.use(await fs.open(stagingPath, directoryFlags));
     const base = new TreeBase(contentPath, indexPath, root, staging, step);
     opened.move();
+    return await base.#begun();
+  }
+
+  /**
+   * Over a folder that is there, which `indexPath` tells of; what has the name of the staging folder in it is none of the tree.
+   * After `seal` it can be verified and closed only. @param root is the base's to close
+   */
+  static async within(root: Handle, indexPath: string, step: () => void = () => undefined): Promise<TreeBase> {
+    await using opened = new AsyncDisposableStack();
+    opened.use(root);
+    const staging = opened.use(await openWithin(root));
+    const base = new TreeBase(undefined, indexPath, root, staging, step);
+    opened.move();
+    return await base.#begun();
+  }
+
+  async #begun(): Promise<this> {
     try {
-      await base.#finish();
+      await this.#finish();
     } catch (error) {
       // Open all the same: it can be verified, and the next call tries again.
       if (!(error instanceof ReplicationError)) {
-        await base.close();
+        await this.close();
         throw error;
       }
     }
-    return base;
+    return this;
+  }
+
+  /** Of a base within its folder: takes the staging folder away, and gives the folder its time again. */
+  async seal(): Promise<void> {
+    await this.#closeFiles();
+    await this.#clean();
+    await fs.rmdir(at(this.#root, withinName));
+    const node = this.index.node(0);
+    if (node) await setState(this.#root, Buffer.from('.'), node);
+    await this.sync();
   }
 
   /** Nodes of which something is kept in the index only. */
@@ -192,7 +230,10 @@ export class TreeBase implements Base {
       changes: (which) => index.work.changes(which),
       change: (slot) => index.work.change(slot),
       node: (slot) => index.node(slot),
-      slotOf: (parent, name) => index.slotOf(parent, name),
+      slotOf: (parent, name) =>
+        this.#contentPath === undefined && parent === 0 && name.equals(withinName)
+          ? stagingSlot
+          : index.slotOf(parent, name),
       loosened: this.#loosened,
       withhold: (slot, isWithheld) => {
         this.#withheld.set(slot, isWithheld);
@@ -370,8 +411,16 @@ export class TreeBase implements Base {
     await this.#root.close().catch(() => undefined);
     await this.#staging.close().catch(() => undefined);
     this.index.close();
-    await fs.rmdir(stagingPathOf(this.#contentPath)).catch(() => undefined); // stays when it is not empty
+    if (this.#contentPath !== undefined) await fs.rmdir(stagingPathOf(this.#contentPath)).catch(() => undefined); // stays when it is not empty
   }
+}
+
+/** Never by way of a link, and never one that is something else. */
+export async function openWithin(root: Handle): Promise<Handle> {
+  await fs.mkdir(at(root, withinName), { mode: 0o700 }).catch((error: unknown) => {
+    if (systemErrorCode(error) !== 'EEXIST') throw error;
+  });
+  return fs.open(at(root, withinName), directoryFlags);
 }
 
 function stagingPathOf(contentPath: string): string {

@@ -55,6 +55,7 @@ export class TreeIndex implements VolumeIndex {
   readonly database: DatabaseSync;
   readonly content: TreeContent;
   readonly #keepsWork: boolean;
+  readonly #nodesAlone: boolean;
   readonly #hashes: HashPages;
   readonly #rows: Rows;
   readonly #unknown: UnknownSlots;
@@ -74,9 +75,11 @@ export class TreeIndex implements VolumeIndex {
   /**
    * @param path of a file, made when absent
    * @param options.keepsWork for a base: commits are durable at once and leave their work to `changes`
+   * @param options.nodesAlone no content comes with the nodes, and they are believed
    */
-  constructor(path: string, options: { keepsWork?: boolean } = {}) {
+  constructor(path: string, options: { keepsWork?: boolean; nodesAlone?: boolean } = {}) {
     this.#keepsWork = options.keepsWork ?? false;
+    this.#nodesAlone = options.nodesAlone ?? false;
     this.database = openIndexDatabase(path);
     this.database.exec(tables);
     // The tree is changed after the index has said how: that must not be taken back by a power cut.
@@ -116,6 +119,11 @@ export class TreeIndex implements VolumeIndex {
     if (this.isUnknown(node.slot)) return true;
     if (!node.names.every(({ parent, name }) => this.slotOf(parent, name) === node.slot)) return false;
     return nodeHash(node).equals(this.#hashes.hashes(node.slot, 1));
+  }
+
+  /** It is in its slot, and all of it is known. */
+  isSame(node: Node): boolean {
+    return !this.isUnknown(node.slot) && nodeHash(node).equals(this.#hashes.hashes(node.slot, 1));
   }
 
   /** Slots that have a hash and no node. */
@@ -449,6 +457,7 @@ export class TreeIndex implements VolumeIndex {
   }
 
   #checkContent(node: Node, isStaged: boolean): void {
+    if (this.#nodesAlone) return;
     const { slot, sizeBytes } = node;
     // A progress commit saves how a file grows before the node that says so has come.
     if (!isStaged && this.content.reachesBeyond(slot, granuleCount(sizeBytes))) {

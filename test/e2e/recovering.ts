@@ -1,5 +1,6 @@
 /** What tests ask of recoveries. */
 import type { Recovery, RecoveryState } from '../../master/resources.ts';
+import { join } from 'node:path';
 import type { World } from './world.ts';
 
 interface Named {
@@ -23,4 +24,20 @@ export function reaches(world: World, { metadata }: Named, ...states: RecoverySt
     },
     120,
   );
+}
+
+/** Fails `name` over, and answers where the new side is, mirrored by `<name>-failback`. */
+export async function movedAway(world: World, name: string, as = `${name}.raw`): Promise<string> {
+  const path = join(world.dir, 'copies', as);
+  const failover = await start(world, { replication: name, type: 'failover', target: { path } });
+  await reaches(world, failover, 'Completed');
+  await act(world, failover, 'confirm');
+  await reaches(world, failover, 'Confirmed');
+  await world.normal(`${name}-failback`, 0, 300);
+  return path;
+}
+
+export async function demoted(world: World, name: string): Promise<void> {
+  await world.client.send('POST', `/replications/${name}/actions/demote`, {});
+  await world.until(`${name} is demoted`, async () => (await world.get(name)).status.phase === 'Demoted', 120);
 }

@@ -3,8 +3,8 @@ import { closeSync, openSync, readdirSync, readFileSync, writeSync } from 'node:
 import { join } from 'node:path';
 import { ApiProblem } from '../../master/cli/client.ts';
 import { noise, random, sameBytes, startWriter, writeNoise, writeSparse } from './content.ts';
-import { act, reaches, start } from './recovering.ts';
-import { agentName, killed, long, openWorld, type World } from './world.ts';
+import { act, demoted, movedAway, reaches, start } from './recovering.ts';
+import { agentName, killed, long, openWorld } from './world.ts';
 
 /** 64 MiB of noise; at full length 10 GiB, a tenth of it noise. */
 const sizeBytes = long ? 10 * 2 ** 30 : 64 << 20;
@@ -26,22 +26,6 @@ function change(path: string, seed: number): number {
   for (const at of chosen) writeSync(file, noise(granule), 0, granule, at * granule);
   closeSync(file);
   return chosen.size * granule;
-}
-
-/** Fails `name` over, and answers where the new side is, mirrored by `<name>-failback`. */
-async function movedAway(world: World, name: string): Promise<string> {
-  const path = join(world.dir, 'copies', `${name}.raw`);
-  const failover = await start(world, { replication: name, type: 'failover', target: { path } });
-  await reaches(world, failover, 'Completed');
-  await act(world, failover, 'confirm');
-  await reaches(world, failover, 'Confirmed');
-  await world.normal(`${name}-failback`, 0, 300);
-  return path;
-}
-
-async function demoted(world: World, name: string): Promise<void> {
-  await world.client.send('POST', `/replications/${name}/actions/demote`, {});
-  await world.until(`${name} is demoted`, async () => (await world.get(name)).status.phase === 'Demoted', 120);
 }
 
 t.test('a failover, writes on the new side, and back into the volume of the old one', async (t) => {

@@ -1,4 +1,5 @@
 import t, { type Test } from 'tap';
+import { execFileSync } from 'node:child_process';
 import {
   closeSync,
   mkdirSync,
@@ -160,7 +161,9 @@ t.test('which volumes may be written', async (t) => {
   await t.rejects(none.mayWriteVolume(image), { code: 'TargetRefused', message: /--allow-write/ }, 'off by default');
   const some = allowList({ ...rules, allow: [], allowWrite: [dir] });
   t.equal(await some.mayWriteVolume(image), image);
-  await t.rejects(some.mayWriteVolume(join(dir, 'sub')), /neither a block device nor an image/);
+  t.equal(await some.mayWriteVolume(join(dir, 'sub')), join(dir, 'sub'), 'a directory too');
+  execFileSync('mkfifo', [join(dir, 'fifo')]);
+  await t.rejects(some.mayWriteVolume(join(dir, 'fifo')), /neither a block device nor an image/);
   await t.rejects(some.mayWriteVolume(join(dir, 'absent')), /does not exist/);
   await t.rejects(some.mayWriteVolume(join(dir, 'own')), /own data/);
   await t.rejects(some.mayRead(image), { code: 'SourceRefused' }, 'and gives no right to read');
