@@ -201,6 +201,13 @@ async function inferMode({ engine }: Context, { source }: ReplicationSpec): Prom
   source.volumeMode = found.volumeMode;
 }
 
+/** Why an agent has not said what a path is. */
+function unaskedText({ store }: Context, agent: string): string {
+  if (store.get('Agent', agent)) return 'the agent is not there to say what the path is';
+  const known = store.list('Agent').map(({ metadata }) => metadata.name);
+  return `no agent ${agent} has joined yet (those that have: ${known.join(', ') || 'none'})`;
+}
+
 /** Of a claim the master finds the place, whatever an object that was exported says. */
 export function forgetPlace({ source }: ReplicationSpec): void {
   if (source.pvc !== undefined) Object.assign(source, { agent: '', path: '' });
@@ -229,10 +236,7 @@ export function complete(context: Context, spec: ReplicationSpec, old?: Replicat
   const volumeMode =
     (source.volumeMode as typeof source.volumeMode | undefined) ?? old?.source.volumeMode ?? reported();
   if (volumeMode === undefined && source.pvc === undefined)
-    wrong(
-      'source.volumeMode',
-      'must be given as Block or Filesystem, as the agent is not there to say what the path is',
-    );
+    wrong('source.volumeMode', `must be given as Block or Filesystem, as ${unaskedText(context, source.agent)}`);
   else if (volumeMode !== undefined) source.volumeMode = volumeMode;
 
   if (spec.replicationState === 'secondary' && old === undefined)

@@ -131,8 +131,8 @@ function explain(data: string): void {
     data === join(process.cwd(), 'cdm-data') ? 'npx replctl' : `npx replctl --data ${join(data, 'master')}`;
   const name = result.replication ?? '';
   say(`
-Page and API docs  ${result.http}/docs
-API                ${result.http}/api/v1   (OpenAPI: ${result.http}/openapi.json)
+Page               ${result.http}/
+API                ${result.http}/api/v1   (docs: ${result.http}/docs, OpenAPI: ${result.http}/openapi.json)
 Metrics            ${result.http}/metrics
 Token              ${join(data, 'master/admin.token')}
 Data and logs      ${data}
