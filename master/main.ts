@@ -223,7 +223,9 @@ async function run(signal: AbortSignal): Promise<void> {
   });
   const sourceBytes = async ({ agent, path }: Source): Promise<number | undefined> => {
     const known = agents.volumes(agent).find((volume) => volume.path === path);
-    return (known ?? (await agents.look(agent, path)))?.sizeBytes ?? undefined;
+    const volume = known ?? (await agents.look(agent, path));
+    // Of a folder that is no whole filesystem nobody knows it.
+    return volume && (volume.sizeBytes ?? 0);
   };
   const running = mirrors({
     store,

@@ -222,7 +222,7 @@ const rows: Record<string, Row[]> = {
   'agent/mirror.ts': [
     ['    if (broken !== undefined) {', '    if (broken === null) {', [sim]],
     [
-      '  await run.sender.settle();\n',
+      '  await sender.settle();\n',
       '',
       [sim, sender],
       'send() has settled already; between pieces of a round, the commit is queued behind them',
