@@ -24,8 +24,6 @@ import type { BlockDevice } from './device.ts';
 import { isWithin } from './mounts.ts';
 import type { OwnReading } from './ownreading.ts';
 import type { RestoreMarks } from './restoremarks.ts';
-import { receiveTree } from './treerestore.ts';
-import { TreeWriter } from './treewriter.ts';
 import { openWriter, type VolumeWriter } from './volumewriter.ts';
 
 export interface RestoresOptions {
@@ -218,6 +216,8 @@ async function writeFolder(
   call: RestoreCall,
   signal: AbortSignal,
 ): Promise<void> {
+  // Loaded when it is needed: an agent connects first.
+  const [{ receiveTree }, { TreeWriter }] = await Promise.all([import('./treerestore.ts'), import('./treewriter.ts')]);
   const { marks, reading, clock } = options;
   const before = await marks.of(path);
   const folder = await reading.letGo(path, () =>

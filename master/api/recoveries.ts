@@ -177,7 +177,7 @@ export async function mayRecover(
     const found = store.get('Replication', member.replication);
     if (!found) throw new ApiProblem('WrongState', `${member.replication} of group ${group} does not exist`);
     needPoint(context, found);
-    mayLeave(context, spec, found);
+    mustFit(context, spec, found);
     point = chosenPoint(context, found, spec.point);
     const mode = found.spec.source.volumeMode;
     if (spec.target?.agent !== undefined) {
@@ -201,8 +201,11 @@ export async function mayRecover(
   return point;
 }
 
-/** A replica on a claim is not on the master's machine, and no whole copy of it would fit there. @throws ApiProblem */
-function mayLeave(
+/**
+ * A target is one path or one claim; of a replica on a claim it is a claim, as no whole copy would fit on the master's machine.
+ * @throws ApiProblem
+ */
+function mustFit(
   { store }: Pick<Context, 'store'>,
   { target }: Pick<RecoverySpec, 'target'>,
   { metadata, spec }: Replication,

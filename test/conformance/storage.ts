@@ -76,6 +76,15 @@ async function lab(t: Test, kind: StorageKind): Promise<Lab> {
   return made;
 }
 
+/** What each point of a lab is. */
+function pointImages(): Buffer[] {
+  return [
+    { 0: 1, 1: 2 },
+    { 0: 1, 1: 3 },
+    { 0: 1, 1: 3, 9: 4 },
+  ].map((values) => imageOf(values, size));
+}
+
 /** What an agent does: each of the epochs becomes a point. Answers the newest sequence. */
 export async function mirrored(replica: HeldReplica, ...epochs: Record<number, number>[]): Promise<number> {
   const { client, server } = streamPair<MirrorRequest, MirrorReply>();
@@ -149,11 +158,7 @@ export async function storageSuite(t: Test, kind: StorageKind): Promise<void> {
 
   await t.test('every point in the journal is recovered to the byte, ten at once', async (t) => {
     const { replica } = await lab(t, kind);
-    const images = [
-      { 0: 1, 1: 2 },
-      { 0: 1, 1: 3 },
-      { 0: 1, 1: 3, 9: 4 },
-    ].map((values) => imageOf(values, size));
+    const images = pointImages();
     const copies = Array.from({ length: 10 }, async (_, index) => {
       const point = replica.points[index % 3];
       const path = `${kind.copies}/copy-${index}`;
@@ -167,11 +172,7 @@ export async function storageSuite(t: Test, kind: StorageKind): Promise<void> {
 
   await t.test('every point is poured as parts that make it, the last of which has its digest', async (t) => {
     const { replica } = await lab(t, kind);
-    const images = [
-      { 0: 1, 1: 2 },
-      { 0: 1, 1: 3 },
-      { 0: 1, 1: 3, 9: 4 },
-    ].map((values) => imageOf(values, size));
+    const images = pointImages();
     for (const [index, point] of replica.points.entries()) {
       t.equal(await replica.measure(point), size);
       const image = Buffer.alloc(size, 0xee);

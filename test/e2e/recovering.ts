@@ -1,6 +1,7 @@
 /** What tests ask of recoveries. */
-import type { Recovery, RecoveryState } from '../../master/resources.ts';
 import { join } from 'node:path';
+import type { Test } from 'tap';
+import type { Recovery, RecoveryState } from '../../master/resources.ts';
 import type { World } from './world.ts';
 
 interface Named {
@@ -35,6 +36,14 @@ export async function movedAway(world: World, name: string, as = `${name}.raw`):
   await reaches(world, failover, 'Confirmed');
   await world.normal(`${name}-failback`, 0, 300);
   return path;
+}
+
+/** Refused until the node's own list names the path; the agent starts anew with it. */
+export async function allowedToWrite(t: Test, world: World, recovery: object, path: string): Promise<void> {
+  await t.rejects(start(world, recovery), /start the agent of its node with --allow-write/);
+  await world.agent.stop();
+  world.agentFlags.push('--allow-write', path);
+  await world.startAgent();
 }
 
 export async function demoted(world: World, name: string): Promise<void> {

@@ -15,7 +15,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { noise } from './content.ts';
-import { act, demoted, movedAway, reaches, start } from './recovering.ts';
+import { allowedToWrite, act, demoted, movedAway, reaches, start } from './recovering.ts';
 import { addOddities, countEntries, missingRsync, rsyncDifferences } from './treevolume.ts';
 import { agentName, long, openWorld } from './world.ts';
 
@@ -38,10 +38,7 @@ t.test('a tree goes back into the folder that it came from', { skip: missingRsyn
   const back = { replication: 'files-failback', type: 'failover', target };
 
   await t.test('only a folder that its node lets be written, and that nobody is in', async (t) => {
-    await t.rejects(start(world, back), /start the agent of its node with --allow-write/);
-    await world.agent.stop();
-    world.agentFlags.push('--allow-write', source);
-    await world.startAgent();
+    await allowedToWrite(t, world, back, source);
     const user = spawn('sleep', ['600'], { cwd: join(source, 'd1'), stdio: 'ignore' });
     await t.rejects(start(world, back), new RegExp(`is in use by process ${user.pid}`));
     user.kill('SIGKILL');

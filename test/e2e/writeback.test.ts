@@ -3,7 +3,7 @@ import { closeSync, openSync, readdirSync, readFileSync, writeSync } from 'node:
 import { join } from 'node:path';
 import { ApiProblem } from '../../master/cli/client.ts';
 import { noise, random, sameBytes, startWriter, writeNoise, writeSparse } from './content.ts';
-import { act, demoted, movedAway, reaches, start } from './recovering.ts';
+import { allowedToWrite, act, demoted, movedAway, reaches, start } from './recovering.ts';
 import { agentName, killed, long, openWorld } from './world.ts';
 
 /** 64 MiB of noise; at full length 10 GiB, a tenth of it noise. */
@@ -42,10 +42,7 @@ t.test('a failover, writes on the new side, and back into the volume of the old 
   const back = { replication: 'db-failback', type: 'failover', target };
 
   await t.test('only a volume that its node lets be written', async (t) => {
-    await t.rejects(start(world, back), /start the agent of its node with --allow-write/);
-    await world.agent.stop();
-    world.agentFlags.push('--allow-write', source);
-    await world.startAgent();
+    await allowedToWrite(t, world, back, source);
     const held = openSync(source, 'r+');
     await t.rejects(start(world, back), /is open elsewhere on this node/);
     closeSync(held);
