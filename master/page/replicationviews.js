@@ -2,7 +2,7 @@
 import { actionsOf, newReplication, snapshotActions } from './actions.js';
 import { all, can } from './api.js';
 import { el } from './dom.js';
-import { ageOf, nowMs, size, span, time } from './format.js';
+import { ageOf, byName, nowMs, size, span, time } from './format.js';
 import { ageMeter, badge, buttons, facts, progressBar, table, troubles } from './parts.js';
 import { agePlot, timeLine } from './plot.js';
 import { t } from './text.js';
@@ -30,6 +30,10 @@ function rank({ status }) {
   if (degradedOf({ status }) !== undefined) return 1;
   return status.state === 'NORMAL' ? 3 : 2;
 }
+/** As they are listed. @param {any[]} list */
+export function inOrder(list) {
+  return list.toSorted((a, b) => rank(a) - rank(b) || byName(a.metadata.name, b.metadata.name));
+}
 /** Why it is not as it should be. @param {{ status: any }} replication @returns {string | undefined} */
 function degradedOf({ status }) {
   return status.conditions.find((/** @type {any} */ one) => one.type === 'Degraded' && one.status === 'True')?.reason;
@@ -40,7 +44,7 @@ export const replications = {
   title: () => t('replications'),
   kinds: ['Replication'],
   draw(state, _name, ui, redraw) {
-    const list = listOf(state, 'Replication').sort((a, b) => rank(a) - rank(b));
+    const list = inOrder(listOf(state, 'Replication'));
     const states = Map.groupBy(list, ({ status }) => status.state);
     const ages = list.map(({ status }) => ageOf(status)).filter((age) => age !== null);
     const late = list.filter(({ spec, status }) => (ageOf(status) ?? 0) > spec.rpoSeconds).length;

@@ -24,6 +24,31 @@ async function load<T>(name: string): Promise<T> {
   return (await import(join(folder, name))) as T;
 }
 
+interface Views {
+  inOrder: (list: object[]) => { metadata: { name: string } }[];
+}
+
+t.test('replications in trouble come first, then those that are not there yet; names as people count', async (t) => {
+  const { inOrder } = await load<Views>('replicationviews.js');
+  const one = (name: string, state: string, reason?: string): object => ({
+    metadata: { name },
+    status: { state, conditions: [{ type: 'Degraded', status: reason === undefined ? 'False' : 'True', reason }] },
+  });
+  const list = [
+    one('vol10', 'NORMAL'),
+    one('vol2', 'NORMAL'),
+    one('new', 'PREPARING'),
+    one('old', 'NORMAL', 'Late'),
+    one('z', 'FAILED', 'SourceGone'),
+    one('b10', 'ERROR', 'SpaceLow'),
+    one('b9', 'ERROR', 'SpaceLow'),
+  ];
+  t.same(
+    inOrder(list).map(({ metadata }) => metadata.name),
+    ['b9', 'b10', 'z', 'old', 'new', 'vol2', 'vol10'],
+  );
+});
+
 t.test('every text is there in both languages with the same places, and every one that is used', async (t) => {
   const { words, setLanguage, t: say } = await load<Texts>('text.js');
   const places = (text: string): string[] => [...text.matchAll(/\{\w+\}/g)].map(([place]) => place).sort();
