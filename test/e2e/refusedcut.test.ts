@@ -74,7 +74,8 @@ await t.test('an agent killed while the filesystem is frozen', { skip: missingFo
   await world.agent.kill();
   const rounds = (): string => readFileSync(join(mountPoint, 'rounds'), 'utf8');
   const before = rounds();
-  await world.until('the workload goes on', async () => rounds() !== before);
+  // Long before maxFreezeMs would let it.
+  await world.until('the workload goes on', async () => rounds() !== before, 30);
   await world.degraded('killed', 'AgentGone');
   t.equal((await world.points('killed')).length, points, 'the point is not made');
   await world.startAgent();
