@@ -61,8 +61,13 @@ function parseFields(text: string): Map<string, Field> {
 function need(fields: Map<string, Field>, name: string, where: string): Field {
   const field = fields.get(name);
   if (!field) throw new Error(`the format of ${where} has no field ${name}`);
+  if (field.offset + field.size > largestPage)
+    throw new Error(`the format of ${where} has its field ${name} beyond any page`);
   return field;
 }
+
+/** Of any kernel: those of arm64 and ppc64 go up to it. */
+const largestPage = 65_536;
 
 /** A completed write, discard or write-zeroes, as the kernel told it. */
 export interface Completion {
@@ -78,6 +83,8 @@ export interface Completion {
 /** Bits of `commit` that are the length; above are "events were lost before this page" and whether a count of them follows. */
 const lengthMask = 0xfffff;
 const lostFlag = 2 ** 31;
+/** Of a page's first field, its own time. */
+const timeBytes = 8;
 const types = { maxData: 28, padding: 29, timeExtend: 30, timeStamp: 31 } as const;
 
 /** What could not be read: then anything may have been in it. */
@@ -97,14 +104,14 @@ export function parsePage(
   layouts: ReadonlyMap<number, EventLayout>,
   take: (completion: Completion, timeNs: number) => void,
 ): PageResult {
-  if (bytes.length < page.data.offset) return { lost: false, broken: `a page of ${bytes.length} bytes` };
+  if (bytes.length < Math.max(page.data.offset, page.commit.offset + 4, timeBytes))
+    return { lost: false, broken: `a page of ${bytes.length} bytes` };
   // Little endian: x86-64 and arm64 both.
   const word = bytes.readUInt32LE(page.commit.offset);
   const lost = word >= lostFlag;
   const end = page.data.offset + (word & lengthMask);
   if (end > bytes.length) return { lost, broken: `a page says ${word & lengthMask} bytes, ${bytes.length} were read` };
   let at = page.data.offset;
-  // The page's own time is its first field.
   let timeNs = Number(bytes.readBigUInt64LE(0));
   while (at + 4 <= end) {
     const header = bytes.readUInt32LE(at);
@@ -144,7 +151,7 @@ export function parsePage(
 
 function parseEvent(bytes: Buffer, layout: EventLayout): Completion | undefined | 'short' {
   const { dev, sector, sectors, rwbs } = layout;
-  if (bytes.length < Math.max(sector.offset + 8, sectors.offset + 4, rwbs.offset + 1)) return 'short';
+  if (bytes.length < Math.max(dev.offset + 4, sector.offset + 8, sectors.offset + 4, rwbs.offset + 1)) return 'short';
   const kind = bytes[rwbs.offset];
   const count = bytes.readUInt32LE(sectors.offset);
   if (kind === read || count === 0) return undefined;

@@ -61,6 +61,27 @@ t.test('a format that lacks a field is told by its name', async (t) => {
   t.throws(() => parsePageLayout(''), /header_page has no field commit/);
 });
 
+t.test(
+  'a format with a field where no page reaches is refused, one beyond its event makes the page broken',
+  async (t) => {
+    const dev = 'dev;	offset:8;';
+    t.throws(
+      () => parseEventLayout(format.replace(dev, 'dev;	offset:999999999999999999999;')),
+      /has its field dev beyond any page/,
+    );
+    const far = parseEventLayout(format.replace(dev, 'dev;	offset:4000;'));
+    const { broken } = parsePage(captured[0] ?? assert.fail(), page, new Map([[far.id, far]]), () =>
+      t.fail('no event has it'),
+    );
+    t.equal(broken, 'an event is shorter than its format');
+    const wide = parsePageLayout(headerPage.replace('commit;	offset:8;', 'commit;	offset:60000;'));
+    t.match(
+      parsePage(captured[0] ?? assert.fail(), wide, layouts, () => t.fail('no length, no event')).broken,
+      /^a page of/,
+    );
+  },
+);
+
 /** A page made by the rules of include/linux/ring_buffer.h. */
 type Entry =
   | { kind: 'event'; rwbs: string; sector: number; sectors: number; long: boolean; id: number }
