@@ -6,11 +6,12 @@ import type { Test } from 'tap';
 import { startGuard } from '../../agent/guard.ts';
 import { rounds } from './blockadversary.ts';
 import { arenas, missingFor } from './blockarena.ts';
+import { chosenSeed } from '../seed.ts';
 
 /** ADVERSARY_SEED, ADVERSARY_ROUNDS (of each arena) and ADVERSARY_ARENA (part of its name) in the environment replay one. */
 export async function adversaryTests(t: Test, roundsOfEach: number): Promise<void> {
   const count = Number(process.env['ADVERSARY_ROUNDS'] ?? roundsOfEach);
-  const seed = Number(process.env['ADVERSARY_SEED'] ?? Math.floor(Math.random() * 2 ** 30));
+  const seed = chosenSeed('ADVERSARY_SEED');
   const only = process.env['ADVERSARY_ARENA'] ?? '';
   for (const [name, open] of Object.entries(arenas)) {
     if (!name.includes(only)) continue;

@@ -19,10 +19,11 @@ import type { Data } from '../../proto/wire.ts';
 import { makePlace } from './treeplace.ts';
 import { seeded, TreeMutator } from './treemutator.ts';
 import { differences, walkSource } from './treewalk.ts';
+import { chosenSeed } from '../seed.ts';
 
 t.setTimeout(3_600_000);
 const never = new AbortController().signal;
-const firstSeed = Number(process.env['REPLICATOR_SEED'] ?? Math.floor(Math.random() * 1e6));
+const firstSeed = chosenSeed();
 const seeds = Array.from({ length: process.env['REPLICATOR_LONG'] ? 60 : 2 }, (_, at) => firstSeed + at);
 const effects = systemEffects;
 

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import type { Outcome } from '../conformance/blockadversary.ts';
 import { missingMachine, runInMachine } from '../vm/machine.ts';
 import { long } from './world.ts';
+import { chosenSeed } from '../seed.ts';
 
 /** Captures on kernels that this machine does not run: bio-based device-mapper, and the events of an older kernel. */
 const arenas = [
@@ -45,7 +46,7 @@ async function played(t: Test, name: string, seed: number, count: number, ...tri
 const asked = arenas.filter((name) => name.includes(process.env['ADVERSARY_ARENA'] ?? ''));
 
 for (const name of asked) {
-  const seed = Number(process.env['ADVERSARY_SEED'] ?? Math.floor(Math.random() * 2 ** 30));
+  const seed = chosenSeed('ADVERSARY_SEED');
   await t.test(`${name}: ${rounds} rounds on Debian's kernel (seed ${seed})`, { skip }, async (t) => {
     const { cuts, compared, refused, ...told } = await played(t, name, seed, rounds);
     t.comment(`${compared} points of ${cuts} cuts: ${JSON.stringify({ ...told, refused })}`);

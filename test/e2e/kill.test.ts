@@ -4,9 +4,10 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { countIn, random, sameBytes, startWriter, writeNoise } from './content.ts';
 import { killed, long, openWorld } from './world.ts';
+import { chosenSeed } from '../seed.ts';
 
 /** Names a run; REPLICATOR_SEED runs the same one again. */
-const seed = Number(process.env['REPLICATOR_SEED'] ?? Math.floor(Math.random() * 2 ** 31));
+const seed = chosenSeed();
 const rounds = long ? 40 : 4;
 
 for (const openReplicas of [500, 0]) {

@@ -11,8 +11,9 @@ import { skipKubernetes, startKubernetes } from '../kubernetes.ts';
 import { random, sameBytes, startWriter, writeNoise } from './content.ts';
 import { program } from './program.ts';
 import { long, openWorld } from './world.ts';
+import { chosenSeed } from '../seed.ts';
 
-const seed = Number(process.env['REPLICATOR_SEED'] ?? Math.floor(Math.random() * 2 ** 31));
+const seed = chosenSeed();
 const rounds = long ? 200 : 5;
 const faults = ['leader', 'leader', 'apiserver', 'compaction', 'agent', 'leader and apiserver'] as const;
 

@@ -12,9 +12,10 @@ import { seeded, TreeMutator } from '../conformance/treemutator.ts';
 import { loopMount, missingForLoop, run } from '../loop.ts';
 import { missingRsync, rsyncDifferences } from './treevolume.ts';
 import { killed, long, openWorld, verified, type World } from './world.ts';
+import { chosenSeed } from '../seed.ts';
 
 t.setTimeout(7_200_000);
-const seed = Number(process.env['REPLICATOR_SEED'] ?? Math.floor(Math.random() * 2 ** 31));
+const seed = chosenSeed();
 const operations = Number(process.env['REPLICATOR_OPERATIONS'] ?? (long ? 1_000_000 : 4000));
 const cuts = Number(process.env['REPLICATOR_CUTS'] ?? (long ? 50 : 4));
 const batch = 100;

@@ -14,9 +14,10 @@ import {
   startTreeWriter,
   storedBytes,
 } from './treevolume.ts';
+import { chosenSeed } from '../seed.ts';
 
 t.setTimeout(1_800_000);
-const seed = Number(process.env['REPLICATOR_SEED'] ?? Math.floor(Math.random() * 2 ** 31));
+const seed = chosenSeed();
 const Filesystem = { volumeMode: 'Filesystem' } as const;
 
 /** The copy of the newest point, once it is no older than now. */

@@ -6,9 +6,10 @@ import { loopMount, missingForLoop, run } from '../loop.ts';
 import { random } from './content.ts';
 import { addOddities, missingRsync, rsyncDifferences, startTreeWriter } from './treevolume.ts';
 import { killed, long, openWorld } from './world.ts';
+import { chosenSeed } from '../seed.ts';
 
 t.setTimeout(900_000);
-const seed = Number(process.env['REPLICATOR_SEED'] ?? Math.floor(Math.random() * 2 ** 31));
+const seed = chosenSeed();
 
 t.test(
   `points of a subvolume are crash-consistent and what it was (seed ${seed})`,

@@ -17,10 +17,11 @@ import type { Agent, Recovery, Snapshot } from '../../master/resources.ts';
 import { random, sameBytes, writeNoise } from '../e2e/content.ts';
 import { agentName, long, openWorld, verified, type World } from '../e2e/world.ts';
 import { killedAt, killer, recorder, stepsOf, type Step } from './steps.ts';
+import { chosenSeed } from '../seed.ts';
 
 t.setTimeout(7_200_000);
 const listPath = join(import.meta.dirname, 'crashpoints.json');
-const seed = Number(process.env['REPLICATOR_SEED'] ?? Math.floor(Math.random() * 1e6));
+const seed = chosenSeed();
 const only = process.env['REPLICATOR_STEP'];
 const hasStrace = spawnSync('strace', ['-D', '-qqq', '-e', 'trace=none', 'true']).status === 0;
 const skip = process.geteuid?.() !== 0 ? 'needs root' : hasStrace ? false : 'strace is missing or may not trace';

@@ -9,9 +9,10 @@ import t from 'tap';
 import { Dice } from '../sim/dice.ts';
 import { targets } from './decoders.ts';
 import { fuzz } from './fuzzing.ts';
+import { chosenSeed } from '../seed.ts';
 
 const long = process.env['REPLICATOR_LONG'] !== undefined;
-const seed = Number(process.env['REPLICATOR_SEED'] ?? Date.now() % 1_000_000);
+const seed = chosenSeed();
 const tries = Number(process.env['REPLICATOR_TRIES'] ?? (long ? 200_000 : 1000));
 t.setTimeout(long ? 7_200_000 : 300_000);
 

@@ -17,11 +17,12 @@ import { Dice } from '../sim/dice.ts';
 import { checkCopies, commit, compare, none, offerAll, openReplica, Source, writer } from './subject.ts';
 import { leave, type Loss } from './powercut.ts';
 import { parse, record, type Event } from './trace.ts';
+import { chosenSeed } from '../seed.ts';
 
 t.setTimeout(3_600_000);
 const long = process.env['REPLICATOR_LONG'] !== undefined;
 const tries = Number(process.env['REPLICATOR_TRIES'] ?? (long ? 500 : 6));
-const firstSeed = Number(process.env['REPLICATOR_SEED'] ?? Math.floor(Math.random() * 1e6));
+const firstSeed = chosenSeed();
 const root = fs.realpathSync(fs.mkdtempSync(join(fs.existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), 'powerloss-')));
 t.teardown(() => execFileSync('rm', ['-rf', root]));
 const hasStrace = spawnSync('strace', ['-qq', '-e', 'trace=none', 'true']).status === 0;

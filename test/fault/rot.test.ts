@@ -16,10 +16,11 @@ import type { VolumeMode } from '../../proto/wire.ts';
 import { randomOf } from '../unit/master/replica/treemodel.ts';
 import { checkCopies, commit, none, offerAll, openReplica, removeCopy, send, Source, writer } from './subject.ts';
 import { compare, refusals } from './subject.ts';
+import { chosenSeed } from '../seed.ts';
 
 t.setTimeout(3_600_000);
 const trials = Number(process.env['REPLICATOR_TRIES'] ?? (process.env['REPLICATOR_LONG'] ? 150 : 1));
-const firstSeed = Number(process.env['REPLICATOR_SEED'] ?? Math.floor(Math.random() * 1e6));
+const firstSeed = chosenSeed();
 const root = fs.mkdtempSync(join(fs.existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), 'replica-rot-'));
 t.teardown(() => {
   // Locked snapshots are immutable where the filesystem can do that.

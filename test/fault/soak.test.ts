@@ -18,9 +18,10 @@ import { missingRsync, rsyncDifferences } from '../e2e/treevolume.ts';
 import { killed, long, openWorld, verified, type World } from '../e2e/world.ts';
 import { loopMount, missingForLoop, mountImage, run } from '../loop.ts';
 import { drawn, grown, sample, type Sample } from './flat.ts';
+import { chosenSeed } from '../seed.ts';
 
 t.setTimeout(6 * 3_600_000);
-const seed = Number(process.env['REPLICATOR_SEED'] ?? Math.floor(Math.random() * 2 ** 31));
+const seed = chosenSeed();
 const soakMs = Number(process.env['SOAK_MINUTES'] ?? (long ? 120 : 0)) * 60_000;
 const fewestRounds = 3;
 const roundMs = 30_000;
