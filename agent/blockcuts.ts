@@ -3,13 +3,14 @@
  *   freeze and reflink   filesystem   frozen for the moment of a clone, then read at leisure
  *   freeze and read      filesystem   the rest of the changes is read into memory while frozen
  *   reflink              crash        a clone of one instant, nothing quiesced
+ *   snapshot             crash        of the storage, where the replication asks for it: then no other way is tried
  *   quiet interval       crash        no write between the first and the last byte read, by the counters; where there is always
  *                                     one, with the processes of the volume's pod stopped
  *
  * Whatever a way has read into memory is handed out even when the cut did not hold: the replica is believed to have it.
  */
 import type { Clock } from '../proto/effects.ts';
-import { messageOf } from '../proto/errors.ts';
+import { asReplicationError, messageOf } from '../proto/errors.ts';
 import { granuleBytes } from '../proto/granule.ts';
 import type { Consistency } from '../proto/wire.ts';
 import type { Drained } from './capture/block.ts';
@@ -61,6 +62,19 @@ export const ways: Way[] = [
   { name: 'reflink', consistency: 'crash', take: reflink },
   { name: 'quiet interval', consistency: 'crash', take: quiet },
 ];
+
+/** Longer in the making than a freeze may last, so nothing is frozen for it. */
+export const snapshotWays: Way[] = [{ name: 'snapshot of the storage', consistency: 'crash', take: snapshot }];
+
+async function snapshot(context: CutContext): Promise<Cut | Refusal> {
+  try {
+    return await reflink(context);
+  } catch (error) {
+    const { code, message } = asReplicationError(error);
+    if (code !== 'SnapshotFailed') throw error;
+    return new Refusal('other', message);
+  }
+}
 
 async function freezeReflink(context: CutContext, signal: AbortSignal): Promise<Cut | Refusal> {
   const { maxFreezeMs, clock } = context;

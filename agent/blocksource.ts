@@ -11,7 +11,7 @@ import { granuleBytes, granuleCount } from '../proto/granule.ts';
 import { Pace } from '../proto/pace.ts';
 import type { MirrorWelcome } from '../proto/wire.ts';
 import type { Consistency } from '../proto/wire.ts';
-import { ways, type CutContext } from './blockcuts.ts';
+import { snapshotWays, ways, type CutContext } from './blockcuts.ts';
 import { Known, scan, type Buffers } from './blockscan.ts';
 import type { Tracking } from './capture/tracking.ts';
 import { CutWays, type CutWayEvent } from './cutways.ts';
@@ -34,6 +34,8 @@ export interface BlockSourceOptions {
   /** null: the best that works. */
   consistency: Consistency | null;
   maxFreezeMs: number;
+  /** Cuts are snapshots that its storage takes. */
+  snapshots?: boolean;
   /** 0 = no limit. */
   readBytesPerSecond: number;
   /** Fencing generation of the session. */
@@ -198,8 +200,10 @@ export class BlockSource implements Source {
     if (consistency === 'file') {
       throw new CutRefused('unsupported', 'spec.consistency "file" is for file volumes; use filesystem or crash');
     }
+    if (this.#options.snapshots === true && consistency === 'filesystem')
+      throw new CutRefused('unsupported', 'spec.copyMethod Snapshot makes crash-consistent points; use crash');
     const refusals: Refusal[] = [];
-    for (const way of ways) {
+    for (const way of this.#options.snapshots === true ? snapshotWays : ways) {
       if (consistency !== null && way.consistency !== consistency) continue;
       this.#resize((await this.facts()).sizeBytes);
       this.#cutStamp = undefined;

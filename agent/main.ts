@@ -189,6 +189,17 @@ async function run(signal: AbortSignal): Promise<void> {
         kubelet,
         trackings,
         marks,
+        // Loaded where it is asked for: most nodes have no use for it.
+        snapshots: (replicationUid) => async () =>
+          (await import('./clustersnapshots.ts')).clusterSnapshots({
+            replicationUid,
+            ask: (signal) => identity.client().snapshots(signal),
+            openDevice: async (path) =>
+              systemDevice({ path: await allow.mayRead(path), clock: systemClock, guard, protectedPaths: [] }),
+            clock: systemClock,
+            random: systemRandom,
+            signal,
+          }),
       }),
     });
     let isFirst = true;

@@ -13,7 +13,7 @@ import type { Assignment } from '../proto/wire.ts';
 import type { Consistency } from '../proto/wire.ts';
 import type { BufferPool } from './blockscan.ts';
 import { BlockSource } from './blocksource.ts';
-import type { Trackings } from './trackings.ts';
+import type { SnapshotOpener, Trackings } from './trackings.ts';
 import { systemDevice } from './device-system.ts';
 import type { Guard } from './guard.ts';
 import { withHooks } from './hooks.ts';
@@ -33,6 +33,8 @@ export interface OpeningOptions {
   kubelet: string;
   trackings: Trackings;
   marks: Pick<RestoreMarks, 'halfWritten' | 'forget'>;
+  /** Of the cluster that a replication's volume is a claim of. */
+  snapshots: (replicationUid: string) => SnapshotOpener;
 }
 
 /** @throws SourceRefused, SourceGone, SourceHalfWritten */
@@ -61,7 +63,14 @@ export function sourceOpener(
     if (assignment.volumeMode === 'Block') {
       // Files' times are of the wall clock.
       const device = systemDevice({ path, clock: systemClock, guard, protectedPaths, kubelet: options.kubelet });
-      const tracking = await options.trackings.of(assignment.replicationUid, path, device, event);
+      const { replicationUid: uid, snapshots } = assignment;
+      const tracking = await options.trackings.of(
+        uid,
+        path,
+        device,
+        event,
+        snapshots ? options.snapshots(uid) : undefined,
+      );
       return new BlockSource({
         device,
         tracking,
@@ -69,6 +78,7 @@ export function sourceOpener(
         clock,
         consistency,
         maxFreezeMs,
+        snapshots,
         readBytesPerSecond,
         generation: assignment.fencingGeneration,
         event,

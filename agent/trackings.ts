@@ -2,8 +2,9 @@
  * The block volumes that this agent tracks, one Tracking per replication for as long as the agent lives: writes are noted
  * while the line is down, while mirroring is paused, and while the replication is not this agent's to send.
  *
- * The best capture that proves itself on the volume is taken: where its storage takes and compares snapshots (csi-cbt) these are, block devices with tracing are traced, images on a filesystem
+ * The best capture that proves itself on the volume is taken: block devices with tracing are traced, images on a filesystem
  * with reflinks are compared by their extents, everything else is scanned. What the better ones lacked is the reason of the one that is taken.
+ * Where the replication asks for snapshots of the storage, these are taken and nothing else is.
  */
 import { createHash } from 'node:crypto';
 import { promises as fs, statSync } from 'node:fs';
@@ -31,7 +32,13 @@ export interface Trackings {
    * Of this replication; anew when nothing but a scan worked the last time, and for what is not traced when it is of another path now.
    * A traced device may have another name (its pod was started anew): that it is another one is for the capture to notice.
    */
-  of(uid: string, path: string, device: BlockDevice, event: (event: CaptureEvent) => void): Promise<Tracking>;
+  of(
+    uid: string,
+    path: string,
+    device: BlockDevice,
+    event: (event: CaptureEvent) => void,
+    snapshots?: SnapshotOpener,
+  ): Promise<Tracking>;
   /** Drops what is kept of replications that are none of these: dirty maps, clones, snapshots, indexes of trees. */
   forgetOthers(uids: readonly string[]): Promise<void>;
   /** Keeps the kernel's ring from filling. Until the signal aborts. */
@@ -40,12 +47,13 @@ export interface Trackings {
   close(): Promise<void>;
 }
 
+/** Of the storage that takes and compares them. @throws ReplicationError when it cannot now */
+export type SnapshotOpener = () => Promise<CsiCbtOptions>;
+
 export interface TrackingsOptions {
   dataDir: string;
   clock: Clock;
   log: Pick<Logger, 'info'>;
-  /** The snapshots that the volume's storage takes and compares, where it does; `name` tells those of this replication. */
-  snapshots?: (path: string, name: string) => CsiCbtOptions | undefined;
 }
 
 export function openTrackings(options: TrackingsOptions): Trackings {
@@ -56,8 +64,6 @@ export function openTrackings(options: TrackingsOptions): Trackings {
 
   function choose(uid: string, place: { path: string }, device: BlockDevice): BlockCapture {
     const { path } = place;
-    const snapshots = options.snapshots?.(path, basename(folderOf(dataDir, uid)));
-    if (snapshots) return new CsiCbt(snapshots);
     if (!statSync(path).isBlockDevice()) return new Extents({ path, name: basename(folderOf(dataDir, uid)) });
     if (typeof tracing === 'string') return new Rescan(device, `no tracing: ${tracing}`);
     return new Ftrace({
@@ -69,9 +75,10 @@ export function openTrackings(options: TrackingsOptions): Trackings {
   }
 
   return {
-    async of(uid, path, device, event) {
+    async of(uid, path, device, event, snapshots) {
       const found = known.get(uid);
-      if (found && goesOn(found, path)) {
+      const asked = snapshots !== undefined;
+      if (found?.asked === asked && goesOn(found, path)) {
         Object.assign(found.place, { path });
         found.device = device;
         return found.tracking.with(event);
@@ -80,11 +87,15 @@ export function openTrackings(options: TrackingsOptions): Trackings {
       const place = { path };
       const tracking = new Tracking({
         map: new DirtyMap(mapFile(`${folderOf(dataDir, uid)}/blockmap`)),
-        capture: choose(uid, place, device),
-        fallBack: (why) => new Rescan(known.get(uid)?.device ?? device, why),
+        ...(snapshots
+          ? { capture: new CsiCbt(await snapshots()) }
+          : {
+              capture: choose(uid, place, device),
+              fallBack: (why) => new Rescan(known.get(uid)?.device ?? device, why),
+            }),
         event,
       });
-      known.set(uid, { place, device, tracking });
+      known.set(uid, { place, device, tracking, asked });
       return tracking;
     },
     async forgetOthers(uids) {
@@ -120,12 +131,15 @@ interface Known {
   place: { path: string };
   device: BlockDevice;
   tracking: Tracking;
+  /** For snapshots of its storage. */
+  asked: boolean;
 }
 
 function goesOn({ place, tracking }: Known, path: string): boolean {
   const { method } = tracking.capture;
   if (method === 'scan') return false;
-  return place.path === path || (method === 'ftrace' && statSync(path).isBlockDevice());
+  // Snapshots are of the claim, wherever its pod has it.
+  return place.path === path || method === 'csi-cbt' || (method === 'ftrace' && statSync(path).isBlockDevice());
 }
 
 /** By the (resolved) data directory: several agents of one machine do not meet, and each finds its own again. */

@@ -36,5 +36,6 @@ export function assignmentOf({ metadata, spec, status, requests }: Replication, 
     afterThaw: spec.hooks?.afterThaw ?? [],
     hookTimeoutSeconds: spec.hooks?.timeoutSeconds ?? 30,
     group: spec.group ?? '',
+    snapshots: spec.copyMethod === 'Snapshot',
   };
 }

@@ -260,6 +260,13 @@ async function run(signal: AbortSignal): Promise<void> {
     kubelet: (agent) => agents.kubelet(agent),
     report: (event) => events.emit(event),
   });
+  const snapshots =
+    claims &&
+    cluster?.snapshots({
+      claims,
+      kubelet: (agent) => agents.kubelet(agent),
+      ...(configured.receivers?.image === undefined ? {} : { image: configured.receivers.image }),
+    });
   const server = await startServer({
     store,
     authority,
@@ -272,6 +279,10 @@ async function run(signal: AbortSignal): Promise<void> {
     },
     mirror: counted(metrics, 'Mirror', (agent, stream, call) => running.serve(agent, stream, call)),
     restore: counted(metrics, 'Restore', (agent, stream, call) => writing.serve(agent, stream, call)),
+    snapshots: counted(metrics, 'Snapshots', async (agent, call, ending) => {
+      if (!snapshots) throw new ReplicationError('NotAssigned', 'this master lives in no cluster');
+      await snapshots.serve(agent, call, ending);
+    }),
     control: counted(metrics, 'Control', (agent, stream, call) => agents.serve(agent, stream, call)),
   });
   const advertised = [...(configured.advertise ?? []), ...typed.advertise][0];
@@ -347,10 +358,11 @@ async function run(signal: AbortSignal): Promise<void> {
   });
 
   const inCluster =
-    cluster && claims && recovered
+    cluster && claims && recovered && snapshots
       ? cluster.run(
           {
             recovered,
+            snapshots,
             replica: (uid) => running.replica(uid),
             context,
             claims,

@@ -80,6 +80,17 @@ export function problemsOf(
       message: '"file" is for volumeMode Filesystem; use filesystem or crash',
     });
   }
+  if (spec.copyMethod === 'Snapshot') {
+    const why =
+      source.pvc === undefined
+        ? 'Snapshot needs source.pvc: its cluster takes the VolumeSnapshots'
+        : source.volumeMode !== 'Block'
+          ? 'Snapshot is for claims with volumeMode Block; use Direct'
+          : consistency === 'filesystem'
+            ? 'Snapshot makes crash-consistent points: leave consistency out, or use Direct'
+            : undefined;
+    if (why !== undefined) problems.push({ path: 'spec.copyMethod', message: why });
+  }
   const volume = volumes.find(({ path }) => path === source.path);
   if (volume && !volume.eligible)
     problems.push({ path: 'spec.source.path', message: volume.reason ?? 'is not eligible' });

@@ -89,7 +89,7 @@ export interface ReplicationSpec {
   replicationState: 'primary' | 'secondary';
   trigger: { continuous?: true; schedule?: string; manual?: string };
   /** What of the source's storage is used for a cut. */
-  copyMethod: 'Direct';
+  copyMethod: 'Direct' | 'Snapshot';
   rpoSeconds: number;
   /** null: the best that the volume can have. */
   consistency: Consistency | null;

@@ -18,7 +18,16 @@ import type { ServerDuplex } from '../proto/rpc.ts';
 import { callIdOf, maxFrameBytes, refuse, serve, serverOptions, service, toStatus, windowBytes } from '../proto/rpc.ts';
 import { ServerCall } from '../proto/bulkcall.ts';
 import type { Stream } from '../proto/stream.ts';
-import type { AgentMessage, JoinReply, MasterMessage, Messages, MirrorReply, MirrorRequest } from '../proto/wire.ts';
+import type {
+  AgentMessage,
+  JoinReply,
+  MasterMessage,
+  Messages,
+  MirrorReply,
+  MirrorRequest,
+  SnapshotReply,
+  SnapshotRequest,
+} from '../proto/wire.ts';
 import { decode, encode } from '../proto/wire.ts';
 import type { Authority } from './authority.ts';
 import type { Events } from './engine.ts';
@@ -45,6 +54,7 @@ export interface ServerOptions {
   listen: string;
   /** Each gets its agent's name, already proven. The signal aborts when the line is down or the call must end. */
   mirror: (agent: string, stream: Stream<MirrorReply, MirrorRequest>, signal: AbortSignal) => Promise<void>;
+  snapshots: (agent: string, stream: Stream<SnapshotReply, SnapshotRequest>, signal: AbortSignal) => Promise<void>;
   restore: (agent: string, stream: Stream<MirrorRequest, MirrorReply>, signal: AbortSignal) => Promise<void>;
   control: (agent: string, stream: Stream<MasterMessage, AgentMessage>, signal: AbortSignal) => Promise<void>;
   /** A call of an agent begins; what is answered is told how it ended, e.g. OK, Disconnected. */
@@ -247,6 +257,8 @@ export async function startServer(options: ServerOptions): Promise<Server> {
     Mirror: mirror,
     Restore: (call: grpc.ServerDuplexStream<Buffer, Buffer>) =>
       track(stream('Restore', call, ['MirrorRequest', 'MirrorReply'], options.restore)),
+    Snapshots: (call: grpc.ServerDuplexStream<Buffer, Buffer>) =>
+      track(stream('Snapshots', call, ['SnapshotReply', 'SnapshotRequest'], options.snapshots)),
   });
   const port = await bind(server, options.listen, credentials);
   for (const http2 of http2Servers(server)) {

@@ -57,6 +57,10 @@ export const errorCodes = {
   },
   ReplicaDamaged: { retry: 'resync', text: 'Stored bytes of the replica do not have their hash.' },
   NoConsistentCut: { retry: 'backoff', text: 'No way to take a consistent cut worked; the message says what would.' },
+  SnapshotFailed: {
+    retry: 'backoff',
+    text: 'The storage of the source takes no snapshot, or shows none; the message has its words or those of the cluster.',
+  },
   SnapshotLocked: {
     retry: 'never',
     text: 'The snapshot is locked until a date; before it nothing removes it or its replica.',

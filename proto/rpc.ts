@@ -17,7 +17,16 @@ import { type ErrorCode, ReplicationError, asReplicationError, errorCodes, messa
 import type { HoldReply, HoldRequest } from './holdwire.ts';
 import { type Stream, bell } from './stream.ts';
 import { isLoopback, parsePeer } from './value.ts';
-import type { AgentMessage, JoinReply, JoinRequest, MasterMessage, Messages, RenewRequest } from './wire.ts';
+import type {
+  AgentMessage,
+  JoinReply,
+  JoinRequest,
+  MasterMessage,
+  Messages,
+  RenewRequest,
+  SnapshotReply,
+  SnapshotRequest,
+} from './wire.ts';
 import {
   type Encoded,
   type MirrorReply,
@@ -92,6 +101,7 @@ export const service = {
   Control: method('Control', true),
   Mirror: method('Mirror', true),
   Restore: method('Restore', true),
+  Snapshots: method('Snapshots', true),
 };
 
 // ---- errors ----
@@ -378,6 +388,7 @@ export interface Client {
   mirror(signal?: AbortSignal, id?: string): Stream<MirrorRequest, MirrorReply>;
   /** As `mirror`, with the directions turned round. */
   restore(signal?: AbortSignal, id?: string): Stream<MirrorReply, MirrorRequest>;
+  snapshots(signal?: AbortSignal): Stream<SnapshotRequest, SnapshotReply>;
   /** Calls under way go on to their end; new ones fail as Disconnected. */
   close(): void;
 }
@@ -435,6 +446,7 @@ export function connect(master: string, { caPem, certificatePem, keyPem }: Clien
     mirror: (signal, id) =>
       clientStream(isProxied ? client : bulk, service.Mirror, ['MirrorRequest', 'MirrorReply'], signal, id),
     restore: (signal, id) => clientStream(client, service.Restore, ['MirrorReply', 'MirrorRequest'], signal, id),
+    snapshots: (signal) => clientStream(client, service.Snapshots, ['SnapshotRequest', 'SnapshotReply'], signal),
     close() {
       client.close();
       bulk.close();

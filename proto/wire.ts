@@ -170,6 +170,7 @@ export interface Assignment {
   afterThaw: string[];
   hookTimeoutSeconds: number;
   group: string;
+  snapshots: boolean;
 }
 /** A recovery point that is to be written into a volume of the agent's node, or compared with one. */
 export interface Restore {
@@ -196,6 +197,24 @@ export interface MasterMessage {
   look?: { path: string; write: boolean };
   logRequest?: object;
   probe?: Probe;
+}
+
+export interface SnapshotRequest {
+  replicationUid: string;
+  action: SnapshotAction;
+  name: string;
+  keep: string[];
+}
+export type SnapshotAction = 'service' | 'take' | 'open' | 'close' | 'remove' | 'list' | 'find';
+export interface SnapshotReply {
+  names: string[];
+  path: string;
+  handle: string;
+  address: string;
+  caPem: Buffer;
+  namespace: string;
+  token: string;
+  serverName: string;
 }
 
 export interface MirrorHello {
@@ -324,6 +343,8 @@ export interface Messages extends HoldMessages {
   JoinReply: JoinReply;
   AgentMessage: AgentMessage;
   MasterMessage: MasterMessage;
+  SnapshotRequest: SnapshotRequest;
+  SnapshotReply: SnapshotReply;
   MirrorRequest: MirrorRequest;
   MirrorReply: MirrorReply;
   Data: Data;
@@ -431,6 +452,7 @@ function bad(path: string, what: string): never {
   throw new ReplicationError('BadMessage', `${path} ${what}`);
 }
 
+const snapshotActions: ReadonlySet<string> = new Set(['service', 'take', 'open', 'close', 'remove', 'list', 'find']);
 const groupAnswers: ReadonlySet<string> = new Set(['ready', 'prepared', 'frozen', 'held', 'failed']);
 
 const checks: { [K in keyof Messages]?: (message: Messages[K]) => void } = {
@@ -495,6 +517,17 @@ const checks: { [K in keyof Messages]?: (message: Messages[K]) => void } = {
     if (message.look) text('Look.path', message.look.path, 4095);
     if (message.probe && (isIP(message.probe.address) === 0 || message.probe.port < 1 || message.probe.port > 65_535))
       bad('Probe', 'names no address and port');
+  },
+  SnapshotRequest(message) {
+    if (!snapshotActions.has(message.action)) bad('SnapshotRequest.action', 'is no action');
+    if (message.keep.length > 16) bad('SnapshotRequest.keep', 'names more than 16');
+    for (const name of [message.name, ...message.keep])
+      if (name !== '' && !/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/.test(name))
+        bad('SnapshotRequest.name', 'is no name of an object');
+  },
+  SnapshotReply(message) {
+    if (message.path !== '' && !message.path.startsWith('/')) bad('SnapshotReply.path', 'is not absolute');
+    if (message.names.length > 1000) bad('SnapshotReply.names', 'are more than 1000');
   },
   HoldRequest: (message) => oneKind('HoldRequest', message, holdKinds.requests),
   HoldReply: (message) => oneKind('HoldReply', message, holdKinds.replies),

@@ -25,6 +25,15 @@ export const skipKubernetes: false | string = parts.every(isThere)
   ? false
   : 'etcd and kube-apiserver are not there: run test/parts/kubernetes once';
 
+/** What serves volumes of CSI drivers, and their snapshots. */
+const sidecars = ['kube-controller-manager', 'csi-provisioner', 'snapshot-controller', 'csi-snapshotter', 'csi-snapshot-metadata']; // prettier-ignore
+export const skipSidecars: false | string =
+  skipKubernetes || sidecars.every(isThere)
+    ? skipKubernetes
+    : `${sidecars.filter((name) => !isThere(name)).join(', ')}: run test/parts/kubernetes once`;
+/** Their definitions. */
+export const snapshotDefinitions = new URL('../crd', `file://${folder}/`).pathname;
+
 function isThere(name: string): boolean {
   try {
     accessSync(`${folder}/${name}`);
@@ -54,6 +63,8 @@ export interface TestCluster {
   rightsUsed(namespace: string, serviceAccount: string): string[];
   /** As `rightsUsed`, each request by itself with its name, from then on; in milliseconds since the epoch. */
   requestsSince(namespace: string, serviceAccount: string, sinceMs: number): string[];
+  /** Another part, as the administrator, until the cluster is closed. Its output is in a file of its name. */
+  run(part: string, argv: string[]): void;
   /** Forgets all history before now: watches from before it answer 410. */
   compact(): Promise<void>;
   logEnd(): string;
@@ -242,6 +253,7 @@ export async function startKubernetes(options: ClusterOptions = {}): Promise<Tes
     kill,
     start,
     logEnd,
+    run: (part, argv) => void run(part, [`--kubeconfig=${admin}`, ...argv]),
     async kubeconfigOf(namespace, name) {
       const path = `/api/v1/namespaces/${namespace}/serviceaccounts/${name}/token`;
       const answer = await request('POST', path, {

@@ -73,6 +73,7 @@ export async function openMaster(t: Test, options: Partial<ServerOptions> = {}) 
     listen: '127.0.0.1:0',
     mirror: async () => undefined,
     restore: async () => undefined,
+    snapshots: async () => undefined,
     control: async (agent, stream) => {
       for await (const _ of stream.receive) await stream.send({ welcome: { protocol: 1, masterVersion: agent } });
     },

@@ -4,7 +4,8 @@
  *
  * As with `extents` nothing runs between cuts: while the snapshot of the newest cut is there, it proves, over crashes and reboots,
  * what has changed since. Where the driver cannot tell (`NoDelta`) everything counts as changed, and what the snapshot has
- * not allocated is not read.
+ * not allocated is not read. Storage whose driver never tells is read whole at each cut (`scan`), and what the replica has goes
+ * no further.
  */
 import { messageOf } from '../../proto/errors.ts';
 import type { View } from '../device.ts';
@@ -13,11 +14,12 @@ import { NoDelta, type ByteRange, type SnapshotMetadata } from './snapshotmetada
 
 /** Snapshots of one volume, as its storage makes them. */
 export interface VolumeSnapshots {
-  /** Of this instant; lasting until removed. Answers its name. */
-  take(): Promise<string>;
+  /** Of this instant; lasting until removed. Answers its name. What is left of others than `keep` goes. */
+  take(keep: readonly string[]): Promise<string>;
   /** Its content. @throws Error when it is gone */
   open(name: string): Promise<View>;
-  has(name: string): Promise<boolean>;
+  /** What the storage calls it; undefined: it is gone. */
+  handle(name: string): Promise<string | undefined>;
   /** No error when it is gone. */
   remove(name: string): Promise<void>;
   /** All that were made for this replication. */
@@ -26,7 +28,8 @@ export interface VolumeSnapshots {
 
 export interface CsiCbtOptions {
   snapshots: VolumeSnapshots;
-  metadata: SnapshotMetadata;
+  /** undefined: its driver has no such service. */
+  metadata: SnapshotMetadata | undefined;
 }
 
 /** Snapshots whose map could not be kept; with more of them the oldest go. */
@@ -35,8 +38,8 @@ const maxStale = 2;
 const maxAllocatedRanges = 200_000;
 
 export class CsiCbt implements BlockCapture {
-  readonly method = 'csi-cbt';
-  readonly reason = 'its storage takes snapshots, and tells what differs between two of them';
+  readonly method: 'csi-cbt' | 'scan';
+  readonly reason: string;
   readonly lostEvents = 0;
   marks: MarkBytes = () => undefined;
   onMarks = (): void => undefined;
@@ -48,13 +51,18 @@ export class CsiCbt implements BlockCapture {
 
   constructor(options: CsiCbtOptions) {
     this.#options = options;
+    this.method = options.metadata ? 'csi-cbt' : 'scan';
+    this.reason = options.metadata
+      ? 'its storage takes snapshots, and tells what differs between two of them'
+      : 'its storage takes snapshots; its driver offers no SnapshotMetadata service that tells what differs';
   }
 
   async begin(state: unknown): Promise<{ proven: boolean; reason: string }> {
     const { snapshots } = this.#options;
-    const before = typeof state === 'string' && (await snapshots.has(state)) ? state : undefined;
+    const before = typeof state === 'string' && (await snapshots.handle(state)) !== undefined ? state : undefined;
     for (const name of await snapshots.list()) if (name !== before) await snapshots.remove(name);
-    this.#newest = before ?? (await snapshots.take());
+    if (!this.#options.metadata) return { proven: false, reason: this.reason };
+    this.#newest = before ?? (await snapshots.take([]));
     return before === undefined
       ? { proven: false, reason: 'there is no snapshot of an earlier cut' }
       : { proven: true, reason: 'the snapshot of the last cut is there to compare with' };
@@ -67,7 +75,7 @@ export class CsiCbt implements BlockCapture {
 
   async hold(): Promise<{ view: View; settle(): Promise<{ doubt: string | undefined }> }> {
     const { snapshots } = this.#options;
-    const name = await snapshots.take();
+    const name = await snapshots.take([...this.#stale, ...(this.#newest === undefined ? [] : [this.#newest])]);
     let settled = false;
     let view: View;
     try {
@@ -90,8 +98,12 @@ export class CsiCbt implements BlockCapture {
         },
       },
       settle: async () => {
-        const doubt = await this.#compare(name);
-        if (doubt !== undefined) allocated = await this.#allocated(name);
+        if (!this.#options.metadata) {
+          this.marks(0, view.sizeBytes);
+          return { doubt: undefined };
+        }
+        const doubt = await this.#compare(this.#options.metadata, name);
+        if (doubt !== undefined) allocated = await this.#allocated(this.#options.metadata, name);
         settled = true;
         if (this.#newest !== undefined) this.#stale.push(this.#newest);
         this.#newest = name;
@@ -102,11 +114,11 @@ export class CsiCbt implements BlockCapture {
     };
   }
 
-  async #compare(name: string): Promise<string | undefined> {
-    if (this.#newest === undefined) return 'there is no snapshot of an earlier cut';
-    const { metadata } = this.#options;
+  async #compare(metadata: SnapshotMetadata, name: string): Promise<string | undefined> {
+    const base = this.#newest === undefined ? undefined : await this.#options.snapshots.handle(this.#newest);
+    if (base === undefined) return 'the snapshot of the last cut is gone';
     try {
-      for await (const { offset, length } of metadata.delta(this.#newest, name, this.#closing.signal))
+      for await (const { offset, length } of metadata.delta(base, name, this.#closing.signal))
         this.marks(offset, length);
       return undefined;
     } catch (error) {
@@ -117,10 +129,10 @@ export class CsiCbt implements BlockCapture {
   }
 
   /** Undefined where that is not known, or is too much to be kept. */
-  async #allocated(name: string): Promise<ByteRange[] | undefined> {
+  async #allocated(metadata: SnapshotMetadata, name: string): Promise<ByteRange[] | undefined> {
     const ranges: ByteRange[] = [];
     try {
-      for await (const range of this.#options.metadata.allocated(name, this.#closing.signal)) {
+      for await (const range of metadata.allocated(name, this.#closing.signal)) {
         const last = ranges.at(-1);
         if (last && last.offset + last.length >= range.offset) last.length = range.offset + range.length - last.offset;
         else ranges.push({ ...range });
@@ -144,7 +156,7 @@ export class CsiCbt implements BlockCapture {
   async close(): Promise<void> {
     // The snapshot stays for the next agent.
     this.#closing.abort(new Error('the capture has ended'));
-    this.#options.metadata.close();
+    this.#options.metadata?.close();
   }
 }
 

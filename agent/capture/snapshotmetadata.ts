@@ -8,6 +8,7 @@
  */
 import * as grpc from '@grpc/grpc-js';
 import { readFileSync } from 'node:fs';
+import { isIP } from 'node:net';
 import protobuf from 'protobufjs';
 import { backoff } from '../../proto/backoff.ts';
 import type { Clock, Random } from '../../proto/effects.ts';
@@ -26,6 +27,8 @@ export class NoDelta extends Error {
 export interface SnapshotMetadataOptions {
   /** HOST:PORT, or unix:PATH. */
   address: string;
+  /** That its certificate is for; absent: the address. */
+  serverName?: string;
   credentials: grpc.ChannelCredentials;
   /** Of the VolumeSnapshots. */
   namespace: string;
@@ -38,7 +41,7 @@ export interface SnapshotMetadataOptions {
 export interface SnapshotMetadata {
   /** In ascending order. @throws NoDelta */
   allocated(snapshot: string, signal: AbortSignal): AsyncGenerator<ByteRange>;
-  /** What differs in `target` from `base`, an older snapshot of the same volume. @throws NoDelta */
+  /** What differs in `target` from `base`, an older snapshot of the same volume, by the handle that the storage has for it. @throws NoDelta */
   delta(base: string, target: string, signal: AbortSignal): AsyncGenerator<ByteRange>;
   close(): void;
 }
@@ -60,7 +63,11 @@ interface Answer {
 }
 
 export function snapshotMetadata(options: SnapshotMetadataOptions): SnapshotMetadata {
-  const client = new grpc.Client(options.address, options.credentials);
+  const { address, credentials, serverName } = options;
+  // A name for TLS, which takes no IP address for one; the certificate is checked by the credentials.
+  const named =
+    serverName === undefined ? {} : { 'grpc.ssl_target_name_override': isIP(serverName) ? 'ip' : serverName };
+  const client = new grpc.Client(address, credentials, named);
 
   /** One call from an offset on, to its end. */
   async function* call(method: 'Allocated' | 'Delta', fields: object, signal: AbortSignal): AsyncGenerator<Answer> {
@@ -126,7 +133,7 @@ export function snapshotMetadata(options: SnapshotMetadataOptions): SnapshotMeta
 
   return {
     allocated: (snapshot, signal) => whole('Allocated', { snapshotName: snapshot }, signal),
-    delta: (base, target, signal) => whole('Delta', { baseSnapshotName: base, targetSnapshotName: target }, signal),
+    delta: (base, target, signal) => whole('Delta', { baseSnapshotId: base, targetSnapshotName: target }, signal),
     close: () => client.close(),
   };
 }

@@ -21,7 +21,7 @@ const maxDoubts = 3;
 export class Tracking {
   readonly map: DirtyMap;
   #capture: BlockCapture;
-  readonly #fallBack: (why: string) => BlockCapture;
+  readonly #fallBack: ((why: string) => BlockCapture) | undefined;
   #event: (event: CaptureEvent) => void;
   #begun = false;
   #doubts = 0;
@@ -36,8 +36,8 @@ export class Tracking {
   constructor(options: {
     map: DirtyMap;
     capture: BlockCapture;
-    /** What takes its place when it proves nothing. */
-    fallBack: (why: string) => BlockCapture;
+    /** What takes its place when it proves nothing; absent: nothing may, and what keeps it from beginning is thrown. */
+    fallBack?: (why: string) => BlockCapture;
     event: (event: CaptureEvent) => void;
   }) {
     this.map = options.map;
@@ -122,6 +122,7 @@ export class Tracking {
       this.#begun = true;
       return began;
     } catch (error) {
+      if (!this.#fallBack) throw error;
       const why = error instanceof Error ? error.message : String(error);
       this.#use(this.#fallBack(why));
       this.#begun = true;
@@ -157,7 +158,7 @@ export class Tracking {
       level: 'WARNING',
       message: `capture ${this.#capture.method}: ${why}; the whole volume is compared with the replica`,
     });
-    if (++this.#doubts < maxDoubts) return;
+    if (++this.#doubts < maxDoubts || !this.#fallBack) return;
     const left = this.#capture;
     this.#use(this.#fallBack(`${left.method} proved nothing ${maxDoubts} times in a row, at last: ${why}`));
     this.#doubts = 0;

@@ -105,12 +105,15 @@ export function placeOf(facts: PlaceFacts, named: string): Place {
       reason: 'NoAgent',
       message: `${named} is on node ${pod.node} (pod ${pod.name}), where no agent of that name has joined: install one there`,
     };
-  const folder = `${facts.kubelet(pod.node)}/pods/${pod.uid}`;
-  const path =
-    claim.volumeMode === 'Block'
-      ? `${folder}/volumeDevices/kubernetes.io~csi/${volume.name}`
-      : `${folder}/volumes/kubernetes.io~csi/${volume.name}/mount`;
-  return { agent: pod.node, path };
+  return { agent: pod.node, path: pathIn(facts.kubelet(pod.node), pod.uid, claim.volumeMode, volume.name) };
+}
+
+/** Where the kubelet has a pod's volume of a CSI driver. */
+export function pathIn(kubelet: string, podUid: string, volumeMode: VolumeMode, volumeName: string): string {
+  const folder = `${kubelet}/pods/${podUid}`;
+  return volumeMode === 'Block'
+    ? `${folder}/volumeDevices/kubernetes.io~csi/${volumeName}`
+    : `${folder}/volumes/kubernetes.io~csi/${volumeName}/mount`;
 }
 
 function podOf({ pods, now }: PlaceFacts, claim: Claim): Pod | undefined {

@@ -14,8 +14,10 @@ import { follow } from '../follow.ts';
 import { nextGeneration } from '../recovery/generation.ts';
 import { sourceText, type ClaimRef, type Replication } from '../resources.ts';
 import type { Store } from '../store.ts';
+import type { Api } from './api.ts';
 import { placeOf, refusal } from './claimplace.ts';
 import { ownCluster, type Clusters } from './clusters.ts';
+import type { ClusterView } from './clusterview.ts';
 import { protectedClaims } from './protection.ts';
 
 export interface ClaimsOptions {
@@ -34,6 +36,9 @@ export interface Claims {
   trouble(uid: string): Trouble | undefined;
   /** Whether a node of the claim's cluster is Ready; undefined: not known. @throws Error when the cluster does not answer */
   nodeReady(pvc: ClaimRef, node: string): Promise<boolean | undefined>;
+  /** Of the claim's cluster; undefined: it is not known. */
+  cluster(pvc: Pick<ClaimRef, 'cluster'>): { api: Api; view: ClusterView } | undefined;
+  clusterNames(): string[];
   /** Until the signal aborts. */
   run(create: Create, signal: AbortSignal): Promise<void>;
 }
@@ -187,6 +192,11 @@ export function openClaims(options: ClaimsOptions): Claims {
     },
     trouble: (uid) => troubles.get(uid),
     nodeReady: async (pvc, node) => clusters.view(pvc.cluster ?? ownCluster)?.nodeReady(node),
+    cluster({ cluster = ownCluster }) {
+      const [api, view] = [clusters.api(cluster), clusters.view(cluster)];
+      return api && view && { api, view };
+    },
+    clusterNames: () => clusters.names(),
     async run(create, signal) {
       const watching = Promise.all([clusters.run(signal), hearNew(signal), hearAgents(signal)]);
       while (!signal.aborted) {

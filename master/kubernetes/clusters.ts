@@ -20,6 +20,8 @@ export const ownCluster = '';
 export interface Clusters {
   /** undefined: no such cluster is known, or its Secret is of no use. */
   view(name: string): ClusterView | undefined;
+  /** As `view`. */
+  api(name: string): Api | undefined;
   names(): string[];
   state(name: string): ClusterState | undefined;
   /** Lists all of a cluster anew. */
@@ -32,7 +34,8 @@ interface Member {
   /** Of its Secret. */
   version: string;
   view: ClusterView | undefined;
-  open: () => ClusterView;
+  api: Api | undefined;
+  open: (() => ClusterView) | undefined;
   /** Why there is no view. */
   wrong: string;
 }
@@ -52,12 +55,13 @@ export function openClusters({ api, namespace, clock, onChange }: ClustersOption
   const names = new Map<string, string>();
 
   function add(name: string, version: string, connect: () => Api): void {
-    const open = (): ClusterView => viewCluster(connect(), clock, onChange);
     members.get(name)?.view?.close();
     try {
-      members.set(name, { version, open, view: open(), wrong: '' });
+      const connected = connect();
+      const open = (): ClusterView => viewCluster(connected, clock, onChange);
+      members.set(name, { version, open, view: open(), api: connected, wrong: '' });
     } catch (error) {
-      members.set(name, { version, open, view: undefined, wrong: messageOf(error) });
+      members.set(name, { version, open: undefined, view: undefined, api: undefined, wrong: messageOf(error) });
     }
     onChange();
   }
@@ -83,6 +87,7 @@ export function openClusters({ api, namespace, clock, onChange }: ClustersOption
   add(ownCluster, '', () => api);
   return {
     view: (name) => members.get(name)?.view,
+    api: (name) => members.get(name)?.api,
     names: () => [...members.keys()].sort(),
     state(name) {
       const member = members.get(name);
@@ -92,7 +97,7 @@ export function openClusters({ api, namespace, clock, onChange }: ClustersOption
     },
     sync(name) {
       const member = members.get(name);
-      if (!member?.view) return;
+      if (!member?.view || !member.open) return;
       member.view.close();
       member.view = member.open();
     },

@@ -28,6 +28,7 @@ import { runOperator } from './operator.ts';
 import { runPopulator, type PopulatorOptions } from './populator.ts';
 import { receiverClass, type ReceiversOptions } from './receivers.ts';
 import { recoveredClaims } from './recovered.ts';
+import { sourceSnapshots, type SourceSnapshots, type SourceSnapshotsOptions } from './sourcesnapshots.ts';
 import { openKubernetesStore, type KubernetesStore } from './store.ts';
 
 export interface MembershipOptions {
@@ -52,6 +53,10 @@ export interface Membership {
   onEvent(event: EventInput): void;
   /** Sources that are named by claim, in this cluster and in others. */
   claims(options: Pick<ClaimsOptions, 'kubelet' | 'report'>): Claims;
+  /** What the storage of claims with copyMethod Snapshot does. */
+  snapshots(
+    options: Pick<SourceSnapshotsOptions, 'claims' | 'kubelet'> & Pick<StorageOptions, 'image'>,
+  ): SourceSnapshots;
   /** Replicas on claims of this cluster. */
   storage(options: StorageOptions, storageClass: StorageClass): StorageDriver;
   /** Recovered copies on claims of this cluster. */
@@ -65,6 +70,7 @@ export interface Membership {
       adminToken: string;
       report: (event: EventInput) => void;
       recovered: RecoveredClaims;
+      snapshots: SourceSnapshots;
       replica: PopulatorOptions['replica'];
     },
     signal: AbortSignal,
@@ -115,6 +121,7 @@ export async function joinCluster(options: MembershipOptions, signal: AbortSigna
         clock,
         clusters: (onChange) => openClusters({ api, namespace, clock, onChange }),
       }),
+    snapshots: (more) => sourceSnapshots({ store, clock, namespace, image, ...more }),
     storage: ({ nodeSelector = {}, ...more }, storageClass) =>
       receiverClass(
         { api, namespace, clock, term: leadership.transitions, image, nodeSelector, ...more },
@@ -122,7 +129,7 @@ export async function joinCluster(options: MembershipOptions, signal: AbortSigna
       ),
     recovered: ({ nodeSelector = {}, ...more }) =>
       recoveredClaims({ api, namespace, clock, image, nodeSelector, ...more }),
-    async run({ context, claims, api: rest, adminToken, report, recovered, replica }, until) {
+    async run({ context, claims, api: rest, adminToken, report, recovered, snapshots, replica }, until) {
       await labelPod('leader').catch((error: unknown) => log(`the pod cannot be labelled: ${messageOf(error)}`));
       const operator = runOperator(
         {
@@ -138,6 +145,7 @@ export async function joinCluster(options: MembershipOptions, signal: AbortSigna
       const create: Create = (body) => rest.call('POST', '/api/v1/replications', adminToken, body);
       await Promise.all([
         ...[operator, events.run(until), revoke(store, context.engine, until), claims.run(create, until)],
+        snapshots.run(until),
         runPopulator({ api, namespace, clock, store, recovered, replica, report }, until),
       ]);
     },

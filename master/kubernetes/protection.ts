@@ -8,6 +8,7 @@ import { refusal, type Claim } from './claimplace.ts';
 import type { ClusterView } from './clusterview.ts';
 import { ownCluster } from './clusters.ts';
 import { group } from './kinds.ts';
+import { snapshotLabel } from './snapshotobjects.ts';
 
 export const protectKey = `${group}/protect`;
 export const rpoKey = `${group}/rpo-seconds`;
@@ -30,7 +31,8 @@ export interface Protection {
 export function protectedClaims(cluster: string, view: Pick<ClusterView, 'claims' | 'namespace'>): Protection[] {
   const found: Protection[] = [];
   for (const claim of view.claims()) {
-    if (claim.ending) continue;
+    // What shows a snapshot of a claim is no claim of anybody's.
+    if (claim.ending || snapshotLabel in claim.labels) continue;
     const above = view.namespace(claim.namespace) ?? { labels: {}, annotations: {} };
     const wanted = wordOf(claim, protectKey) ?? wordOf(above, protectKey);
     if (wanted === undefined || wanted === 'false') continue;

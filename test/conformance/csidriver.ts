@@ -11,7 +11,7 @@ import { ficlone } from '../../proto/libc.ts';
 import { diskFile } from '../../proto/system.ts';
 
 const proto = new URL('../../proto/snapshotmetadata.proto', import.meta.url);
-const blockBytes = 4096;
+export const blockBytes = 4096;
 /** Fewer than the client takes before it gives up: a driver that breaks now and then answers in the end. */
 const mostBrokenInRow = 5;
 
@@ -19,7 +19,7 @@ interface Request {
   securityToken: string;
   namespace: string;
   snapshotName: string;
-  baseSnapshotName: string;
+  baseSnapshotId: string;
   targetSnapshotName: string;
   startingOffset: number;
   maxResults: number;
@@ -38,7 +38,7 @@ export interface Driver {
 }
 
 /** Ranges of blocks for which `differs`, ascending. */
-function* ranges(size: number, from: number, differs: (at: number) => boolean): Generator<[number, number]> {
+export function* ranges(size: number, from: number, differs: (at: number) => boolean): Generator<[number, number]> {
   let start = -1;
   for (let at = Math.floor(from / blockBytes) * blockBytes; at < size; at += blockBytes) {
     if (differs(at) && start < 0) start = at;
@@ -68,7 +68,7 @@ export async function startDriver(image: string, folder: string, next: () => num
       const fail = (code: grpc.status, details: string): void => void call.emit('error', Object.assign(new Error(details), { code, details })); // prettier-ignore
       if (request.securityToken !== 'token-for-tests') return fail(grpc.status.UNAUTHENTICATED, 'no such token');
       const target = snapshot(method === 'Delta' ? request.targetSnapshotName : request.snapshotName);
-      const base = method === 'Delta' ? snapshot(request.baseSnapshotName) : Buffer.alloc(0);
+      const base = method === 'Delta' ? snapshot(request.baseSnapshotId.replace(/^handle-/, '')) : Buffer.alloc(0);
       if (!target || !base) return fail(grpc.status.NOT_FOUND, 'there is no such snapshot');
       if (method === 'Delta' && driver.refuse > 0) {
         driver.refuse--;
@@ -134,7 +134,7 @@ export async function startDriver(image: string, folder: string, next: () => num
         release: () => file.close(),
       };
     },
-    has: async (name) => fs.existsSync(join(folder, name)),
+    handle: async (name) => (fs.existsSync(join(folder, name)) ? `handle-${name}` : undefined),
     remove: (name) => promises.rm(join(folder, name), { force: true }),
     list: async () => fs.readdirSync(folder),
   };

@@ -67,6 +67,41 @@ export function defineClaim(
   cluster.kubectl(['apply', '-f', '-'], JSON.stringify(object));
 }
 
+/** As the kubelet lays out a volume of a pod. */
+export function placeVolume(kubelet: string, podUid: string, of: VolumeOfNode): { path: string; takeAway: () => void } {
+  const isBlock = of.mode === 'Block';
+  const pod = join(kubelet, 'pods', podUid);
+  const notes = JSON.stringify({
+    driverName: 'csi.example.com',
+    volumeHandle: `handle-${of.volume}`,
+    specVolID: of.volume,
+  });
+  const links = join(pod, 'volumeDevices/kubernetes.io~csi');
+  const folder = join(pod, 'volumes/kubernetes.io~csi', of.volume);
+  const path = isBlock ? join(links, of.volume) : join(folder, 'mount');
+  if (isBlock) {
+    const data = join(kubelet, 'plugins/kubernetes.io/csi/volumeDevices', of.volume, 'data');
+    mkdirSync(data, { recursive: true });
+    mkdirSync(links, { recursive: true });
+    writeFileSync(join(data, 'vol_data.json'), notes);
+    symlinkSync(of.device, path);
+  } else {
+    mkdirSync(path, { recursive: true });
+    writeFileSync(join(folder, 'vol_data.json'), notes);
+    run('mount', of.device, path);
+  }
+  const takeAway = (): void => {
+    if (!isBlock) {
+      spawnSync('fsfreeze', ['--unfreeze', path], { stdio: 'ignore' });
+      // Lazily: an agent may be reading.
+      spawnSync('umount', ['--lazy', path], { stdio: 'ignore' });
+    }
+    rmSync(path, { recursive: true, force: true });
+    rmSync(pod, { recursive: true, force: true });
+  };
+  return { path, takeAway };
+}
+
 /** A pod that runs on the node, with its volume. */
 export function startPod(
   t: Pick<Test, 'teardown'>,
@@ -100,35 +135,7 @@ export function startPod(
   };
   cluster.kubectl(['apply', '-f', '-'], JSON.stringify(object));
   const uid = cluster.kubectl(['get', 'pod', name, '-n', namespace, '-o', 'jsonpath={.metadata.uid}']);
-  const pod = join(node.kubelet, 'pods', uid);
-  const notes = JSON.stringify({
-    driverName: 'csi.example.com',
-    volumeHandle: `handle-${of.volume}`,
-    specVolID: of.volume,
-  });
-  const links = join(pod, 'volumeDevices/kubernetes.io~csi');
-  const folder = join(pod, 'volumes/kubernetes.io~csi', of.volume);
-  const path = isBlock ? join(links, of.volume) : join(folder, 'mount');
-  if (isBlock) {
-    const data = join(node.kubelet, 'plugins/kubernetes.io/csi/volumeDevices', of.volume, 'data');
-    mkdirSync(data, { recursive: true });
-    mkdirSync(links, { recursive: true });
-    writeFileSync(join(data, 'vol_data.json'), notes);
-    symlinkSync(of.device, path);
-  } else {
-    mkdirSync(path, { recursive: true });
-    writeFileSync(join(folder, 'vol_data.json'), notes);
-    run('mount', of.device, path);
-  }
-  const takeAway = (): void => {
-    if (!isBlock) {
-      spawnSync('fsfreeze', ['--unfreeze', path], { stdio: 'ignore' });
-      // Lazily: an agent may be reading.
-      spawnSync('umount', ['--lazy', path], { stdio: 'ignore' });
-    }
-    rmSync(path, { recursive: true, force: true });
-    rmSync(pod, { recursive: true, force: true });
-  };
+  const { path, takeAway } = placeVolume(node.kubelet, uid, of);
   t.teardown(takeAway);
   cluster.kubectl([
     'patch',

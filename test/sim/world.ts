@@ -178,6 +178,7 @@ export class World {
       beforeFreeze: [],
       afterThaw: [],
       hookTimeoutSeconds: 30,
+      snapshots: false,
       group: '',
     };
     this.checks = new Checks(this);

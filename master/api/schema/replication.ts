@@ -97,10 +97,11 @@ export const ReplicationSpec = Type.Object({
       description: 'exactly one of continuous: true, schedule: CRON, manual: TAG',
     },
   ),
-  copyMethod: Type.Unsafe<'Direct'>({
-    ...words('Direct'),
+  copyMethod: Type.Unsafe<'Direct' | 'Snapshot'>({
+    ...words('Direct', 'Snapshot'),
     default: 'Direct',
-    description: "what of the source's storage is used for a cut",
+    description:
+      "what of the source's storage is used for a cut: nothing, or a VolumeSnapshot at each cut (block volumes of source.pvc; source-snapshots.yaml)",
   }),
   rpoSeconds: Type.Number({ minimum: 1, maximum: 2_592_000, default: 30 }),
   consistency: Type.Unsafe<Static<typeof Consistency> | null>({

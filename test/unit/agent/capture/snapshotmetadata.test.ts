@@ -13,7 +13,7 @@ const never = new AbortController().signal;
 interface Request {
   securityToken: string;
   namespace: string;
-  baseSnapshotName: string;
+  baseSnapshotId: string;
   targetSnapshotName: string;
   startingOffset: number;
 }
@@ -92,7 +92,7 @@ t.test('an answer in several messages', async (t) => {
     {
       securityToken: 'token 0',
       namespace: 'shop',
-      baseSnapshotName: 'monday',
+      baseSnapshotId: 'monday',
       targetSnapshotName: 'tuesday',
       startingOffset: 0,
     },
