@@ -212,9 +212,7 @@ t.test('points by VolumeSnapshots', { bail: true, skip: skipSidecars || missingF
   });
 
   await t.test('who takes part is killed in the middle: it goes on, and little is left', async (t) => {
-    for (const kill of long
-      ? (['master', 'agent', 'cluster', 'agent', 'master'] as const)
-      : (['master', 'agent'] as const)) {
+    for (const kill of long ? (['master', 'agent', 'cluster', 'agent', 'master'] as const) : (['master'] as const)) {
       const taken = driver.taken.size;
       write(3);
       await world.until('a snapshot is taken', async () => driver.taken.size > taken);

@@ -181,10 +181,14 @@ export async function openWorld(t: Pick<Test, 'teardown'>, options: WorldOptions
 
   async function startAgent(): Promise<void> {
     agent.start();
+    let said = 'not there';
     await until('the agent is active', async () => {
       if (!agent.running) throw new Error(`the agent ended:\n${agent.logEnd()}`);
-      const { items } = await client.list<{ status: { state: string } }>('/agents');
+      const { items } = await client.list<{ status: { state: string; message: string } }>('/agents');
+      said = items.map(({ status }) => `${status.state} ${status.message}`).join();
       return items.some(({ status }) => status.state === 'ACTIVE');
+    }).catch((error: unknown) => {
+      throw new Error(`it is ${said}`, { cause: error });
     });
   }
 

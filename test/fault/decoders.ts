@@ -103,6 +103,10 @@ const samples: { [K in keyof Messages]?: unknown[] } = {
     { refusal: { code: 'TargetFull', message: 'no room' } },
     { restore: { protocol: 1, uid: 'r' } },
   ],
+  SnapshotRequest: [{ replicationUid: 'u', action: 'take', name: 'cdmr-1', keep: ['cdmr-2'] }],
+  SnapshotReply: [
+    { names: ['cdmr-1'], path: '/dev/x', handle: 'h', address: 'a:1', caPem: Buffer.from('pem'), token: 't' },
+  ],
   Data: [data],
   Nodes: [{ nodes: [node] }],
   Node: [node],
