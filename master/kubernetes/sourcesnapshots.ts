@@ -9,7 +9,7 @@
 import { isIP } from 'node:net';
 import type { Clock } from '../../proto/effects.ts';
 import { messageOf, ReplicationError } from '../../proto/errors.ts';
-import type { Stream } from '../../proto/stream.ts';
+import { bell, type Stream } from '../../proto/stream.ts';
 import { formatHostPort, parseHostPort } from '../../proto/value.ts';
 import type { SnapshotReply, SnapshotRequest } from '../../proto/wire.ts';
 import { follow } from '../follow.ts';
@@ -135,18 +135,21 @@ export function sourceSnapshots(options: SourceSnapshotsOptions): SourceSnapshot
     },
     async run(signal) {
       const asked = new Set<string>();
-      let due = true;
+      const { rung, ring } = bell();
       const look = async (): Promise<void> => {
         while (!signal.aborted) {
-          if (due) due = !(await sweep(signal));
-          await clock.sleep(sweepAgainMs, signal).catch(() => undefined);
+          const left = rung();
+          const isDone = await sweep(signal);
+          const again = isDone ? new Promise<void>(() => undefined) : clock.sleep(sweepAgainMs, signal);
+          await Promise.race([left, again, ended]).catch(() => undefined);
         }
       };
+      const ended = new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
       const looking = look();
       for await (const { key, uid, deleted } of follow(store, 'Replication', signal)) {
         const isAsked = !deleted && store.get('Replication', key)?.spec.copyMethod === 'Snapshot';
         if (isAsked) asked.add(uid);
-        else if (asked.delete(uid)) due = true;
+        else if (asked.delete(uid)) ring();
       }
       await looking;
     },
