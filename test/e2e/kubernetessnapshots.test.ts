@@ -13,6 +13,8 @@ import { group } from '../../master/kubernetes/kinds.ts';
 import { snapshotLabel } from '../../master/kubernetes/snapshotobjects.ts';
 import { removeInstance } from '../../agent/capture/tracefs.ts';
 import { traceInstance } from '../../agent/trackings.ts';
+import { connect, type ClientTrust } from '../../proto/rpc.ts';
+import type { SnapshotRequest } from '../../proto/wire.ts';
 import { skipSidecars, snapshotDefinitions, until } from '../kubernetes.ts';
 import { loopMount, missingForLoop, run } from '../loop.ts';
 import { freePort } from '../ports.ts';
@@ -141,6 +143,34 @@ t.test('points by VolumeSnapshots', { bail: true, skip: skipSidecars || missingF
     t.match(status, { captureMethod: 'scan', recoveryPoint: { consistency: 'crash' } });
     t.ok(await isOneInstant());
     t.match((await code('CutWay')).join(), /snapshot of the storage/);
+  });
+
+  await t.test('an agent reaches no snapshots but those of what it mirrors', async (t) => {
+    const { grpc } = JSON.parse(readFileSync(join(world.masterDir, 'endpoints.json'), 'utf8')) as { grpc: string };
+    const identity = JSON.parse(readFileSync(join(world.dir, 'a', 'identity.json'), 'utf8')) as Required<ClientTrust>;
+    const agent = connect(grpc, identity);
+    suite.teardown(() => agent.close());
+    const ask = async (action: SnapshotRequest['action'], replicationUid: string, name = ''): Promise<unknown> => {
+      const stream = agent.snapshots();
+      await stream.send({ replicationUid, action, name, keep: [] });
+      const { value } = (await stream.receive.next()) as { value: unknown };
+      stream.cancel();
+      return value;
+    };
+    apply({
+      apiVersion: 'snapshot.storage.k8s.io/v1',
+      kind: 'VolumeSnapshot',
+      metadata: { name: 'theirs', namespace: 'shop' },
+      spec: { source: { persistentVolumeClaimName: 'raw' } },
+    });
+    const { uid } = (await world.get('raw')).metadata;
+    await t.rejects(ask('list', 'another'), { code: 'NotAssigned' });
+    for (const action of ['open', 'find', 'remove'] as const)
+      await t.rejects(ask(action, uid, 'theirs'), { code: 'SnapshotFailed', message: /none of raw/ });
+    await t.rejects(ask('remove', uid, '../x'), { code: 'BadMessage' });
+    await ask('close', uid, 'database');
+    t.ok(cluster.kubectl(['get', 'volumesnapshot', 'theirs', '-n', 'shop', '-o', 'name']));
+    t.ok(cluster.kubectl(['get', 'pod', 'database', '-n', 'shop', '-o', 'name']), 'a pod of that name is not ours');
   });
 
   const port = await freePort();
