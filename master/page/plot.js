@@ -74,6 +74,35 @@ function timeAxis(from, nowMs, y) {
   return [label(from, 'start', time(new Date(from).toISOString())), label(nowMs, 'end', t('now'))];
 }
 
+/** Of a mark: so near to each other they would cover one another, and are one with a number. */
+const markWidth = 18;
+/** Snapshots that a mark tells of by name. */
+const maxTold = 12;
+
+/**
+ * What stands together on a line, in its order. Pure.
+ * @template T
+ * @param {T[]} items
+ * @param {(item: T) => number} x
+ * @returns {{ at: number, items: T[] }[]}
+ */
+export function groupsOf(items, x) {
+  /** @type {{ at: number, items: T[] }[]} */
+  const groups = [];
+  for (const item of items.toSorted((a, b) => x(a) - x(b))) {
+    const last = groups.at(-1);
+    if (last && x(item) - last.at < markWidth) last.items.push(item);
+    else groups.push({ at: x(item), items: [item] });
+  }
+  return groups;
+}
+
+/** What needs looking at goes before what does not. */
+function stateOf(/** @type {any[]} */ snapshots) {
+  const states = snapshots.map(({ status }) => status.state);
+  return ['Failed', 'Deleting', 'Creating'].find((state) => states.includes(state)) ?? 'Ready';
+}
+
 /**
  * @param {{ sourceTime: string }[]} points oldest first
  * @param {any[]} snapshots
@@ -104,21 +133,30 @@ export function timeLine(points, snapshots, nowMs) {
       { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': `${t('timeline')}. ${text}` },
       el('line', { class: 'grid', x1: left, x2: width - right, y1: 60, y2: 60 }),
       el('path', { class: 'points', d: marks === '' ? 'M0 0' : marks }),
-      ...taken.map((snapshot) => {
-        const at = x(Date.parse(snapshot.status.point.sourceTime));
-        const { name } = snapshot.metadata;
-        const lock = isLocked(snapshot);
-        const about = [name, time(snapshot.status.point.sourceTime), snapshot.status.state];
-        if (snapshot.spec.pinned) about.push(t('pinned'));
-        if (lock) about.push(t('locked', { time: time(snapshot.spec.lockedUntil) }));
+      ...groupsOf(taken, (snapshot) => x(Date.parse(snapshot.status.point.sourceTime))).map(({ at, items }) => {
+        const locked = items.some(isLocked);
+        const shown = items.slice(0, maxTold).map((snapshot) => {
+          const about = [snapshot.metadata.name, time(snapshot.status.point.sourceTime), snapshot.status.state];
+          if (snapshot.spec.pinned) about.push(t('pinned'));
+          if (isLocked(snapshot)) about.push(t('locked', { time: time(snapshot.spec.lockedUntil) }));
+          return about.join(', ');
+        });
+        if (items.length > maxTold) shown.push(t('andOthers', { count: items.length - maxTold }));
         return el(
           'g',
-          { key: name, class: `snapshot ${snapshot.status.state}`, transform: `translate(${at.toFixed(1)} 34)` },
-          el('svg:title', {}, about.join(', ')),
+          {
+            key: items[0].metadata.name,
+            class: `snapshot ${stateOf(items)}`,
+            transform: `translate(${at.toFixed(1)} 34)`,
+          },
+          el('svg:title', {}, shown.join('\n')),
           el('path', { d: 'M0 -9L9 0L0 9L-9 0Z' }),
           el('line', { class: 'grid', x1: 0, x2: 0, y1: 9, y2: 26 }),
-          lock ? el('path', { class: 'mark', d: 'M-3.500 -1h7v5h-7zM-2 -1v-2a2 2 0 0 1 4 0v2' }) : null,
-          !lock && snapshot.spec.pinned ? el('circle', { class: 'mark', r: 2.5 }) : null,
+          locked ? el('path', { class: 'mark', d: 'M-3.500 -1h7v5h-7zM-2 -1v-2a2 2 0 0 1 4 0v2' }) : null,
+          !locked && items.some(({ spec }) => spec.pinned) ? el('circle', { class: 'mark', r: 2.5 }) : null,
+          items.length > 1
+            ? el('text', { class: 'axis count', y: -13, 'text-anchor': 'middle' }, String(items.length))
+            : null,
         );
       }),
       ...timeAxis(from, nowMs, height - 6),

@@ -80,6 +80,7 @@ export const words = {
   monthly: ['monthly', '매월'],
   snapshots: ['Snapshots', '스냅샷'],
   pinned: ['pinned', '고정됨'],
+  andOthers: ['and {count} more', '외 {count}개'],
   locked: ['locked until {time}', '{time}까지 잠김'],
   lastVerified: ['Compared with the source', '원본과 비교'],
   lastDrilled: ['Last drill', '마지막 모의훈련'],

@@ -49,6 +49,22 @@ t.test('replications in trouble come first, then those that are not there yet; n
   );
 });
 
+interface Plot {
+  groupsOf: (items: number[], x: (item: number) => number) => { at: number; items: number[] }[];
+}
+
+t.test('marks that would cover each other are one, with what it stands for in its order', async (t) => {
+  const { groupsOf } = await load<Plot>('plot.js');
+  t.same(groupsOf([], Number), []);
+  const marks = groupsOf([40, 0, 17, 17, 18, 100], Number);
+  t.same(marks, [
+    { at: 0, items: [0, 17, 17] },
+    { at: 18, items: [18] },
+    { at: 40, items: [40] },
+    { at: 100, items: [100] },
+  ]);
+});
+
 t.test('every text is there in both languages with the same places, and every one that is used', async (t) => {
   const { words, setLanguage, t: say } = await load<Texts>('text.js');
   const places = (text: string): string[] => [...text.matchAll(/\{\w+\}/g)].map(([place]) => place).sort();
