@@ -4,12 +4,11 @@
  */
 import type { Clock } from '../proto/effects.ts';
 import { ReplicationError } from '../proto/errors.ts';
+import { nodeBatches } from '../proto/nodebatch.ts';
 import type { Stream } from '../proto/stream.ts';
-import type { Commit, MirrorReply, MirrorRequest, Node } from '../proto/wire.ts';
+import type { Commit, MirrorReply, MirrorRequest } from '../proto/wire.ts';
 import type { TreeWriter } from './treewriter.ts';
 
-/** A node with the longest attributes is some 70 KiB. */
-const batchNodes = 50;
 const progressEveryMs = 500;
 
 /** @param settled called with what the folder holds by now, before the master hears of it */
@@ -53,12 +52,6 @@ async function tellLacking(
   progress: (bytesDone: number, bytesTotal: number) => Promise<void>,
   signal: AbortSignal,
 ): Promise<void> {
-  let nodes: Node[] = [];
-  for await (const node of folder.compare(progress, signal)) {
-    if (nodes.push(node) < batchNodes) continue;
-    await call.send({ nodes: { nodes } });
-    nodes = [];
-  }
-  if (nodes.length > 0) await call.send({ nodes: { nodes } });
+  for await (const nodes of nodeBatches(folder.compare(progress, signal))) await call.send({ nodes: { nodes } });
   await call.send({ manifestEnd: {} });
 }

@@ -6,6 +6,7 @@
  */
 import type { Clock } from '../proto/effects.ts';
 import { ReplicationError } from '../proto/errors.ts';
+import { nodeBatches } from '../proto/nodebatch.ts';
 import type { Stream } from '../proto/stream.ts';
 import {
   protocolOldest,
@@ -42,7 +43,6 @@ export interface SessionEvents {
  * the largest size, as the sender lends its buffer until then.
  */
 const receivedEvery = { messages: 8, bytes: 1 << 20 };
-const manifestBatchNodes = 500;
 const verifyProgressEveryMs = 500;
 
 /** The first message of a call. @throws BadMessage, VersionMismatch */
@@ -156,14 +156,7 @@ async function take(
 }
 
 async function sendManifest(manifest: Iterable<Node> | AsyncIterable<Node>, stream: MirrorStream): Promise<void> {
-  let nodes: Node[] = [];
-  for await (const node of manifest) {
-    nodes.push(node);
-    if (nodes.length < manifestBatchNodes) continue;
-    await stream.send({ nodes: { nodes } });
-    nodes = [];
-  }
-  if (nodes.length > 0) await stream.send({ nodes: { nodes } });
+  for await (const nodes of nodeBatches(manifest)) await stream.send({ nodes: { nodes } });
   await stream.send({ manifestEnd: {} });
 }
 

@@ -7,13 +7,12 @@
 import { constants, promises as fs } from 'node:fs';
 import { granuleBytes, granuleCount } from '../proto/granule.ts';
 import { ReplicationError } from '../proto/errors.ts';
-import { encode, type Node } from '../proto/wire.ts';
+import { nodeBatches } from '../proto/nodebatch.ts';
+import type { Node } from '../proto/wire.ts';
 import { bitsOf, blankCommit, Outbox, Talk, type Content, type OfferOptions, type RestoreCall } from './offering.ts';
 import type { TreeIndex } from './replica/treeindex.ts';
 import { Directories, openFile, type Handle } from './replica/treepath.ts';
 
-/** Of one message; a node with the longest attributes is some 70 KiB. */
-const batchBytes = 256 << 10;
 /** Larger files are offered first: what part of them differs is worth asking. */
 const smallGranules = 4;
 
@@ -28,7 +27,7 @@ export async function sendTree(
   const { progress, signal } = options;
   const talk = new Talk(call);
   await talk.greet(index.sizeBytes, options, 'Filesystem');
-  for (const nodes of batches(index.nodes())) {
+  for await (const nodes of nodeBatches(index.nodes())) {
     signal.throwIfAborted();
     await talk.message({ nodes: { nodes } });
   }
@@ -93,17 +92,4 @@ function contentOf(index: TreeIndex, { slot, sizeBytes }: Node, file: Handle): C
         );
     },
   };
-}
-
-function* batches(nodes: Iterable<Node>): Generator<Node[]> {
-  let batch: Node[] = [];
-  let bytes = 0;
-  for (const node of nodes) {
-    batch.push(node);
-    bytes += encode('Node', node).length;
-    if (bytes < batchBytes) continue;
-    yield batch;
-    [batch, bytes] = [[], 0];
-  }
-  if (batch.length > 0) yield batch;
 }

@@ -16,6 +16,7 @@ import { promisify } from 'node:util';
 import type { Clock } from '../../proto/effects.ts';
 import { contentRoot, granuleBytes } from '../../proto/granule.ts';
 import { isImmutableOrAppendOnly } from '../../proto/libc.ts';
+import { nodeBytes } from '../../proto/nodebatch.ts';
 import type { Pace } from '../../proto/pace.ts';
 import { nodeTypes, type Node } from '../../proto/wire.ts';
 import type { Manifest, Row } from '../manifest.ts';
@@ -186,7 +187,7 @@ async function* inOrder(
           if (one.inode.fd !== undefined) await close(one.inode.fd);
         }
         if (out.isTorn) result.torn ??= pathText(manifest, one.row.slot);
-        batch.nodeBytes += out.node.xattrs.reduce((sum, { value }) => sum + value.length, 300);
+        batch.nodeBytes += nodeBytes(out.node);
         batch.outgoing.push(out);
         if (isFull(options, batch) || out.isLarge) yield* flush();
       }
