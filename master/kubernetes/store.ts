@@ -149,6 +149,9 @@ export async function openKubernetesStore(options: KubernetesStoreOptions): Prom
       cache.put(kind, call('GET', pathOf(kind, key)) as CustomResource);
     } catch (gone) {
       if (!(gone instanceof ApiFault) || gone.status !== 404) throw gone;
+      // An API server that has not read the definitions yet knows none of our paths; what it has is not gone by that.
+      if (!/"[^"]+" not found/.test(gone.message))
+        throw new StoreUnavailable(`the Kubernetes API server does not know ${kind} now: ${gone.message}`, gone);
       const known = cache.resource(kind, key);
       if (known) cache.remove(kind, known);
     }
