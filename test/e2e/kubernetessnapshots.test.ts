@@ -11,8 +11,6 @@ import { closeSync, fsyncSync, openSync, readFileSync, writeFileSync, writeSync 
 import { join } from 'node:path';
 import { group } from '../../master/kubernetes/kinds.ts';
 import { snapshotLabel } from '../../master/kubernetes/snapshotobjects.ts';
-import { removeInstance } from '../../agent/capture/tracefs.ts';
-import { traceInstance } from '../../agent/trackings.ts';
 import { connect, type ClientTrust } from '../../proto/rpc.ts';
 import type { SnapshotRequest } from '../../proto/wire.ts';
 import { skipSidecars, snapshotDefinitions, until } from '../kubernetes.ts';
@@ -47,7 +45,6 @@ t.test('points by VolumeSnapshots', { bail: true, skip: skipSidecars || missingF
   cluster.kubectl(['create', 'namespace', 'shop']);
   const node = runImageNode(t, cluster, driver, { namespace: 'shop', name: 'node-a', kubelet });
   world.agentFlags.push('--kubelet', kubelet);
-  t.teardown(() => removeInstance(traceInstance(join(world.dir, 'a'))));
   await world.startAgent();
   apply(
     {

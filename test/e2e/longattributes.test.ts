@@ -17,8 +17,12 @@ t.test('long attributes', { skip: missingForLoop('xfs') }, async (t) => {
     run('setfattr', '-n', 'user.long', '-v', `${n}-`.padEnd(attributeBytes, 'x'), join(tree, `file-${n}`));
   }
   const world = await openWorld(t, { allow: [mountPoint] });
+  await world.client.send('POST', '/storageclasses', {
+    metadata: { name: 'big' },
+    spec: { driver: 'directory', parameters: { path: join(mountPoint, 'class') } },
+  });
   await world.startAgent();
-  await world.replicate('tree', tree, { rpoSeconds: 2 });
+  await world.replicate('tree', tree, { volumeMode: 'Filesystem', storageClass: 'big', rpoSeconds: 2 });
   await world.normal('tree', Date.now());
   await world.agent.kill();
   fs.rmSync(join(world.dir, 'a'), { recursive: true });

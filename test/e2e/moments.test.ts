@@ -13,8 +13,6 @@ import fs, { chmodSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { removeInstance } from '../../agent/capture/tracefs.ts';
-import { traceInstance } from '../../agent/trackings.ts';
 import type { Recovery } from '../../master/resources.ts';
 import { RunningDigest } from '../../proto/digest.ts';
 import { granuleBytes, granuleHash } from '../../proto/granule.ts';
@@ -76,7 +74,6 @@ t.test(`${moments} moments of a database in ${seconds} s (REPLICATOR_SEED=${seed
   const copies = join(target.mountPoint, 'copies');
   mkdirSync(copies);
   const world = await openWorld(t, { allow: [volume.device], masterFlags: ['--allow', copies] });
-  t.teardown(() => removeInstance(traceInstance(join(world.dir, 'a'))));
   const mounts = mkdtempSync(join(tmpdir(), 'replicator-mounts-'));
   t.teardown(() => rmSync(mounts, { recursive: true, force: true }));
   // The user postgres must get there.
