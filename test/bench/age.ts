@@ -117,6 +117,7 @@ async function measureAge(bench: Bench, say: (line: string) => void): Promise<Re
       told.freezes.set(bound, (told.freezes.get(bound) ?? 0) + count - (before.freezes.get(bound) ?? 0));
     told.made += after.made - before.made;
     told.refused += after.refused - before.refused;
+    if (after.refused > 0) say(`  cuts refused since the start, by reason: ${after.reasons}`);
     say(`  ${rate.toFixed(0)} tps: without ${paced.without.at(-1)}, mirrored ${paced.mirrored.at(-1)}`);
     if (run === runs - 1) {
       full.mirrored = await cluster.bench({ seconds: fullSeconds, clients });
@@ -196,7 +197,15 @@ function sampleAges(world: World): () => Promise<number[]> {
   };
 }
 
-async function countsOf(world: World): Promise<{ freezes: Map<number, number>; made: number; refused: number }> {
+interface Counts {
+  freezes: Map<number, number>;
+  made: number;
+  refused: number;
+  /** Of the refused: `late 3, large 1`. */
+  reasons: string;
+}
+
+async function countsOf(world: World): Promise<Counts> {
   const token = execFileSync('cat', [join(world.masterDir, 'admin.token')], { encoding: 'utf8' }).trim();
   const answer = await fetch(`${world.client.url}/metrics`, { headers: { authorization: `Bearer ${token}` } });
   const text = await answer.text();
@@ -207,7 +216,9 @@ async function countsOf(world: World): Promise<{ freezes: Map<number, number>; m
     freezes.set(bound === '+Inf' ? Infinity : Number(bound), Number(count));
   const cuts = (result: string): number =>
     Number(new RegExp(`^replicator_cuts_total\\{.*result="${result}".*\\} (\\d+)$`, 'm').exec(text)?.[1] ?? 0);
-  return { freezes, made: cuts('success'), refused: cuts('refused') };
+  const refusals = text.matchAll(/^replicator_cuts_refused_total\{.*reason="([^"]+)".*\} ([1-9]\d*)$/gm);
+  const reasons = [...refusals].map(([, reason, count]) => `${reason} ${count}`).join(', ');
+  return { freezes, made: cuts('success'), refused: cuts('refused'), reasons };
 }
 
 async function idleCpu(world: World, seconds: number): Promise<{ agent: number; master: number }> {
