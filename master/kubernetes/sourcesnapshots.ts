@@ -77,7 +77,10 @@ export function sourceSnapshots(options: SourceSnapshotsOptions): SourceSnapshot
     const cluster = claims.cluster(pvc);
     if (!cluster) throw failed(`${sourceText(spec.source)}: its cluster is not known`);
     const of = { uid: metadata.uid, replication: metadata.name };
-    const work = steps({ ...cluster, clock, of, pvc, signal });
+    const isWanted = (): void => {
+      if (replicationOf(agent, metadata.uid).spec.paused) throw failed(`${metadata.name} is paused`);
+    };
+    const work = steps({ ...cluster, clock, of, pvc, signal, isWanted });
     const { action, name } = request;
     switch (action) {
       case 'service':
@@ -171,10 +174,12 @@ interface StepsOptions {
   of: SnapshotOf;
   pvc: ClaimRef;
   signal: AbortSignal;
+  /** @throws when nobody waits for it any more */
+  isWanted: () => void;
 }
 
 /** What can be done with snapshots of one claim. */
-function steps({ api, view, clock, of, pvc, signal }: StepsOptions) {
+function steps({ api, view, clock, of, pvc, signal, isWanted }: StepsOptions) {
   const { namespace } = pvc;
   const core = `/api/v1/namespaces/${namespace}`;
   const claimPath = (name: string): string => `${core}/persistentvolumeclaims/${name}`;
@@ -189,7 +194,8 @@ function steps({ api, view, clock, of, pvc, signal }: StepsOptions) {
       return await work();
     } catch (error) {
       if (!(error instanceof ApiFault)) throw error;
-      if (error.status === 403)
+      // A quota or an admission rule says 403 as well.
+      if (error.status === 403 && error.message.includes(' cannot '))
         throw failed(`${error.message}; apply manifests/source-snapshots.yaml in the claim's cluster`);
       if (error.status === 404)
         throw failed(`the cluster knows no VolumeSnapshots: ${error.message}; install the CSI snapshot controller`);
@@ -213,6 +219,7 @@ function steps({ api, view, clock, of, pvc, signal }: StepsOptions) {
       if (typeof answer !== 'string') return answer.found;
       if (clock.monotonicMs() > endMs) throw failed(`given up after ${patienceMs / 60_000} minutes: ${answer}`);
       await clock.sleep(againMs, signal);
+      isWanted();
     }
   }
 
