@@ -73,7 +73,10 @@ t.test(`${moments} moments of a database in ${seconds} s (REPLICATOR_SEED=${seed
   const target = await loopMount(t, 'xfs', long ? 20_000 : 4000);
   const copies = join(target.mountPoint, 'copies');
   mkdirSync(copies);
-  const world = await openWorld(t, { allow: [volume.device], masterFlags: ['--allow', copies] });
+  // Each drill is asked for by itself.
+  const config = join(t.testdir({ 'c.yaml': 'requestsPerSecond: 1000\n' }), 'c.yaml');
+  const masterFlags = ['--allow', copies, '--config', config];
+  const world = await openWorld(t, { allow: [volume.device], masterFlags });
   const mounts = mkdtempSync(join(tmpdir(), 'replicator-mounts-'));
   t.teardown(() => rmSync(mounts, { recursive: true, force: true }));
   // The user postgres must get there.
