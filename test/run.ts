@@ -95,6 +95,10 @@ async function tap(argv: string[]): Promise<void> {
     say(`${file.ok ? 'ok  ' : 'FAIL'}  ${file.name}  (${numbers}, ${((file.time ?? 0) / 1000).toFixed(1)} s)`);
     start = { ...count };
   });
+  parser.on('bailout', (reason) => {
+    count.failed++;
+    say(`FAIL  given up: ${reason}`);
+  });
   child.stdout.on('data', (data: Buffer) => {
     raw.push(data);
     parser.write(data);

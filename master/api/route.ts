@@ -138,7 +138,8 @@ export function route<B extends TSchema, Q extends TSchema>(app: FastifyInstance
     async handler(request, reply) {
       const query =
         spec.query === undefined ? undefined : check(spec.query, fromQuery(spec.query, request.query), 'query');
-      const given = request.body ?? (spec.bodyOptional ? {} : undefined);
+      // A body that says null was not left out.
+      const given = request.body === undefined && spec.bodyOptional ? {} : request.body;
       const made = spec.handle({
         params: request.params as Record<string, string>,
         query: query as Static<Q>,

@@ -115,8 +115,11 @@ export function sourceSnapshots(options: SourceSnapshotsOptions): SourceSnapshot
         const path = `/apis/${snapshotGroup}/v1/volumesnapshots?labelSelector=${encodeURIComponent(snapshotLabel)}`;
         const { items } = (await api.request('GET', path, undefined, signal)) as { items: VolumeSnapshot[] };
         for (const { metadata } of items)
-          if (!live.has(metadata.labels?.[snapshotLabel] ?? ''))
+          if (!live.has(metadata.labels?.[snapshotLabel] ?? '')) {
+            // What shows it first: a claim that waits for its volume would hold the snapshot, and gets none of one that is going.
+            await hide(api, metadata.namespace, metadata.name, metadata.labels?.[snapshotLabel] ?? '');
             await absent(() => api.request('DELETE', snapshotPath(metadata.namespace, metadata.name)));
+          }
       } catch (error) {
         // A cluster without snapshots, or one where we may not see any, has none of ours.
         isHeard &&= error instanceof ApiFault && [403, 404].includes(error.status);
@@ -165,6 +168,15 @@ function failed(message: string): ReplicationError {
 
 function snapshotPath(namespace: string, name = ''): string {
   return `/apis/${snapshotGroup}/v1/namespaces/${namespace}/volumesnapshots${name === '' ? '' : `/${name}`}`;
+}
+
+/** Removes pod and claim of a snapshot; a name that is taken by somebody else's object is left alone. */
+async function hide(api: Api, namespace: string, name: string, uid: string): Promise<void> {
+  for (const kind of ['pods', 'persistentvolumeclaims']) {
+    const path = `/api/v1/namespaces/${namespace}/${kind}/${name}`;
+    const found = (await absent(() => api.request('GET', path))) as { metadata: Metadata } | undefined;
+    if (found?.metadata.labels?.[snapshotLabel] === uid) await absent(() => api.request('DELETE', path));
+  }
 }
 
 interface StepsOptions {
@@ -216,10 +228,10 @@ function steps({ api, view, clock, of, pvc, signal, isWanted }: StepsOptions) {
     const endMs = clock.monotonicMs() + patienceMs;
     for (;;) {
       const answer = await look();
+      isWanted();
       if (typeof answer !== 'string') return answer.found;
       if (clock.monotonicMs() > endMs) throw failed(`given up after ${patienceMs / 60_000} minutes: ${answer}`);
       await clock.sleep(againMs, signal);
-      isWanted();
     }
   }
 
@@ -233,11 +245,7 @@ function steps({ api, view, clock, of, pvc, signal, isWanted }: StepsOptions) {
   }
 
   async function close(name: string): Promise<void> {
-    for (const path of [podPath(name), claimPath(name)]) {
-      const found = await get<{ metadata: Metadata }>(path);
-      // A name that is taken by somebody else's object is left alone.
-      if (found?.metadata.labels?.[snapshotLabel] === of.uid) await absent(() => api.request('DELETE', path));
-    }
+    await hide(api, namespace, name, of.uid);
   }
 
   async function remove(name: string): Promise<void> {

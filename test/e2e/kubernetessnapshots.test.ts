@@ -2,7 +2,7 @@
  * `copyMethod: Snapshot`: a block claim that is mirrored by VolumeSnapshots, against a real kube-apiserver and controller-manager and the
  * real sidecars of CSI (provisioner, snapshot controller, snapshotter, snapshot metadata), with exactly the rights of the
  * manifests. The driver is imagedriver.ts; imagenode.ts stands in for scheduler and kubelet. The writer never pauses, and each
- * point is the volume of one snapshot, byte for byte. `npm run e2e -- kubernetessnapshots` kills more.
+ * point is the volume of one snapshot, byte for byte.
  */
 import t from 'tap';
 import { spawn } from 'node:child_process';
@@ -27,7 +27,9 @@ const granule = 64 << 10;
 /** Of the range that the API server gives to Services. */
 const serviceAddress = '10.0.0.77';
 
-t.test('points by VolumeSnapshots', { bail: true, skip: skipSidecars || missingForLoop('xfs') }, async (suite) => {
+// Beside other suites it has been seen to wait for minutes on two cores.
+const skip = long ? skipSidecars || missingForLoop('xfs') : 'long: npm run e2e -- kubernetessnapshots';
+t.test('points by VolumeSnapshots', { skip }, async (suite) => {
   const t = suite;
   const { mountPoint } = await loopMount(t, 'xfs', 2048);
   const driver = await startImageDriver(mountPoint);
@@ -239,7 +241,7 @@ t.test('points by VolumeSnapshots', { bail: true, skip: skipSidecars || missingF
   });
 
   await t.test('who takes part is killed in the middle: it goes on, and little is left', async (t) => {
-    for (const kill of long ? (['master', 'agent', 'cluster', 'agent', 'master'] as const) : (['master'] as const)) {
+    for (const kill of ['master', 'agent', 'cluster', 'agent', 'master'] as const) {
       const taken = driver.taken.size;
       write(3);
       await world.until('a snapshot is taken', async () => driver.taken.size > taken);
