@@ -1,7 +1,7 @@
 /**
- * A database and a tree of files in use, for hours: either side is killed, the line is cut or silent, and in each round of half a minute a
- * point of each is restored and its content looked at. In the last third nobody is killed: then memory and descriptors of both
- * programs must be flat.
+ * A database and a tree of files in use, for hours: either side is killed, the line is cut or silent, four times in a row, and a
+ * point of each is restored and its content looked at: a round, of half a minute if the machine is quick enough. In the last third nobody
+ * is killed: then memory and descriptors of both programs must be flat.
  *
  * `npm run e2e -- soak`: two hours, or SOAK_MINUTES; what it did is told at the end, and what the programs held is drawn to the file
  * SOAK_PLOT. Else three rounds. REPLICATOR_SEED chooses the same faults again.
@@ -27,6 +27,8 @@ const fewestRounds = 3;
 const roundMs = 30_000;
 /** Of the time, that with kills. */
 const killShare = 2 / 3;
+/** One after the other, before a round's restores. */
+const faultsInRound = soakMs > 0 ? 4 : 1;
 /** Rounds between two looks that read everything: all rows and indexes, and the tree as rsync sees it. */
 const wholeEvery = 5;
 const faults = ['kill agent', 'kill master', 'kill both', 'cut', 'silence', 'none'] as const;
@@ -162,10 +164,14 @@ t.test(`a database and a tree under kills and cuts (seed ${seed})`, { skip: miss
     const roundEndMs = elapsedMs() + (soakMs > 0 ? roundMs : 0);
     const mayKill = soakMs === 0 || elapsedMs() < soakMs * killShare;
     const choice = mayKill ? faults : faults.filter((fault) => !fault.startsWith('kill'));
-    const fault = choice[rounds < choice.length ? rounds : Math.floor(next() * choice.length)] ?? 'none';
     if (!mayKill) calmSinceSeconds = Math.min(calmSinceSeconds, elapsedMs() / 1000);
-    done[fault] = (done[fault] ?? 0) + 1;
-    await disturb(soak, fault);
+    for (let number = 0; number < faultsInRound; number++) {
+      if (number > 0) await sleep(3000 * next());
+      const nth = rounds * faultsInRound + number;
+      const fault = choice[nth < choice.length ? nth : Math.floor(next() * choice.length)] ?? 'none';
+      done[fault] = (done[fault] ?? 0) + 1;
+      await disturb(soak, fault);
+    }
     const backMs = Date.now();
     for (const name of ['database', 'tree']) await world.normal(name, backMs, 300);
     const isWhole = rounds % wholeEvery === wholeEvery - 1 || soakMs === 0;
