@@ -142,8 +142,9 @@ export class OnDemandReplica implements HeldReplica {
     return this.#now.owes;
   }
 
+  /** Whether a session may write. One that a newer generation fenced off while all was closed is only told so later. */
   get hasWriter(): boolean {
-    return this.#attached !== undefined;
+    return this.#attached?.writer.generation === this.generation;
   }
 
   /** Bytes written to journal and base since the first opening. */

@@ -133,7 +133,7 @@ export async function startCluster(
     load(t) {
       const bench = spawn(
         'setpriv',
-        [...asPostgres, join(bin, 'pgbench'), '-h', socket, '-n', '-R', '60', '-c', '2', '-T', '3600', 'postgres'],
+        [...asPostgres, join(bin, 'pgbench'), '-h', socket, '-n', '-R', '60', '-c', '2', '-T', '86400', 'postgres'],
         { stdio: 'ignore', cwd: '/' },
       );
       const commits: number[] = [];

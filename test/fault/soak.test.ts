@@ -177,6 +177,8 @@ t.test(`a database and a tree under kills and cuts (seed ${seed})`, { skip: miss
     const isWhole = rounds % wholeEvery === wholeEvery - 1 || soakMs === 0;
     await restoreDatabase(t, soak, isWhole);
     await restoreTree(t, soak, isWhole);
+    if (isWhole && soakMs > 0)
+      process.stderr.write(`${(elapsedMs() / 60_000).toFixed(0)} min, ${JSON.stringify(done)}\n`);
     await sleep(Math.max(0, roundEndMs - elapsedMs()));
   }
 

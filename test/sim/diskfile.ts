@@ -253,6 +253,15 @@ function apply(content: Content, change: Change): void {
   }
 }
 
+/** A page is never written to: files and the states of one share it. */
+function changedPage(old: Buffer | undefined, from: number, length: number, data: Buffer | undefined): Buffer {
+  if (data && length === pageBytes) return data;
+  const page = old ? Buffer.from(old) : Buffer.alloc(pageBytes);
+  if (data) data.copy(page, from);
+  else page.fill(0, from, from + length);
+  return page;
+}
+
 /** `data` undefined: zeros, as holes where whole pages go. */
 function writeBytes(content: Content, position: number, length: number, data: Buffer | undefined): void {
   for (let done = 0; done < length;) {
@@ -263,10 +272,7 @@ function writeBytes(content: Content, position: number, length: number, data: Bu
     if (data === undefined && (part === pageBytes || old === undefined)) {
       content.pages.delete(number);
     } else {
-      const page = old ? Buffer.from(old) : Buffer.alloc(pageBytes);
-      if (data) data.copy(page, from, done, done + part);
-      else page.fill(0, from, from + part);
-      content.pages.set(number, page);
+      content.pages.set(number, changedPage(old, from, part, data?.subarray(done, done + part)));
     }
     done += part;
   }

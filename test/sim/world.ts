@@ -232,7 +232,7 @@ export class World {
     const error = this.dice.between(0, 3);
     const tracking = this.#tracking(clock, isDead, stopping.signal);
     // Few buffers, as if other volumes held the rest.
-    const pool = new BufferPool(Array.from({ length: this.dice.pick([5, 8, 64]) }, () => Buffer.alloc(chunkBytes)));
+    const pool = new BufferPool(Array.from({ length: this.dice.pick([5, 8, 64]) }, () => Buffer.allocUnsafeSlow(chunkBytes)));
     this.#run(
       `agent ${this.counts.agentStarts}`,
       mirror(
