@@ -1,48 +1,92 @@
 /**
- * `npm run sim [-- SEED] [--runs N]`: simulates agent and master under faults (see world.ts). Without arguments a fixed number
- * of new seeds, whose start is printed; with a seed that one again, traced. Exit status 1 when an invariant was violated.
+ * `npm run sim [-- SEED] [--runs N] [--jobs N]`: simulates agent and master under faults (see world.ts). Without arguments a fixed
+ * number of new seeds, whose start is printed; with a seed that one again, traced. Exit status 1 when an invariant was violated.
  */
+import { fork } from 'node:child_process';
+import { once } from 'node:events';
+import { availableParallelism } from 'node:os';
 import { parseArgs } from 'node:util';
 import { messageOf } from '../../proto/errors.ts';
-import { runSeed } from './run.ts';
+import { runSeed, type Outcome } from './run.ts';
 
 const defaultRuns = 30;
+const progressEveryMs = 60_000;
+/** Volumes are buffers outside of the heap: without these half of the time goes into looking for garbage after each few of them. */
+const collectLess = [
+  '--single-threaded-gc',
+  '--max-semi-space-size=64',
+  '--heap-growing-percent=400',
+  '--external-memory-accounted-in-global-limit',
+  '--external-memory-max-growing-factor=4',
+];
 
-function options(): { given: number | undefined; runs: number } {
+function options(): { given: number | undefined; runs: number; jobs: number } {
   try {
-    const { positionals, values } = parseArgs({ allowPositionals: true, options: { runs: { type: 'string' } } });
+    const { positionals, values } = parseArgs({
+      allowPositionals: true,
+      options: { runs: { type: 'string' }, jobs: { type: 'string' } },
+    });
     const given = positionals.length > 0 ? Number(positionals[0]) : undefined;
     const runs = Number(values.runs ?? (given === undefined ? defaultRuns : 1));
-    if (positionals.length > 1 || !Number.isInteger(runs) || runs < 1 || !Number.isInteger(given ?? 0))
+    const jobs = Number(values.jobs ?? availableParallelism());
+    const counts = [runs, jobs].every((count) => Number.isInteger(count) && count > 0);
+    if (positionals.length > 1 || !counts || !Number.isInteger(given ?? 0))
       throw new Error('SEED and N are whole numbers');
-    return { given, runs };
+    return { given, runs, jobs };
   } catch (error) {
-    process.stderr.write(`${messageOf(error)}\nusage: npm run sim [-- [SEED] [--runs N]]\n`);
+    process.stderr.write(`${messageOf(error)}\nusage: npm run sim [-- [SEED] [--runs N] [--jobs N]]\n`);
     process.exit(2);
   }
 }
 
-const { given, runs } = options();
+const { given, runs, jobs } = options();
 const first = given ?? Math.floor(Math.random() * 2 ** 31);
-const trace = runs === 1 ? (line: string) => process.stdout.write(`${line}\n`) : undefined;
-if (runs > 1) process.stdout.write(`seeds ${first} to ${first + runs - 1}\n`);
-
 const total: Record<string, number> = {};
-let virtualSeconds = 0;
-let failed = 0;
+let [ended, failed, virtualSeconds] = [0, 0, 0];
 const startMs = performance.now();
-for (let seed = first; seed < first + runs; seed++) {
-  const outcome = await runSeed(seed, trace);
-  virtualSeconds += outcome.virtualSeconds;
-  for (const [key, count] of Object.entries(outcome.counts)) total[key] = (total[key] ?? 0) + count;
-  if (outcome.violations.length === 0) continue;
-  failed++;
-  process.stdout.write(`FAIL seed ${seed}\n${outcome.violations.map((violation) => `  ${violation}\n`).join('')}`);
-  process.stdout.write(`  again: npm run sim -- ${seed}\n`);
+
+function say(line: string): void {
+  process.stdout.write(`${line}\n`);
 }
-const counts = Object.entries(total).map(([key, count]) => `${key} ${count}`);
-process.stdout.write(
-  `${counts.join(', ')}\n${runs - failed} of ${runs} seeds clean, ${failed} failed; ` +
-    `${Math.round(virtualSeconds)} s simulated in ${((performance.now() - startMs) / 1000).toFixed(1)} s\n`,
-);
+
+function summary(): string {
+  const seconds = (performance.now() - startMs) / 1000;
+  return `${ended - failed} of ${ended} seeds clean, ${failed} failed; ${Math.round(virtualSeconds)} s simulated in ${seconds.toFixed(1)} s`;
+}
+
+function take({ seed, counts, violations, ...outcome }: Outcome): void {
+  ended++;
+  virtualSeconds += outcome.virtualSeconds;
+  for (const [key, count] of Object.entries(counts)) total[key] = (total[key] ?? 0) + count;
+  if (violations.length === 0) return;
+  failed++;
+  say(
+    `FAIL seed ${seed}\n${violations.map((violation) => `  ${violation}`).join('\n')}\n  again: npm run sim -- ${seed}`,
+  );
+}
+
+let next = first;
+async function work(): Promise<void> {
+  const worker = fork(new URL('worker.ts', import.meta.url), { execArgv: [...process.execArgv, ...collectLess] });
+  const died = once(worker, 'exit').then(([code]) => {
+    throw new Error(`a process that simulates ended with ${String(code)}`);
+  });
+  died.catch(() => undefined);
+  while (next < first + runs) {
+    const answered = once(worker, 'message');
+    worker.send(next++);
+    const [outcome] = (await Promise.race([answered, died])) as [Outcome];
+    take(outcome);
+  }
+  worker.kill();
+}
+
+if (runs === 1) take(await runSeed(first, say));
+else {
+  say(`seeds ${first} to ${first + runs - 1}`);
+  const telling = setInterval(() => process.stderr.write(`${summary()}\n`), progressEveryMs);
+  await Promise.all(Array.from({ length: Math.min(jobs, runs) }, work));
+  clearInterval(telling);
+}
+say(`${Object.entries(total).map(([key, count]) => `${key} ${count}`).join(', ')}\n${summary()}`); // prettier-ignore
 process.exitCode = failed === 0 ? 0 : 1;

@@ -1,0 +1,6 @@
+/** Simulates the seeds that the process that forked it (main.ts) names, one after the other. */
+import { runSeed } from './run.ts';
+
+process.on('message', (seed: number) => {
+  void runSeed(seed).then((outcome) => process.send?.(outcome));
+});
