@@ -18,6 +18,7 @@ export interface AssignmentsOptions {
   log: Pick<Logger, 'debug' | 'info' | 'warn'>;
   /** As agent/control.ts: known since the first assignments. */
   masterUs(agentUs: number): number;
+  protocol(): number;
   /** @param id of the call, for the logs of both sides */
   connect(signal: AbortSignal, id: string): MirrorCall;
   report(report: Report): void;
@@ -68,6 +69,7 @@ export function assignments(options: AssignmentsOptions): AssignedMirrors {
             options.log.debug({ replication: name, call }, 'a session begins');
             return options.connect(signal, call);
           },
+          protocol: () => options.protocol(),
           toMasterUs: async (agentUs) => options.masterUs(agentUs),
           report: (report) => options.report(report),
           event,

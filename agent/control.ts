@@ -77,6 +77,8 @@ export interface Control {
   report(report: Report): void;
   event(event: Omit<AgentEvent, 'agentUs'>): void;
   connected(): boolean;
+  /** Newest that both sides speak, as of the newest line; our own newest before there was one. */
+  protocol(): number;
   /** A steady clock of this process, close to the wall clock at its start. */
   agentUs(): number;
   /** The master's clock at that instant of agentUs (default: now), never later than the truth. Known since the first assignments. */
@@ -97,6 +99,7 @@ export function control(options: ControlOptions): Control {
   let droppedEvents = 0;
   let scan: Promise<Volume[]> | undefined;
   let line: Stream<AgentMessage, MasterMessage> | undefined;
+  let agreed = protocolVersion;
   let pingNumber = 0;
 
   function assign({ items, known, knownComplete, restores }: Assignments): void {
@@ -271,6 +274,7 @@ export function control(options: ControlOptions): Control {
     if (protocol < protocolOldest || protocol > protocolVersion)
       throw new ReplicationError('VersionMismatch', `the master chose protocol ${protocol}, which was not offered`);
     line = stream;
+    agreed = protocol;
     for (const uid of reports.keys()) unsent.add(uid);
     options.onLine?.(undefined);
     await Promise.race([receiving(), pinging(), sending(), scanning()]);
@@ -308,6 +312,7 @@ export function control(options: ControlOptions): Control {
     },
     event,
     connected: () => line !== undefined,
+    protocol: () => agreed,
     agentUs,
     masterUs(at = agentUs()) {
       const masterUs = offset.toMasterUs(at);

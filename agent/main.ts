@@ -177,6 +177,7 @@ async function run(signal: AbortSignal): Promise<void> {
       log,
       masterUs: (agentUs) => line.masterUs(agentUs),
       connect: (signal, id) => identity.client().mirror(signal, id),
+      protocol: () => line.protocol(),
       report: (report) => line.report(report),
       event: (event) => line.event(event),
       openSource: sourceOpener({
@@ -212,6 +213,7 @@ async function run(signal: AbortSignal): Promise<void> {
       marks,
       reading,
       connect: (signal, id) => identity.client().restore(signal, id),
+      protocol: () => line.protocol(),
       openDevice: (path) => systemDevice({ path, clock: systemClock, guard, protectedPaths: [] }),
       sources: () =>
         Promise.all(assigned.filter(({ paused }) => !paused).map(({ path }) => realpath(path).catch(() => path))),

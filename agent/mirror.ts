@@ -27,6 +27,8 @@ export interface MirrorDependencies {
   changed(signal: AbortSignal): Promise<void>;
   openSource(assignment: Assignment): Promise<Source>;
   connect(signal: AbortSignal): MirrorCall;
+  /** That the control line has agreed on. */
+  protocol(): number;
   /** Master's clock for an instant of ours, never later than the truth; waits until the offset is known. */
   toMasterUs(agentUs: number, signal: AbortSignal): Promise<number>;
   report(report: Report): void;
@@ -111,6 +113,7 @@ async function session(
   const sender = await Sender.open(
     deps.connect(signal),
     {
+      protocol: deps.protocol(),
       replicationUid: assignment.replicationUid,
       fencingGeneration: assignment.fencingGeneration,
       volumeMode: assignment.volumeMode,

@@ -33,6 +33,8 @@ export interface RestoresOptions {
   allow: Pick<Allow, 'mayRead' | 'mayWriteVolume'>;
   marks: RestoreMarks;
   connect(signal: AbortSignal, id: string): RestoreCall;
+  /** That the control line has agreed on. */
+  protocol(): number;
   /** To read a volume that is only compared. */
   openDevice(path: string): BlockDevice;
   reading: OwnReading;
@@ -120,7 +122,7 @@ async function converse(
   call: RestoreCall,
   signal: AbortSignal,
 ): Promise<void> {
-  await call.send({ restore: { protocol: protocolVersion, uid: restore.uid } });
+  await call.send({ restore: { protocol: options.protocol(), uid: restore.uid } });
   const first = await call.receive.next();
   if (first.done === true || !first.value.hello)
     throw new ReplicationError('BadMessage', 'MirrorRequest.hello must be the first message');

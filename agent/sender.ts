@@ -20,7 +20,6 @@ import {
   maxDataBytes,
   maxOfferGranules,
   nodeTypes,
-  protocolVersion,
   type Commit,
   type GroupAnswer,
   type GroupAsk,
@@ -116,7 +115,7 @@ export class Sender {
   }
 
   /** @throws what the master refuses the session with */
-  static async open(call: MirrorCall, hello: Omit<MirrorHello, 'protocol'>, options: SenderOptions): Promise<Sender> {
+  static async open(call: MirrorCall, hello: MirrorHello, options: SenderOptions): Promise<Sender> {
     const welcome = await greet(call, hello).catch((error: unknown) => {
       call.cancel();
       throw error;
@@ -477,8 +476,8 @@ export class Sender {
   }
 }
 
-async function greet(call: MirrorCall, hello: Omit<MirrorHello, 'protocol'>): Promise<MirrorWelcome> {
-  await call.send({ number: 1, hello: { protocol: protocolVersion, ...hello } });
+async function greet(call: MirrorCall, hello: MirrorHello): Promise<MirrorWelcome> {
+  await call.send({ number: 1, hello });
   const first = await call.receive.next();
   const welcome = first.done === true ? undefined : first.value.welcome;
   if (!welcome) throw new ReplicationError('Disconnected', 'the master ended the call before its welcome');

@@ -46,14 +46,17 @@ const receivedEvery = { messages: 8, bytes: 1 << 20 };
 const verifyProgressEveryMs = 500;
 
 /** The first message of a call. @throws BadMessage, VersionMismatch */
-export async function readHello(stream: MirrorStream): Promise<MirrorHello> {
+export async function readHello(
+  stream: MirrorStream,
+  ours = { oldest: protocolOldest, newest: protocolVersion },
+): Promise<MirrorHello> {
   const first = await stream.receive.next();
   const hello = first.done === true ? undefined : first.value.hello;
   if (!hello) throw new ReplicationError('BadMessage', 'MirrorRequest.hello must be the first message');
-  if (hello.protocol < protocolOldest || hello.protocol > protocolVersion) {
+  if (hello.protocol < ours.oldest || hello.protocol > ours.newest) {
     throw new ReplicationError(
       'VersionMismatch',
-      `the agent speaks protocol ${hello.protocol}, this master ${protocolOldest} to ${protocolVersion}; upgrade the older one`,
+      `the agent speaks protocol ${hello.protocol}, this master ${ours.oldest} to ${ours.newest}; upgrade the older one`,
     );
   }
   return hello;

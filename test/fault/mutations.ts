@@ -181,8 +181,8 @@ const rows: Record<string, Row[]> = {
   ],
   'master/session.ts': [
     [
-      'if (hello.protocol < protocolOldest || hello.protocol > protocolVersion) {',
-      'if (hello.protocol > protocolVersion) {',
+      'if (hello.protocol < ours.oldest || hello.protocol > ours.newest) {',
+      'if (hello.protocol > ours.newest) {',
       ['unit/proto/wire.test.ts', 'conformance/rpc.test.ts', sim],
     ],
     ['    await replica.detach(session);', '', [sim, replica]],

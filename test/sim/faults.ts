@@ -21,9 +21,10 @@ export class Faults {
     this.#world = world;
     this.#dice = world.dice.fork('faults');
     const rots = this.#dice.chance(0.25);
+    const upgrades = world.dice.fork('upgrades').chance(0.4);
     // Each seed has its own mix, so that rare ones meet often somewhere.
     this.#weights = Object.entries(this.kinds())
-      .filter(([kind]) => rots || !kind.startsWith('rot'))
+      .filter(([kind]) => (rots || !kind.startsWith('rot')) && (upgrades || kind !== 'upgrade'))
       .map(([kind, { weight }]) => [kind as Kind, weight * this.#dice.pick([0, 0.5, 1, 3])]);
   }
 
@@ -166,6 +167,7 @@ export class Faults {
       },
       fence: { weight: 0.7, happen: () => void this.#fence() },
       staleWriter: { weight: 1, happen: () => void staleWriter(world) },
+      upgrade: { weight: 2, happen: () => this.#upgrade() },
     };
   }
 
@@ -180,6 +182,16 @@ export class Faults {
   #master(power: boolean): void {
     if (this.#dice.chance(0.5)) this.#world.crashMaster(power);
     else this.#world.crashMasterSoon(power);
+    this.#restartLater();
+  }
+
+  /** Or back to the version before. */
+  #upgrade(): void {
+    const world = this.#world;
+    const side = this.#dice.pick(['agent', 'master'] as const);
+    world.trace(world.versions.move(side));
+    if (side === 'agent') return this.#agent(false);
+    world.crashMaster(false);
     this.#restartLater();
   }
 
@@ -275,6 +287,7 @@ export class Faults {
     world.device.eioChance = 0;
     world.device.gone = false;
     world.device.kernel.stealChance = 0;
+    world.versions.settle();
     world.assign({ paused: false });
     if (!world.agentRuns) world.startAgent();
     if (!world.master) world.startMaster();

@@ -9,6 +9,7 @@ import { bell, streamPair, type Stream } from '../../proto/stream.ts';
 import { decode, encode, type Messages, type MirrorReply, type MirrorRequest } from '../../proto/wire.ts';
 import type { SimClock } from './clock.ts';
 import type { Dice } from './dice.ts';
+import { unknownField, type Side } from './versions.ts';
 
 /** As gRPC's keepalive does. */
 const keepaliveMs = 20_000;
@@ -21,6 +22,8 @@ export interface NetworkOptions {
   latencyMs: number;
   /** One call at the master, to its end; what it throws travels back. */
   serve: (stream: MirrorStream, signal: AbortSignal) => Promise<void>;
+  /** Whether that side sends what the other does not know. */
+  isNewer: (side: Side) => boolean;
   /** Each message as the agent gets it. */
   onReply: (reply: MirrorReply) => void;
 }
@@ -38,7 +41,7 @@ export class Network {
   readonly #lines = new Set<Line>();
   /** New calls fail. */
   down = false;
-  readonly counts = { calls: 0, refused: 0, messages: 0, cuts: 0, silences: 0 };
+  readonly counts = { calls: 0, refused: 0, messages: 0, unknownFields: 0, cuts: 0, silences: 0 };
 
   constructor(options: NetworkOptions) {
     this.#options = options;
@@ -88,6 +91,14 @@ export class Network {
     return agent.client;
   }
 
+  /** As a newer version would send it: with a field that the other side does not know. */
+  #encode<K extends 'MirrorRequest' | 'MirrorReply'>(kind: K, message: Messages[K]): Buffer {
+    const bytes = encode(kind, message);
+    if (!this.#options.isNewer(kind === 'MirrorRequest' ? 'agent' : 'master')) return bytes;
+    this.counts.unknownFields++;
+    return Buffer.concat([bytes, unknownField]);
+  }
+
   #latencyMs(): number {
     return this.#options.latencyMs * this.#options.dice.between(0.5, 1.5);
   }
@@ -128,7 +139,7 @@ export class Network {
       for await (const message of from) {
         this.counts.messages++;
         const atMs = Math.max(queue.at(-1)?.atMs ?? 0, clock.nowMs + this.#latencyMs());
-        queue.push({ bytes: encode(kind, message), atMs });
+        queue.push({ bytes: this.#encode(kind, message), atMs });
         ring();
         while (queue.length > underWayMessages && failure === undefined) await rung();
         if (failure !== undefined) throw failure;

@@ -109,6 +109,7 @@ async function run(
       ...world.counts,
       ...world.checks.counts,
       ...world.network.counts,
+      ...world.versions.counts,
       ...world.disk.counts,
       ...world.indexes.counts,
       ...world.faults,

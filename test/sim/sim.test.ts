@@ -20,7 +20,17 @@ t.test('a few seeds, each with faults, commits and recoveries', async (t) => {
     t.same(violations, [], `npm run sim -- ${seed}`);
     for (const [key, count] of Object.entries(counts)) total[key] = (total[key] ?? 0) + count;
   }
-  for (const key of ['points', 'acknowledged', 'recovered', 'powerLosses', 'cuts', 'silences', 'lostWrites'])
+  for (const key of [
+    'points',
+    'acknowledged',
+    'recovered',
+    'powerLosses',
+    'cuts',
+    'silences',
+    'lostWrites',
+    'upgrade',
+    'unknownFields',
+  ])
     t.ok((total[key] ?? 0) > 0, `${key} happened`);
 });
 

@@ -15,7 +15,7 @@ import { Rescan } from '../../agent/capture/rescan.ts';
 import { Tracer } from '../../agent/capture/tracer.ts';
 import { Tracking } from '../../agent/capture/tracking.ts';
 import type { BlockDevice } from '../../agent/device.ts';
-import { readHello, serveSession, type MirrorStream } from '../../master/session.ts';
+import { serveSession, type MirrorStream } from '../../master/session.ts';
 import { OnDemandReplica } from '../../master/replica/ondemand.ts';
 import { OpenSet } from '../../master/replica/openset.ts';
 import type { ReplicaLimits } from '../../master/replica/limits.ts';
@@ -36,6 +36,7 @@ import { Indexes } from './indexes.ts';
 import { SimMapFile } from './kernel.ts';
 import { MasterClock } from './masterclock.ts';
 import { Network } from './network.ts';
+import { Versions } from './versions.ts';
 import { readSlots } from './volume.ts';
 
 export const epochMs = Date.UTC(2026, 0, 1);
@@ -43,6 +44,8 @@ export const replicaFolder = '/class/volume';
 const uid = '00000000-0000-4000-8000-000000000001';
 export const advanceEveryMs = 5000;
 const reopenMs = 1000;
+/** Until the control line is there again. */
+const controlMs = 3000;
 
 /** One process of the master. */
 export interface MasterProcess {
@@ -70,6 +73,7 @@ export class World {
   readonly disk: SimDisk;
   readonly indexes: Indexes;
   readonly network: Network;
+  readonly versions: Versions;
   readonly checks: Checks;
   readonly limits: ReplicaLimits;
   readonly journalSeconds: number;
@@ -135,11 +139,13 @@ export class World {
       onCall: () => this.#countDown(),
     });
     this.indexes = new Indexes(indexRoot, dice.fork('indexes'));
+    this.versions = new Versions(dice.fork('versions'));
     this.network = new Network({
       clock,
       dice: dice.fork('network'),
       latencyMs: dice.pick([0.1, 1, 10, 60]),
       serve: (stream, signal) => this.#serve(stream, signal),
+      isNewer: (side) => this.versions.isNewer(side),
       onReply: (reply) => {
         if (reply.committed) this.checks.onAcknowledged(reply.committed.sequence, reply.committed.digest);
       },
@@ -227,12 +233,15 @@ export class World {
     const stopping = (this.#agent = new AbortController());
     this.counts.agentStarts++;
     this.trace('agent starts');
+    this.versions.agree();
     const clock = this.clock.machine(epochMs, () => this.#agentAheadMs);
     const isDead = (): boolean => stopping.signal.aborted;
     const error = this.dice.between(0, 3);
     const tracking = this.#tracking(clock, isDead, stopping.signal);
     // Few buffers, as if other volumes held the rest.
-    const pool = new BufferPool(Array.from({ length: this.dice.pick([5, 8, 64]) }, () => Buffer.allocUnsafeSlow(chunkBytes)));
+    const pool = new BufferPool(
+      Array.from({ length: this.dice.pick([5, 8, 64]) }, () => Buffer.allocUnsafeSlow(chunkBytes)),
+    );
     this.#run(
       `agent ${this.counts.agentStarts}`,
       mirror(
@@ -252,6 +261,7 @@ export class World {
               generation: fencingGeneration,
             }),
           connect: (signal) => this.network.connect(signal),
+          protocol: () => this.versions.agreed,
           toMasterUs: async (agentUs) =>
             this.masterClock.name(Math.floor(agentUs - (this.#agentAheadMs + error) * 1000)),
           progressCommitBytes: this.#progressCommitBytes,
@@ -332,6 +342,9 @@ export class World {
     assert(!this.master);
     this.counts.masterStarts++;
     this.trace('master starts');
+    this.clock.after(this.dice.fork(`control ${this.counts.masterStarts}`).between(0, controlMs), () =>
+      this.versions.agree(),
+    );
     const master: MasterProcess = (this.master = {
       clock: this.masterClock.clock,
       replica: undefined,
@@ -421,7 +434,7 @@ export class World {
   async #serve(stream: MirrorStream, signal: AbortSignal): Promise<void> {
     const { master } = this;
     if (!master) throw new ReplicationError('Disconnected', 'nobody listens');
-    const hello = await readHello(stream);
+    const hello = await this.versions.hello(stream);
     const { replica } = master;
     if (!replica) throw new ReplicationError('TargetFailed', 'the replica is being opened');
     const onCommit = (commit: CommitRecord): void => {

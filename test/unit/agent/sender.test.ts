@@ -52,6 +52,7 @@ async function connected(
   const sender = await Sender.open(
     pair.client,
     {
+      protocol: 1,
       replicationUid: 'u',
       fencingGeneration: '1',
       volumeMode: 'Block',
@@ -256,6 +257,7 @@ t.test('a master that refuses says why, and one that ends without a welcome is a
     signal: new AbortController().signal,
   };
   const hello = {
+    protocol: 1,
     replicationUid: 'u',
     fencingGeneration: '1',
     volumeMode: 'Block',
