@@ -3,13 +3,12 @@
  *
  * Guarantees: at most windowBytes of content are sent and not yet taken by the replica, and maxOfferedBytes held for an answer; a
  * piece is released as soon as its bytes are copied, not wanted, or, of a piece that fills a message by itself and is not
- * copied, taken; `commit` goes out only after every piece before it (I1).
+ * copied, taken; `commit` goes out only after every piece before it (I1), and pieces about the same part reach the replica in their order.
  * Failure: the first fault of the call ends every wait with it; nothing is retried here, the loop opens a new session.
  */
 import assert from 'node:assert/strict';
 import { granuleBytes, hashBytes, zeroHash } from '../proto/granule.ts';
 import { asReplicationError, ReplicationError } from '../proto/errors.ts';
-import { nodeHash } from '../proto/node.ts';
 import { Lock } from '../proto/lock.ts';
 import { fastLineBytesPerSecond, packPayload, type CompressionChoice } from '../proto/payload.ts';
 import type { Clock } from '../proto/effects.ts';
@@ -19,7 +18,6 @@ import { bell, type Stream } from '../proto/stream.ts';
 import {
   maxDataBytes,
   maxOfferGranules,
-  nodeTypes,
   type Commit,
   type GroupAnswer,
   type GroupAsk,
@@ -30,7 +28,8 @@ import {
   type Node,
   type Run,
 } from '../proto/wire.ts';
-import type { ContentPiece, NodesPiece, Piece, ZeroPiece } from './source.ts';
+import { isAmong, Pending } from './pending.ts';
+import { nodeHashes, release, type ContentPiece, type NodesPiece, type Piece, type ZeroPiece } from './source.ts';
 
 export type MirrorCall = Stream<MirrorRequest, MirrorReply>;
 
@@ -88,6 +87,7 @@ export class Sender {
   #lentBytes = 0;
   readonly #offered: { number: number; piece: ContentPiece | NodesPiece; bytes: number }[] = [];
   #offeredBytes = 0;
+  readonly #pending = new Pending();
   /** Answers the offers while the next pieces are read: what is held for them must not wait for more to be read. */
   #answering: Promise<void> | undefined;
   readonly #out = new Lock();
@@ -225,6 +225,10 @@ export class Sender {
       release(piece);
       throw this.#failure;
     }
+    await this.#inTurn(piece).catch((error: unknown) => {
+      release(piece);
+      throw error;
+    });
     if (piece.kind === 'zeros') {
       if (piece.expectSame) await this.#countZeroMismatch(piece);
       const { object, first, count, tailBytes } = piece;
@@ -238,8 +242,16 @@ export class Sender {
     }
   }
 
+  /** After all that is about the same part. The replica answers an offer by what it has, so that must be there. */
+  async #inTurn(piece: Piece): Promise<void> {
+    await this.#until(() => !this.#pending.meets(piece));
+    const isOffer = piece.kind !== 'zeros' && piece.offer;
+    if (isOffer && isAmong(this.#outbox?.runs ?? [], piece)) await this.#out.run(() => this.#flush());
+  }
+
   async #offer(piece: ContentPiece | NodesPiece): Promise<void> {
     const bytes = piece.kind === 'content' ? piece.bytes.length : piece.nodes.length * 256;
+    this.#pending.add(piece);
     this.#offered.push({ number: this.#number + 1, piece, bytes });
     this.#offeredBytes += bytes;
     const [first, hashes] = piece.kind === 'content' ? [piece.first, piece.hashes] : nodeHashes(piece);
@@ -286,6 +298,8 @@ export class Sender {
       if (piece.expectSame) this.mismatched += lacking.length;
       if (lacking.length > 0) await this.#out.run(() => this.#nodes(lacking));
     }
+    this.#pending.delete(piece);
+    this.#bell.ring();
   }
 
   /** The zeros that the replica should already have are asked for only to count what was wrong. */
@@ -482,14 +496,4 @@ async function greet(call: MirrorCall, hello: MirrorHello): Promise<MirrorWelcom
   const welcome = first.done === true ? undefined : first.value.welcome;
   if (!welcome) throw new ReplicationError('Disconnected', 'the master ended the call before its welcome');
   return welcome;
-}
-
-function release(piece: Piece): void {
-  if (piece.kind === 'content') piece.release();
-}
-
-function nodeHashes(piece: NodesPiece): [number, Buffer] {
-  const first = piece.nodes[0]?.slot ?? 0;
-  piece.nodes.forEach((node, index) => assert.equal(node.slot, first + index, 'offered nodes have consecutive slots'));
-  return [first, Buffer.concat(piece.nodes.map((node) => (node.type === nodeTypes.gone ? zeroHash : nodeHash(node))))];
 }

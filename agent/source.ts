@@ -6,8 +6,10 @@
  * of the next `round` or cut; what cannot be proven complete makes `attach` or the next round read everything.
  * A source never writes to its volume.
  */
-import type { MirrorWelcome, Node } from '../proto/wire.ts';
-import type { Consistency } from '../proto/wire.ts';
+import assert from 'node:assert/strict';
+import { zeroHash } from '../proto/granule.ts';
+import { nodeHash } from '../proto/node.ts';
+import { nodeTypes, type Consistency, type MirrorWelcome, type Node } from '../proto/wire.ts';
 import type { Refusal } from './refusal.ts';
 
 /**
@@ -142,4 +144,15 @@ export interface Source {
   /** Nothing is read until the next call: descriptors that would keep the volume from being unmounted or detached are closed. */
   idle(): Promise<void>;
   close(): Promise<void>;
+}
+
+export function release(piece: Piece): void {
+  if (piece.kind === 'content') piece.release();
+}
+
+/** Their first slot, and 16 bytes for each of them. */
+export function nodeHashes(piece: NodesPiece): [number, Buffer] {
+  const first = piece.nodes[0]?.slot ?? 0;
+  piece.nodes.forEach((node, index) => assert.equal(node.slot, first + index, 'offered nodes have consecutive slots'));
+  return [first, Buffer.concat(piece.nodes.map((node) => (node.type === nodeTypes.gone ? zeroHash : nodeHash(node))))];
 }

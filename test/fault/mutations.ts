@@ -187,6 +187,9 @@ const rows: Record<string, Row[]> = {
     ],
     ['    await replica.detach(session);', '', [sim, replica]],
   ],
+  'agent/sender.ts': [
+    ['    await this.#until(() => !this.#pending.meets(piece));\n', '', ['unit/agent/sender.test.ts', sim]],
+  ],
   'agent/capture/dirtymap.ts': [
     [
       'const end = Math.ceil((offset + length) / granuleBytes);',

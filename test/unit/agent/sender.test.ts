@@ -123,6 +123,45 @@ t.test('of what is offered only what is wanted goes, and the commit after all of
   );
 });
 
+t.test('pieces about the same part come in their order, asked for or not', async (t) => {
+  const values = ({ data }: MirrorRequest): number[] =>
+    (data?.runs ?? []).map((_run, index) => data?.payload[index * granuleBytes] ?? -1);
+  for (const [asked, askedLater] of [
+    [true, false],
+    [false, true],
+    [true, true],
+  ] as const) {
+    let owed: MirrorReply[] = [];
+    const { sender, got, pair } = await connected(t, (message) => {
+      if (!message.offer) return obedient(message);
+      owed.push({ want: { number: message.number, bitmap: Buffer.from([1]) } }, taken(message));
+      // The answers come when the sender has nothing more to do without them.
+      setImmediate(() => {
+        for (const reply of owed) pair.server.send(reply).catch(() => undefined);
+        owed = [];
+      });
+      return [];
+    });
+    await sender.send(from(piece(3, [1], { offer: asked }), piece(3, [2], { offer: askedLater })));
+    const seen = got.flatMap((message): (string | number)[] => (message.offer ? ['offer'] : values(message)));
+    const [first, later] = [
+      [...(asked ? ['offer'] : []), 1],
+      [...(askedLater ? ['offer'] : []), 2],
+    ];
+    t.same(seen, [...first, ...later], `${asked}, then ${askedLater}`);
+  }
+});
+
+t.test('what is asked for and not answered holds up nothing that is about another part', async (t) => {
+  const { sender, got, pair } = await connected(t, (message) => (message.offer ? [] : obedient(message)));
+  const sending = sender.send(from(piece(3, [1]), piece(4, [2], { offer: false }), piece(5, new Array<number>(16).fill(3), { offer: false }))); // prettier-ignore
+  while (!got.some(({ data }) => data)) await new Promise((resolve) => setImmediate(resolve));
+  const { number } = got.find(({ offer }) => offer) ?? {};
+  await pair.server.send({ want: { number: number ?? 0, bitmap: Buffer.from([0]) } });
+  await sending;
+  t.equal(sender.sameBytes, granuleBytes);
+});
+
 t.test('at most the window is under way, and it moves on with what is received', async (t) => {
   let owed: MirrorRequest[] = [];
   let most = 0;
