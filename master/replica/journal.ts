@@ -209,6 +209,8 @@ export class Journal {
         for await (const { record, sequence } of frames(file, ours)) {
           if (sequence <= after) continue;
           if (sequence > through) break;
+          // The segment before ended early: what lies between is lost, and what comes after it means nothing alone.
+          if (sequence !== reached + 1) break;
           yield record;
           if ('commit' in record) reached = sequence;
           if (reached === through) return;

@@ -470,7 +470,13 @@ export class Replica {
     signal: AbortSignal,
     progress: Progress,
   ): Promise<{ readBytes: number; badGranules: number }> {
-    const parts = { journal: this.#journal, timeline: this.#timeline, checkpoint: this.#checkpoint, mode: this.#mode };
+    const parts = {
+      head: this.#head,
+      journal: this.#journal,
+      timeline: this.#timeline,
+      checkpoint: this.#checkpoint,
+      mode: this.#mode,
+    };
     const { readBytes, bad } = await this.#ofBase(() => scrubReplica(parts, this.#head.sequence, signal, progress));
     return this.#writing.run(async () => {
       this.#mustWrite(session);

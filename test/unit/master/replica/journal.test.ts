@@ -109,6 +109,23 @@ t.test('a damaged frame ends it there, and what follows is not taken for right',
   t.same((await opened(disk)).sequences, [1, 2]);
 });
 
+t.test('a segment that ends early is not passed over', async (t) => {
+  const { sim, disk, journal } = await filled(t, 6, 1);
+  const damaged = paths(sim).sort()[2] ?? '';
+  sim.flip(damaged, 20);
+  for (const after of [0, 2]) {
+    await t.rejects(read(journal, after, 6), { code: 'ReplicaDamaged' });
+    const given: number[] = [];
+    await (async () => {
+      for await (const record of journal.read(after, 6)) if ('commit' in record) given.push(record.commit.sequence);
+    })().catch(() => undefined);
+    t.same(given, upTo(2).slice(after), 'nothing that comes after the gap is given');
+  }
+  t.equal((await read(journal, 3, 6)).length, 6, 'what is behind it can be read by itself');
+  await journal.close();
+  t.same((await opened(disk, 1)).sequences, [1, 2]);
+});
+
 t.test('a missing segment ends it, and the ones behind it are dropped', async (t) => {
   const { sim, disk, journal } = await filled(t, 4, 1);
   await journal.close();

@@ -1,6 +1,7 @@
 import { DatabaseSync } from 'node:sqlite';
 import { copyFileSync, readdirSync, rmSync, statfsSync, writeFileSync } from 'node:fs';
 import t from 'tap';
+import { BlockIndex } from '../../../../master/replica/blockindex.ts';
 import { asReplicationError } from '../../../../proto/errors.ts';
 import { granuleBytes, granuleHash, hash } from '../../../../proto/granule.ts';
 import { run } from '../../../loop.ts';
@@ -313,6 +314,32 @@ t.test('rot is never served, scrub names it, and what is sent again heals it', a
   t.ok((await recovered(r, replica, 3)).equals(imageOf({ 0: 1, 1: 2, 2: 3, 3: 4 }, size)));
   t.equal((await replica.scrub(session, none, () => undefined)).badGranules, 0, 'and is not found again');
   await replica.close();
+});
+
+t.test('a base that is right by itself and not what was acknowledged is found by a scrub, and healed', async (t) => {
+  const r = await rig(t);
+  const replica = await r.open();
+  await put(replica, await replica.attach(writer), { 0: 1, 1: 2 }, size);
+  await replica.advance(0, none);
+  await replica.close();
+  // As if the base had never heard of the granule.
+  const index = new BlockIndex(`${r.indexFolder}/base/index.db`);
+  for (const data of dataOf({ 1: 0 }, size)) index.stageData(data);
+  if (index.newest) index.commit(index.newest);
+  index.close();
+  const image = await r.sim.mount().open(`${folder}/base/image.raw`, 'write');
+  await image.zero(granuleBytes, granuleBytes);
+  await image.sync();
+  await image.close();
+
+  const again = await r.open();
+  await t.rejects(recovered(r, again, 1), { code: 'ReplicaDamaged' });
+  const session = await again.attach(writer);
+  t.equal((await again.scrub(session, none, () => undefined)).badGranules, 1);
+  await put(again, session, { 1: 2, 5: 3 }, size);
+  t.ok((await recovered(r, again, 2)).equals(imageOf({ 0: 1, 1: 2, 5: 3 }, size)));
+  t.equal((await again.scrub(session, none, () => undefined)).badGranules, 0);
+  await again.close();
 });
 
 t.test("rot in what a volume that shrank has lost is nobody's loss", async (t) => {
