@@ -24,6 +24,13 @@ export const Configuration = Type.Object(
     grpc: address('of the agents (default 127.0.0.1:8443)'),
     advertise: paths('names and addresses that agents dial'),
     allow: paths('where recoveries may write, with all below'),
+    stateCopy: Type.Optional(
+      Type.String({
+        description:
+          "file that is kept a copy of this master's state, on other storage (secret: it holds the CA); see --take-over",
+        minLength: 1,
+      }),
+    ),
     tls: Type.Optional(
       Type.Object(
         {

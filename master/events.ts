@@ -21,6 +21,12 @@ import { transaction } from '../proto/sqlite.ts';
 /** Every code, what it belongs to and what it means. */
 export const eventCodes = {
   MasterStarted: { service: 'master', text: 'The master is ready; the message has its version.' },
+  MasterTookOver: {
+    service: 'master',
+    text: "This master goes on from a copy of another one's state; the message says of when, and what waits for a person.",
+  },
+  StateCopied: { service: 'master', text: "The copy of this master's state is written again." },
+  StateCopyTrouble: { service: 'master', text: "The copy of this master's state cannot be written; see the message." },
   MasterStopped: { service: 'master', text: 'The master was stopped in order.' },
   Leading: { service: 'master', text: 'This master leads from now on; the others wait.' },
   NotAccepted: {

@@ -10,7 +10,7 @@ import { promises as fs } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { messageOf } from '../proto/errors.ts';
 import type { Mirrors } from './mirrors.ts';
-import { keptTable, madeTable } from './mirrorstorage.ts';
+import { filledTable, keptTable, madeTable } from './mirrorstorage.ts';
 import { replicaUid } from './mirrorstate.ts';
 import { removeTreeBase } from './replica/treebase.ts';
 import type { Store } from './store.ts';
@@ -128,4 +128,5 @@ async function removeReplica({ store, mirrors }: GarbageOptions, { name, storage
   await mirrors.driver(storageClass ?? '')?.remove(name);
   store.putRecord(keptTable, name, undefined);
   store.putRecord(madeTable, name, undefined);
+  store.putRecord(filledTable, name, undefined);
 }

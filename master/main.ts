@@ -50,6 +50,7 @@ import { StoreUnavailable } from './store.ts';
 import type { MembershipOptions } from './kubernetes/membership.ts';
 import { startMetrics, type Metrics } from './metrics.ts';
 import { mirrors } from './mirrors.ts';
+import { keepFiles, restoreFiles } from './keptfiles.ts';
 import { restores } from './restores.ts';
 import { classProblems, problemsOf, targetProblems, claimProblems } from './problems.ts';
 import { runAutomatic } from './recovery/automatic.ts';
@@ -65,6 +66,8 @@ import { runSnapshots } from './snapshots.ts';
 import { sqliteStore } from './store-sqlite.ts';
 import type { Store } from './store.ts';
 import { runSpace } from './space.ts';
+import { isCopied, keepStateCopy, restoreStateCopy } from './statecopy.ts';
+import { folderOwner, takeOver } from './takeover.ts';
 import { openTokens } from './tokens.ts';
 import { openSinks } from './sinks.ts';
 import { openUsers } from './users.ts';
@@ -88,6 +91,13 @@ const { options: typed } = parseArguments(
       ),
       grpc: optional('HOST:PORT', 'of the agents (default 127.0.0.1:8443)', parseHostPort),
       advertise: repeated('HOST', 'names and addresses that agents dial', parseText),
+      'state-copy': optional('FILE', "kept a copy of this master's state, on other storage", parseFolder),
+      'take-over': optional('FILE', 'first start of a new directory: go on from such a copy', parseFolder),
+      'class-path': repeated(
+        'NAME=PATH',
+        'with --take-over: where the replicas of a storage class lie here',
+        parseClassPath,
+      ),
       'check-config': toggle('only look whether the configuration and this command line are right'),
       allow: repeated('PATH', 'where recoveries may write, with all below', parseText),
       kubernetes: optional(
@@ -147,6 +157,8 @@ async function run(signal: AbortSignal): Promise<void> {
     process.stdout.write(`${typed.config ?? 'the command line'} is right\n`);
     return;
   }
+  const stateCopy = typed['state-copy'] ?? configured.stateCopy;
+  mustSuit(stateCopy);
   await mkdir(typed.data, { recursive: true, mode: 0o700 });
   const dir = await realpath(typed.data);
   const health = await serveHealth(typed.health);
@@ -157,6 +169,7 @@ async function run(signal: AbortSignal): Promise<void> {
       ? undefined
       : await membership?.joinCluster(memberOf(typed.kubernetes, health), signal);
   holdData(dir);
+  if (typed['take-over'] !== undefined) await restoreStateCopy(typed['take-over'], dir);
   const recoveries = join(dir, 'recoveries');
   await mkdir(recoveries, { recursive: true, mode: 0o700 });
   const allowed = (now: Configured): Allow =>
@@ -169,7 +182,7 @@ async function run(signal: AbortSignal): Promise<void> {
 
   const database = openDatabase(join(dir, 'master.db'));
   const store = cluster?.store ?? sqliteStore(database, { clock: systemClock, random: systemRandom });
-  if (cluster) await membership?.restoreFiles(store, dir);
+  if (cluster || isCopied(store)) await restoreFiles(store, dir);
   const events = eventLog(database, systemClock, undefined, ({ code, level, message, object }) => {
     log[logLevelOf[level]]({ code, object }, message);
     cluster?.onEvent({ code, level, message, object });
@@ -213,7 +226,9 @@ async function run(signal: AbortSignal): Promise<void> {
       events.emit({ code: 'UserLocked', level: 'WARNING', message: 'five wrong passwords', object: `User/${name}` }),
   });
   provideLocalClass(store, join(dir, 'volumes'));
-  if (cluster) await membership?.keepFiles(store, dir);
+  if (cluster) await keepFiles(store, dir);
+  const forks = join(dir, 'forks');
+  takeOver({ store, clock: systemClock, random: systemRandom, events, paths: new Map(typed['class-path']), forks });
 
   const trusted = trustedClock(systemClock, store, (aheadMs) => {
     const message =
@@ -233,6 +248,7 @@ async function run(signal: AbortSignal): Promise<void> {
     trusted,
     events,
     metrics,
+    ...(cluster ? {} : { own: folderOwner({ store, random: systemRandom }) }),
     notify: (agent) => agents.notify(agent),
     connected: (agent) => agents.connected(agent),
     claimTrouble: (uid) => claims?.trouble(uid),
@@ -245,7 +261,6 @@ async function run(signal: AbortSignal): Promise<void> {
   const recovered = cluster?.recovered({ authority, ...configured.receivers });
   const writing = restores(() => agents.notify());
   const connected = (agent: string): boolean => agents.connected(agent);
-  const forks = join(dir, 'forks');
   const agents = control({
     store,
     clock: systemClock,
@@ -441,6 +456,9 @@ async function run(signal: AbortSignal): Promise<void> {
       signal,
     ),
     agents.settle(signal),
+    stateCopy === undefined
+      ? Promise.resolve()
+      : keepStateCopy({ database, dir, path: stateCopy, clock: systemClock, events }, signal),
     inCluster,
   ];
   await writeDurably(
@@ -469,6 +487,29 @@ async function run(signal: AbortSignal): Promise<void> {
   if (cluster) database.close();
   else store.close();
   health.close();
+}
+
+/** @throws UsageError */
+function mustSuit(stateCopy: string | undefined): void {
+  const own = typed.kubernetes !== undefined && (stateCopy ?? typed['take-over']) !== undefined;
+  if (own)
+    throw new UsageError(
+      'With --kubernetes the state is in the cluster.',
+      'Leave --state-copy and --take-over out, and back up the cluster.',
+    );
+  if (stateCopy?.startsWith(`${typed.data}/`) === true)
+    throw new UsageError(
+      `--state-copy ${stateCopy} is in the master's own data.`,
+      'Name a file on other storage: it is for when this one is lost.',
+    );
+  if (typed['class-path'].length > 0 && typed['take-over'] === undefined)
+    throw new UsageError('--class-path is for a start with --take-over.', 'Give both, or none.');
+}
+
+function parseClassPath(text: string): [name: string, path: string] {
+  const [, name, path] = /^([^=]+)=(\/.*)$/.exec(text) ?? [];
+  if (name === undefined || path === undefined) throw new Error('is not NAME=/PATH');
+  return [name, parseFolder(path)];
 }
 
 /** A loop that looks at what is there begins anew when the store does not take a write: the API server may be away. */

@@ -32,6 +32,7 @@ import type { MirrorStream } from './session.ts';
 import { pointView } from './status.ts';
 import type { StorageDriver } from './storage.ts';
 import type { Store } from './store.ts';
+import { adopt } from './takeover.ts';
 
 const doneTable = 'requests-done';
 export interface MirrorsOptions {
@@ -46,6 +47,8 @@ export interface MirrorsOptions {
   clusterStorage?: (storageClass: StorageClass) => StorageDriver;
   /** How large the source is, as far as its agent has told. */
   sourceBytes?: (source: Replication['spec']['source']) => Promise<number | undefined>;
+  /** Makes the folder of a storage class this master's. */
+  own?: (folder: string) => Promise<void>;
   /** By which journals and locks end; default the effects' clock. */
   trusted?: Clock;
   /** Assignments of this agent may have changed. */
@@ -103,7 +106,9 @@ export function mirrors(options: MirrorsOptions): Mirrors {
   const claimTrouble = options.claimTrouble ?? (() => undefined);
   const status = statusWriter({ store, clock, connected: options.connected, claimTrouble, view, tell });
 
-  const storage = mirrorStorage({ ...options, trusted, all, tell });
+  const mayBeNew = ({ metadata, requests }: Replication): boolean =>
+    requests.force && requests.resync > doneOf(metadata.uid).resync;
+  const storage = mirrorStorage({ ...options, trusted, mayBeNew, all, tell });
   const serve = mirrorServer({ store, clock, metrics: options.metrics, all, cuts, tell, settle: settleLocked });
 
   function add(replication: Replication): Mirror {
@@ -126,6 +131,11 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     // As it is by now: who may write it can have changed while it was opened.
     let present = (await storage.open(mirror, replication)) ? store.get('Replication', mirror.name) : replication;
     tellWritten(mirror);
+    if (present && mirror.replica?.newestPoint) storage.filled(mirror, present);
+    if (mirror.replica && present?.requests.takenOver !== undefined) {
+      adopt(store, mirror.replica, present, (code, message) => tell(mirror, code, 'WARNING', message));
+      present = store.get('Replication', mirror.name);
+    }
     if (present && (await demoteWhenDone(mirror, present))) present = store.get('Replication', mirror.name);
     if (present?.metadata.uid !== mirror.uid) return drop(mirror);
     if (present.spec.source.agent !== mirror.agent) await move(mirror, present);

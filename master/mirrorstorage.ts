@@ -24,11 +24,15 @@ const reopenMs = { first: 1000, most: 30_000 };
 export const keptTable = 'kept-replicas';
 /** Replicas that this master has made, by uid: the only ones that it ever removes. */
 export const madeTable = 'made-replicas';
+/** Replicas that have had a point, by uid: not finding one of them is no reason to make a blank one. */
+export const filledTable = 'filled-replicas';
 
 export interface MirrorStorage {
   driver(storageClass: string): StorageDriver | undefined;
   /** Opens its replica where that is not open, or must be opened anew. Answers whether that was tried. */
   open(mirror: Mirror, replication: Replication): Promise<boolean>;
+  /** It has a point. */
+  filled(mirror: Mirror, replication: Replication): void;
   /** Ends its sessions and work and closes its replica for good. */
   giveBack(mirror: Mirror): Promise<void>;
   /**
@@ -48,6 +52,10 @@ export interface MirrorStorageOptions {
   openReplicas?: number;
   clusterStorage?: (storageClass: StorageClass) => StorageDriver;
   sourceBytes?: (source: Replication['spec']['source']) => Promise<number | undefined>;
+  /** Makes the folder of a class this master's: see takeover.ts. */
+  own?: (folder: string) => Promise<void>;
+  /** A person has said that the replica may be another one from now on. */
+  mayBeNew: (replication: Replication) => boolean;
   /** Assignments of this agent may have changed. */
   notify: (agent: string) => void;
   /** By uid. */
@@ -62,6 +70,8 @@ export function mirrorStorage(options: MirrorStorageOptions): MirrorStorage {
   const drivers = new Map<string, { uid: string; driver: StorageDriver }>();
   /** Replicas (uid on storage) that their last replication has not given back yet. */
   const closing = new Set<string>();
+  /** Those that are known to be in `filledTable`, or need not be. */
+  const filled = new Set<string>();
 
   function driver(name: string): StorageDriver | undefined {
     const found = store.get('StorageClass', name);
@@ -70,12 +80,15 @@ export function mirrorStorage(options: MirrorStorageOptions): MirrorStorage {
     const known = drivers.get(name);
     if (known?.uid === uid) return known.driver;
     const isFolder = found.spec.driver === 'directory';
-    const opened = isFolder ? openStorage(found.spec, effects, trusted, openSet) : options.clusterStorage?.(found);
+    const opened = isFolder
+      ? openStorage(found.spec, effects, trusted, openSet, options.own)
+      : options.clusterStorage?.(found);
     if (opened) drivers.set(name, { uid, driver: opened });
     return opened;
   }
 
-  async function openReplica(mirror: Mirror, { spec }: Replication, uid: string): Promise<HeldReplica> {
+  async function openReplica(mirror: Mirror, replication: Replication, uid: string): Promise<HeldReplica> {
+    const { spec } = replication;
     const storage = driver(spec.target.storageClass);
     if (!storage) {
       const { storageClass } = spec.target;
@@ -89,6 +102,7 @@ export function mirrorStorage(options: MirrorStorageOptions): MirrorStorage {
       name: mirror.name,
       uid,
       mode: spec.source.volumeMode,
+      mustExist: store.getRecord(filledTable, uid) !== undefined && !options.mayBeNew(replication),
       sourceBytes: () => options.sourceBytes?.(spec.source) ?? Promise.resolve(undefined),
       ...(options.limits ? { limits: options.limits } : {}),
       onDoubt: (why) => tell(mirror, 'ReplicaOpened', 'WARNING', why),
@@ -138,6 +152,13 @@ export function mirrorStorage(options: MirrorStorageOptions): MirrorStorage {
       return true;
     },
 
+    filled({ replicaUid, name }, { spec }) {
+      if (filled.has(replicaUid)) return;
+      filled.add(replicaUid);
+      if (store.get('StorageClass', spec.target.storageClass)?.spec.driver === 'directory')
+        store.putRecord(filledTable, replicaUid, name);
+    },
+
     async giveBack(mirror) {
       closing.add(mirror.replicaUid);
       try {
@@ -161,7 +182,8 @@ export function mirrorStorage(options: MirrorStorageOptions): MirrorStorage {
           for (const uid of (await storage?.list()) ?? []) {
             if (!made.has(uid) || wanted.has(uid) || all.has(uid)) continue;
             await storage?.remove(uid);
-            store.putRecord(madeTable, uid, undefined);
+            for (const table of [madeTable, filledTable]) store.putRecord(table, uid, undefined);
+            filled.delete(uid);
           }
         } catch (error) {
           const message = `replicas of deleted replications cannot be removed: ${asReplicationError(error).message}`;

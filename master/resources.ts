@@ -187,6 +187,8 @@ export interface ReplicationRequests {
   demoteSync?: number;
   /** Where the last promotion departed from its source, and what that was found to have since; absent: nothing to compare. */
   fork?: Fork;
+  /** The state is from a copy of this time (takeover.ts); until the replica was looked at. */
+  takenOver?: string;
   /** Newest spec.trigger.manual that a sync was asked for with. */
   manual?: string;
 }

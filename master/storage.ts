@@ -53,6 +53,8 @@ export interface OpenOptions {
   /** As far as it is known: how large the place has to be. */
   sourceBytes?: () => Promise<number | undefined>;
   limits?: ReplicaLimits;
+  /** It was there, with points: where it is not, its storage is not mounted, or it is lost. */
+  mustExist?: boolean;
   /** Hears why something was built anew. */
   onDoubt: (why: string) => void;
   /** What the replica tells of itself has changed though nothing was asked of it. */
@@ -85,12 +87,14 @@ const openingAtOnce = 16;
 /**
  * `clock` is the one by which locks and journals end.
  * @param openSet of the replicas of all classes; default: all stay open
+ * @param own makes the folder this master's, before anything is opened there
  */
 export function openStorage(
   spec: StorageClass['spec'],
   effects: Effects,
   clock: Clock,
   openSet = new OpenSet<OnDemandReplica>(Infinity),
+  own: (folder: string) => Promise<void> = async () => undefined,
 ): FolderDriver {
   const folder = spec.parameters.path ?? '';
   const opening = new Permits(openingAtOnce);
@@ -101,7 +105,9 @@ export function openStorage(
     (await disk.list(folder)).find((name) => name.endsWith(`-${uid}`));
 
   const driver: FolderDriver = {
-    async open({ name, uid, onChange: _, sourceBytes: __, ...options }) {
+    async open({ name, uid, mustExist, onChange: _, sourceBytes: __, ...options }) {
+      if (mustExist === true && (await find(uid)) === undefined) throw lost(folder, name);
+      await own(folder);
       const place = await driver.provision(name, uid);
       return OnDemandReplica.open({ ...options, effects, place, trusted: clock, openSet, opening });
     },
@@ -182,6 +188,14 @@ async function tryReflink(folder: string, disk: Disk, random: Random): Promise<b
     await disk.remove(path);
     await disk.remove(`${path}.copy`);
   }
+}
+
+function lost(folder: string, name: string): ReplicationError {
+  return new ReplicationError(
+    'TargetFailed',
+    `the replica is not in ${folder} any more. Mount its storage there and it goes on; if it is lost, ` +
+      `\`replctl resync ${name} --force\` makes it anew, without its points`,
+  );
 }
 
 function failed(folder: string, error: unknown): ReplicationError {

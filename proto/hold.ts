@@ -10,22 +10,26 @@ import { DatabaseSync } from 'node:sqlite';
 import { isSqliteBusy } from './sqlite.ts';
 
 /** Kept from being collected: that would let go of the lock. */
-const held: DatabaseSync[] = [];
+const held = new Map<string, DatabaseSync>();
 
 /** @throws Error when another process holds it, naming the directory */
 export function holdData(dir: string): void {
-  const database = new DatabaseSync(join(dir, 'lock'));
+  const path = join(dir, 'lock');
+  const why = `${dir} is in use by another running process; stop that one, or name another directory with --data`;
+  if (held.has(path)) throw new Error(why);
+  hold(path, why);
+}
+
+/** Again in the same process it is held already. @throws Error `why` when another process holds this file */
+export function hold(path: string, why: string): void {
+  if (held.has(path)) return;
+  const database = new DatabaseSync(path);
   try {
     database.exec('PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE');
   } catch (error) {
     database.close();
     if (!isSqliteBusy(error)) throw error;
-    throw new Error(
-      `${dir} is in use by another running process; stop that one, or name another directory with --data`,
-      {
-        cause: error,
-      },
-    );
+    throw new Error(why, { cause: error });
   }
-  held.push(database);
+  held.set(path, database);
 }

@@ -4,11 +4,8 @@
  *
  * Failure: a master that loses the lead ends its process at once, as what it has under way may be another one's by now.
  */
-import { readFile } from 'node:fs/promises';
-import { join } from 'node:path';
-import { writeDurably } from '../../proto/durable.ts';
 import type { Clock } from '../../proto/effects.ts';
-import { messageOf, systemErrorCode } from '../../proto/errors.ts';
+import { messageOf } from '../../proto/errors.ts';
 import type { Context } from '../api/route.ts';
 import type { Api as RestApi } from '../api/server.ts';
 import type { Engine, EventInput } from '../engine.ts';
@@ -174,30 +171,3 @@ async function revoke(store: Store, engine: Engine, signal: AbortSignal): Promis
 /** Where the master is no pod. */
 const defaultImage = 'cdm-replicator-master';
 const roleLabel = `${group}/role`;
-const table = 'authority';
-const files = ['ca.key', 'ca.pem', 'admin.token'];
-
-/** Makes the files of a new data directory those that the store has. Before they would be made anew. */
-export async function restoreFiles(store: Store, dir: string): Promise<void> {
-  for (const file of files) {
-    const kept = store.getRecord(table, file);
-    if (kept !== undefined && (await readText(join(dir, file))) !== kept)
-      await writeDurably(join(dir, file), kept, 0o600);
-  }
-}
-
-export async function keepFiles(store: Store, dir: string): Promise<void> {
-  for (const file of files) {
-    const text = await readText(join(dir, file));
-    if (text !== undefined) store.putRecord(table, file, text);
-  }
-}
-
-async function readText(path: string): Promise<string | undefined> {
-  try {
-    return await readFile(path, 'utf8');
-  } catch (error) {
-    if (systemErrorCode(error) === 'ENOENT') return undefined;
-    throw error;
-  }
-}
