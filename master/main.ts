@@ -10,33 +10,17 @@ import { mkdir, readFile, realpath } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { type Allow, allowList } from '../proto/allow.ts';
-import {
-  optional,
-  parseArguments,
-  printUsageError,
-  programVersion,
-  repeated,
-  toggle,
-  required,
-  UsageError,
-} from '../proto/cli.ts';
+import { printUsageError, programVersion, UsageError } from '../proto/cli.ts';
 import { writeDurably } from '../proto/durable.ts';
 import { asReplicationError, messageOf, ReplicationError } from '../proto/errors.ts';
 import { holdData } from '../proto/hold.ts';
-import { keepLines, logLevels, openLog } from '../proto/log.ts';
+import { keepLines, openLog } from '../proto/log.ts';
 import { systemClock, systemEffects, systemRandom } from '../proto/system.ts';
-import {
-  formatHostPort,
-  isLoopback,
-  nearHost,
-  parseChoice,
-  parseFolder,
-  parseHostPort,
-  parseText,
-} from '../proto/value.ts';
+import { formatHostPort, isLoopback, nearHost, parseHostPort } from '../proto/value.ts';
 import { startApi } from './api/server.ts';
 import { openAuthority } from './authority.ts';
 import { bootstraps } from './bootstrap/bootstraps.ts';
+import { mustSuit, readCommandLine } from './commandline.ts';
 import { Configuration, readConfiguration, type Configured } from './configuration.ts';
 import { reloads } from './reload.ts';
 import { control } from './control.ts';
@@ -77,41 +61,7 @@ if (process.argv.includes('--config-schema')) {
   process.stdout.write(`${JSON.stringify(Configuration, null, 2)}\n`);
   process.exit(0);
 }
-const { options: typed } = parseArguments(
-  {
-    name: 'replicator-master',
-    summary: 'Keeps replicas of volumes, takes snapshots, recovers, and serves the control API.',
-    flags: {
-      data: required('DIR', 'where everything is kept', parseFolder),
-      config: optional('FILE', 'configuration, see replicator-config.yaml; flags come first', parseText),
-      http: optional(
-        'HOST:PORT',
-        'of the control API (default 127.0.0.1:8080); TLS beyond the loopback',
-        parseHostPort,
-      ),
-      grpc: optional('HOST:PORT', 'of the agents (default 127.0.0.1:8443)', parseHostPort),
-      advertise: repeated('HOST', 'names and addresses that agents dial', parseText),
-      'state-copy': optional('FILE', "kept a copy of this master's state, on other storage", parseFolder),
-      'take-over': optional('FILE', 'first start of a new directory: go on from such a copy', parseFolder),
-      'class-path': repeated(
-        'NAME=PATH',
-        'with --take-over: where the replicas of a storage class lie here',
-        parseClassPath,
-      ),
-      'check-config': toggle('only look whether the configuration and this command line are right'),
-      allow: repeated('PATH', 'where recoveries may write, with all below', parseText),
-      kubernetes: optional(
-        'NAMESPACE',
-        'keep all objects as resources of this namespace; several masters may run',
-        parseText,
-      ),
-      kubeconfig: optional('FILE', "of the cluster (default the pod's service account)", parseText),
-      health: optional('HOST:PORT', 'of /healthz and /readyz alone, also while another master leads', parseHostPort),
-      'log-level': optional('LEVEL', `${logLevels.join(', ')} (default info)`, parseChoice(...logLevels)),
-    },
-  },
-  process.argv.slice(2),
-);
+const typed = readCommandLine(process.argv.slice(2));
 
 type Source = ReplicationSpec['source'];
 const levelOf = ({ logLevel }: Configured) => typed['log-level'] ?? logLevel ?? 'info';
@@ -158,7 +108,7 @@ async function run(signal: AbortSignal): Promise<void> {
     return;
   }
   const stateCopy = typed['state-copy'] ?? configured.stateCopy;
-  mustSuit(stateCopy);
+  mustSuit(typed, stateCopy);
   await mkdir(typed.data, { recursive: true, mode: 0o700 });
   const dir = await realpath(typed.data);
   const health = await serveHealth(typed.health);
@@ -487,29 +437,6 @@ async function run(signal: AbortSignal): Promise<void> {
   if (cluster) database.close();
   else store.close();
   health.close();
-}
-
-/** @throws UsageError */
-function mustSuit(stateCopy: string | undefined): void {
-  const own = typed.kubernetes !== undefined && (stateCopy ?? typed['take-over']) !== undefined;
-  if (own)
-    throw new UsageError(
-      'With --kubernetes the state is in the cluster.',
-      'Leave --state-copy and --take-over out, and back up the cluster.',
-    );
-  if (stateCopy?.startsWith(`${typed.data}/`) === true)
-    throw new UsageError(
-      `--state-copy ${stateCopy} is in the master's own data.`,
-      'Name a file on other storage: it is for when this one is lost.',
-    );
-  if (typed['class-path'].length > 0 && typed['take-over'] === undefined)
-    throw new UsageError('--class-path is for a start with --take-over.', 'Give both, or none.');
-}
-
-function parseClassPath(text: string): [name: string, path: string] {
-  const [, name, path] = /^([^=]+)=(\/.*)$/.exec(text) ?? [];
-  if (name === undefined || path === undefined) throw new Error('is not NAME=/PATH');
-  return [name, parseFolder(path)];
 }
 
 /** A loop that looks at what is there begins anew when the store does not take a write: the API server may be away. */
