@@ -211,6 +211,7 @@ async function run(signal: AbortSignal): Promise<void> {
       log,
       allow,
       marks,
+      comparisons: `${dataDir}/comparisons`,
       reading,
       connect: (signal, id) => identity.client().restore(signal, id),
       protocol: () => line.protocol(),

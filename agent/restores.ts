@@ -8,6 +8,7 @@
  * Failure: a broken line is dialled again, and what is there already is not sent again; a refusal goes to the master, with what
  * to do, and is asked again by it.
  */
+import { createHash } from 'node:crypto';
 import { promises as fs } from 'node:fs';
 import type { Logger } from 'pino';
 import type { Allow } from '../proto/allow.ts';
@@ -15,7 +16,7 @@ import { backoff } from '../proto/backoff.ts';
 import { markDifferences } from '../proto/granule.ts';
 import { RunningDigest } from '../proto/digest.ts';
 import type { Clock, Random } from '../proto/effects.ts';
-import { asReplicationError, ReplicationError } from '../proto/errors.ts';
+import { asReplicationError, messageOf, ReplicationError } from '../proto/errors.ts';
 import { granuleCount, hashBytes } from '../proto/granule.ts';
 import type { Stream } from '../proto/stream.ts';
 import { protocolVersion, type Commit, type MirrorReply, type MirrorRequest, type Restore } from '../proto/wire.ts';
@@ -32,6 +33,8 @@ export interface RestoresOptions {
   log: Pick<Logger, 'info' | 'warn'>;
   allow: Pick<Allow, 'mayRead' | 'mayWriteVolume'>;
   marks: RestoreMarks;
+  /** For what comparisons note: of ours alone, emptied at the start. */
+  comparisons: string;
   connect(signal: AbortSignal, id: string): RestoreCall;
   /** That the control line has agreed on. */
   protocol(): number;
@@ -62,8 +65,12 @@ export function restores(options: RestoresOptions): AssignedRestores {
   const { clock, log } = options;
   const loops = new Map<string, { restore: string; stop: AbortController; ended: Promise<void> }>();
   let stopped = false;
+  const emptied = fs
+    .rm(options.comparisons, { recursive: true, force: true })
+    .catch((error: unknown) => log.warn({ path: options.comparisons }, messageOf(error)));
 
   async function loop(restore: Restore, signal: AbortSignal): Promise<void> {
+    await emptied;
     const pause = backoff(250, 10_000, options.random);
     while (!signal.aborted) {
       const ending = new AbortController();
@@ -127,7 +134,7 @@ async function converse(
   if (first.done === true || !first.value.hello)
     throw new ReplicationError('BadMessage', 'MirrorRequest.hello must be the first message');
   try {
-    await (restore.compare ? compare(options, restore, call) : write(options, restore, call, signal));
+    await (restore.compare ? compare(options, restore, call, signal) : write(options, restore, call, signal));
   } catch (thrown) {
     const error = asReplicationError(thrown);
     // What the line itself said needs no answer; the rest only this node can know.
@@ -146,8 +153,19 @@ async function welcome(call: RestoreCall, sizeBytes: number): Promise<void> {
   await call.send({ welcome: { protocol: protocolVersion, ...state, sizeBytes, blank: false, incomplete: true } });
 }
 
-async function compare(options: RestoresOptions, restore: Restore, call: RestoreCall): Promise<void> {
+async function compare(
+  options: RestoresOptions,
+  restore: Restore,
+  call: RestoreCall,
+  signal: AbortSignal,
+): Promise<void> {
   const path = await options.allow.mayRead(restore.path);
+  if (restore.volumeMode === 'Filesystem') {
+    // It need not give way: no look at who uses a folder counts the agent itself.
+    const { compareFolder } = await import('./treecomparison.ts');
+    const folder = `${options.comparisons}/${createHash('sha256').update(restore.uid).digest('hex').slice(0, 32)}`;
+    return compareFolder({ restore, path, folder, clock: options.clock }, call, signal);
+  }
   const device = options.openDevice(path);
   await options.reading.read(path, device, async (turn) => {
     const { sizeBytes } = await turn(() => device.facts());

@@ -1,6 +1,7 @@
 /**
  * Writes on both sides of a promotion: what the old source holds that its replica's point of departure does not. When the point was
- * copied its index was kept (16 bytes for each 64 KiB); the old source's agent, whenever it is there, answers offers of it.
+ * copied its index was kept (16 bytes for each 64 KiB, and the state of each entry of a tree); the old source's agent, whenever it is
+ * there, answers offers of it.
  *
  * Guarantees: nothing is written on either side; what was found stands in the status until a later comparison, or until a person
  * decides (resync with force gives the old source's writes up; a rollback gives the new side's up), or the volume is written over
@@ -9,21 +10,23 @@
 import { mkdir, rename } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { Clock } from '../proto/effects.ts';
-import { asReplicationError, messageOf } from '../proto/errors.ts';
+import { asReplicationError, messageOf, ReplicationError } from '../proto/errors.ts';
 import { asTheyAre, derived, find } from './derived.ts';
 import type { Events } from './engine.ts';
-import { forkText, maxRanges } from './forktext.ts';
+import { differs, figuresOf, forkText, maxRanges } from './forktext.ts';
 import { replicaUid } from './mirrorstate.ts';
-import { comparePoint } from './offering.ts';
+import { comparePoint, type OfferOptions, type RestoreCall } from './offering.ts';
 import { BlockIndex } from './replica/blockindex.ts';
 import { removeIndex } from './replica/indexdatabase.ts';
-import type { Recovery, Replication } from './resources.ts';
+import { TreeIndex } from './replica/treeindex.ts';
+import type { ForkFound, Recovery, Replication } from './resources.ts';
 import type { Restores } from './restores.ts';
 import { pauseAfter } from './pacing.ts';
 import type { Store } from './store.ts';
+import { compareTree } from './treedifference.ts';
 
 const lookEveryMs = 1000;
-/** Reading the volume takes at most a twentieth of the time. */
+/** Reading the volume takes at most a twentieth of the time, once it was read whole. */
 const restFactor = 20;
 const leastRestMs = 60_000;
 
@@ -45,9 +48,10 @@ export async function keepFork(
   await mkdir(dirname(kept), { recursive: true, mode: 0o700 });
   await removeIndex(kept);
   await rename(index, kept);
-  const { agent, path } = replication.spec.source;
+  const { agent, path, include, exclude } = replication.spec.source;
   store.update('Replication', replication.metadata.name, ({ requests }) => {
-    requests.fork = { agent, path, sequence, recovery: recovery.metadata.name, found: null };
+    const filter = { ...(include.length > 0 && { include }), ...(exclude.length > 0 && { exclude }) };
+    requests.fork = { agent, path, sequence, recovery: recovery.metadata.name, ...filter, found: null };
   });
 }
 
@@ -80,13 +84,19 @@ export async function runForks(options: ForksOptions, signal: AbortSignal): Prom
       dueMs.set(key, Infinity);
       const startMs = clock.monotonicMs();
       const work = compare(options, replication, signal)
-        .catch((error: unknown) => {
-          if (asReplicationError(error).code !== 'Stopped')
+        .then(
+          () => false,
+          (error: unknown) => {
+            if (asReplicationError(error).code === 'Stopped') return true;
             tell(options, replication, 'WARNING', 'ForkTrouble', messageOf(error), signal);
-        })
-        .then(() => {
+            return false;
+          },
+        )
+        .then((isBrokenOff) => {
           const tookMs = clock.monotonicMs() - startMs;
-          dueMs.set(key, clock.monotonicMs() + Math.max(leastRestMs, restFactor * tookMs));
+          // As long as nothing is known, people wait for it: an agent that has gone and come back is asked at once.
+          const isAwaited = isBrokenOff && fork.found === null;
+          dueMs.set(key, isAwaited ? 0 : clock.monotonicMs() + Math.max(leastRestMs, restFactor * tookMs));
           running.delete(work);
         });
       running.add(work);
@@ -114,39 +124,53 @@ async function compare(options: ForksOptions, replication: Replication, stop: Ab
       await clock.sleep(lookEveryMs, signal).catch(() => undefined);
     }
   })();
-  const index = new BlockIndex(forkIndex(options.folder, replication));
+  const kept = forkIndex(options.folder, replication);
+  const index = spec.source.volumeMode === 'Block' ? new BlockIndex(kept) : new TreeIndex(kept);
   try {
     const { sizeBytes } = index;
+    // A new one is made of what is not there.
+    if (!index.newest)
+      throw new ReplicationError('ReplicaDamaged', `the index of point ${fork.sequence} at ${kept} is gone`);
     const restore = {
       ...{ uid: `fork/${metadata.uid}`, name: fork.recovery, replicaUid: replicaUid(replication) },
       ...{ fencingGeneration: status.fencingGeneration, path: fork.path, volumeMode: spec.source.volumeMode },
-      ...{ sizeBytes, compare: true },
+      ...{ sizeBytes, compare: true, include: fork.include ?? [], exclude: fork.exclude ?? [] },
     };
-    const content = { sizeBytes, hashes: (first: number, count: number) => index.hashes(first, count) };
     const from = { uid: restore.uid, generation: restore.fencingGeneration, progress: () => undefined };
-    const found = await restores.run(
+    const difference = await restores.run(
       fork.agent,
       restore,
-      (call, line) => comparePoint(call, content, { ...from, signal: line }, maxRanges),
+      (call, line) => differenceFrom(call, index, { ...from, signal: line }),
       signal,
     );
     if (!isSame()) return;
-    const comparedTime = new Date(clock.nowMs()).toISOString();
+    const found = { ...difference, comparedTime: new Date(clock.nowMs()).toISOString() };
     store.update('Replication', metadata.name, ({ requests }) => {
-      if (requests.fork) requests.fork.found = { ...found, comparedTime };
+      if (requests.fork) requests.fork.found = found;
     });
-    const before = fork.found?.bytes ?? 0;
-    if (found.bytes === before) return;
-    const message =
-      found.bytes === 0
-        ? `${fork.agent}:${fork.path} is as point ${fork.sequence} again`
-        : forkText({ ...fork, found: { ...found, comparedTime } });
-    tell(options, replication, found.bytes === 0 ? 'INFO' : 'ERROR', 'SplitBrain', message, stop);
+    const isFork = differs(found);
+    const wasFork = fork.found !== null && differs(fork.found);
+    if (isFork ? fork.found && figuresOf(found) === figuresOf(fork.found) : !wasFork) return;
+    const message = isFork
+      ? forkText({ ...fork, found })
+      : `${fork.agent}:${fork.path} is as point ${fork.sequence} again`;
+    tell(options, replication, isFork ? 'ERROR' : 'INFO', 'SplitBrain', message, stop);
   } finally {
     over.abort();
     await watching;
     index.close();
   }
+}
+
+async function differenceFrom(
+  call: RestoreCall,
+  index: BlockIndex | TreeIndex,
+  options: Pick<OfferOptions, 'uid' | 'generation' | 'signal' | 'progress'>,
+): Promise<Omit<ForkFound, 'comparedTime'>> {
+  if (index instanceof TreeIndex) return { ...(await compareTree(call, index, options)), granules: null, ranges: null };
+  const { sizeBytes } = index;
+  const content = { sizeBytes, hashes: (first: number, count: number) => index.hashes(first, count) };
+  return { ...(await comparePoint(call, content, options, maxRanges)), entries: null, paths: null };
 }
 
 function tell(

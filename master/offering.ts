@@ -16,6 +16,8 @@ import {
   protocolVersion,
   type MirrorReply,
   type MirrorRequest,
+  type MirrorWelcome,
+  type Node,
   type Run,
   type VolumeMode,
 } from '../proto/wire.ts';
@@ -144,10 +146,10 @@ export class Talk {
     sizeBytes: number,
     { uid, generation }: Pick<OfferOptions, 'uid' | 'generation'>,
     volumeMode: VolumeMode = 'Block',
-  ): Promise<void> {
+  ): Promise<MirrorWelcome> {
     const hello = { replicationUid: uid, fencingGeneration: generation, volumeMode, sizeBytes };
     await this.message({ hello: { protocol: protocolVersion, ...hello, sourceId: '', force: false } });
-    await this.answer('welcome');
+    return this.answer('welcome');
   }
 
   /** The agent has read all of it again. */
@@ -160,13 +162,18 @@ export class Talk {
 
   /** Of a tree: the slots of files whose content the folder lacks. */
   async lacking(progress: (done: number, total: number) => void): Promise<number[]> {
-    await this.message({ manifest: {} });
     const slots: number[] = [];
+    await this.manifest((nodes) => void slots.push(...nodes.map(({ slot }) => slot)), progress);
+    return slots;
+  }
+
+  /** Of a tree: the nodes that the agent answers with, message by message. */
+  async manifest(take: (nodes: Node[]) => void, progress: (done: number, total: number) => void): Promise<void> {
+    await this.message({ manifest: {} });
     await this.answer('manifestEnd', ({ nodes, verifyProgress }) => {
-      for (const { slot } of nodes?.nodes ?? []) slots.push(slot);
+      if (nodes) take(nodes.nodes);
       if (verifyProgress) progress(verifyProgress.bytesDone, verifyProgress.bytesTotal);
     });
-    return slots;
   }
 
   /** All of it; what is lacking, part by part. */

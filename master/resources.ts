@@ -164,7 +164,7 @@ export interface ReplicationStatus {
   /** What replica, journal and snapshots hold on storage; blocks that copies share count for each of them. */
   usedBytes: number | null;
   /** After a promotion: its old source, compared with the point that was promoted; null: there is none. */
-  fork: Omit<Fork, 'recovery'> | null;
+  fork: Omit<Fork, 'recovery' | 'include' | 'exclude'> | null;
   observedGeneration: number;
   conditions: Condition[];
 }
@@ -201,13 +201,35 @@ export interface Fork {
   sequence: number;
   /** Name of the failover. */
   recovery: string;
-  /** null: not compared yet. Ranges are the first ones, in bytes. */
-  found: {
-    granules: number;
-    bytes: number;
-    ranges: { offset: number; length: number }[];
-    comparedTime: string;
-  } | null;
+  /** What of a tree was mirrored then; absent: all of it. */
+  include?: string[];
+  exclude?: string[];
+  /** null: not compared yet. */
+  found: ForkFound | null;
+}
+
+export interface ForkFound {
+  /** Of content that differs. */
+  bytes: number;
+  /** Of a block volume, null of a tree. */
+  granules: number | null;
+  /** Likewise; the first ones, in bytes. */
+  ranges: { offset: number; length: number }[] | null;
+  /** Of a tree, null of a block volume: files, directories, links. */
+  entries: { changed: number; new: number; gone: number } | null;
+  /** Likewise; some of each. */
+  paths: ForkPath[] | null;
+  comparedTime: string;
+}
+
+export interface ForkPath {
+  /** Where it is at the old source, or was at the point when it is gone; bytes that are no printable text as \\xNN. */
+  path: string;
+  change: 'changed' | 'new' | 'gone';
+  /** What is not as the point has it, of what has changed. */
+  what: ('content' | 'name' | 'mode' | 'owner' | 'time' | 'attributes' | 'target' | 'type')[];
+  /** At the point, when that was another one. */
+  formerPath: string | null;
 }
 
 /** In requests.fencedBy: by a person, for whoever promotes the replica next. No uid. */

@@ -1,7 +1,7 @@
 /** A replication's status from the facts, as the contract words it. Pure: the same facts give the same status. */
 import type { Report, Trouble } from '../proto/wire.ts';
 import type { Point } from './replica/horizon.ts';
-import { forkText } from './forktext.ts';
+import { differs, forkText } from './forktext.ts';
 import type {
   Condition,
   Fork,
@@ -144,7 +144,7 @@ function troublesOf(
 ): Trouble[] {
   const { spec, agentConnected, report, masterTroubles, journalShort, withheld, promotion } = facts;
   const troubles = [...masterTroubles];
-  if (facts.fork && (facts.fork.found?.granules ?? 0) > 0)
+  if (facts.fork?.found && differs(facts.fork.found))
     troubles.push({ reason: 'SplitBrain', message: forkText(facts.fork), stops: false });
   // How the source is matters to nobody while it may not write.
   if (promotion) return troubles;
@@ -262,7 +262,13 @@ function syncMessage(phase: Phase, first: Trouble | undefined): string {
 function forkView(fork: Fork | undefined): ReplicationStatus['fork'] {
   if (!fork) return null;
   const { agent, path, sequence, found } = fork;
-  return { agent, path, sequence, found };
+  // Found by an older master: without what there is of trees.
+  return {
+    agent,
+    path,
+    sequence,
+    found: found && { ...found, entries: found.entries ?? null, paths: found.paths ?? null },
+  };
 }
 
 /** RFC 3339 UTC with milliseconds; null when unknown. */

@@ -182,6 +182,8 @@ export interface Restore {
   volumeMode: string;
   sizeBytes: number;
   compare: boolean;
+  include: string[];
+  exclude: string[];
 }
 export interface Assignments {
   items: Assignment[];

@@ -5,6 +5,7 @@
 import { createHash } from 'node:crypto';
 import type { FastifyInstance } from 'fastify';
 import { apiVersion, demoted } from '../resources.ts';
+import { differs, foundText } from '../forktext.ts';
 import { startOrder, volumesOf, type Member } from '../groups.ts';
 import { actions, ask, hasEnded, type Action } from '../recovery/machine.ts';
 import { goesToClaim } from '../recovery/claimtarget.ts';
@@ -253,9 +254,9 @@ async function mayWriteVolume(
 
 /** The old source is not written over while it may have what nobody else has. @throws ApiProblem WrongState */
 function notForked(name: string, fork: Fork | undefined, agent: string, path: string): void {
-  if (fork?.agent !== agent || fork.path !== path || fork.found?.granules === 0) return;
+  if (fork?.agent !== agent || fork.path !== path || (fork.found && !differs(fork.found))) return;
   const what = fork.found
-    ? `${fork.found.granules} granules (${fork.found.bytes} bytes) that were written there after the failover and are nowhere else`
+    ? `${foundText(fork.found)} that were written there after the failover and are nowhere else`
     : 'is being compared with the point that was promoted: wait for status.fork.found';
   throw new ApiProblem(
     'WrongState',

@@ -301,11 +301,12 @@ export function volumeEffects(options: VolumesOptions): Effects {
       const path = copyPath(recovery, metadata.name, task.path);
       const before = store.getRecord(copiesTable, key);
       const isWhole = before !== undefined && before !== making && before === (await identityOf(path));
-      const isStaged = isWhole && volume !== undefined;
       // Its index: to send from, and to compare the old source with later.
-      const isKept = volume !== undefined || (!isDrill && spec.source.volumeMode === 'Block');
+      const isKept = volume !== undefined || !isDrill;
       // Beside where it stays: a copy may lie on another filesystem.
       const keptAt = volume ? stagedIndex(path) : `${forks}/${recovery.metadata.uid}.${metadata.uid}.index`;
+      // Killed after the index became the fork's, it is staged anew: an empty index would empty what it is written to.
+      const isStaged = isWhole && volume !== undefined && (await identityOf(keptAt)) !== undefined;
       const progress = telling(recovery, index, (text) => {
         if (text === 'verifying' && !volume) usableMs ??= clock.nowMs();
       });
@@ -333,8 +334,7 @@ export function volumeEffects(options: VolumesOptions): Effects {
           await writeBack(options, recovery, replication, point, path, signal, progress);
         }
         store.putRecord(copiesTable, key, await identityOf(path));
-        if (isKept && !isDrill && spec.source.volumeMode === 'Block')
-          await keepFork(store, forks, keptAt, recovery, replication, point.sequence);
+        if (!isDrill) await keepFork(store, forks, keptAt, recovery, replication, point.sequence);
         if (volume) await removeMade(recovery, path);
         // Its agent has read it whole.
         return await finish(made.verified || volume !== undefined, made.withheld);

@@ -75,7 +75,13 @@ export async function writeBack(
   const { spec, metadata, status } = replication;
   const index =
     spec.source.volumeMode === 'Block' ? new BlockIndex(stagedIndex(staged)) : new TreeIndex(stagedIndex(staged));
-  const { sizeBytes } = index;
+  const { sizeBytes, newest } = index;
+  if (!newest) {
+    // A blank one was made in its place: with that nothing would be sent, and everything there removed.
+    index.close();
+    await removeIndex(stagedIndex(staged));
+    throw new ReplicationError('ReplicaDamaged', `${stagedIndex(staged)} is gone; retry`);
+  }
   const restore = {
     uid: `${recovery.metadata.uid}/${metadata.name}`,
     name: recovery.metadata.name,
@@ -84,7 +90,7 @@ export async function writeBack(
     path: volume.path,
     volumeMode: spec.source.volumeMode,
     sizeBytes,
-    compare: false,
+    ...{ compare: false, include: [], exclude: [] },
   };
   const pace = new Pace(clock, spec.bandwidthBytesPerSecond);
   const { uid, fencingGeneration: generation } = restore;

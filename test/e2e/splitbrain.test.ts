@@ -18,7 +18,9 @@ const compared = (world: World, name: string, isForked: boolean) =>
     `${name} is compared with its old source`,
     async () => {
       const { fork } = (await world.get(name)).status;
-      return fork?.found !== undefined && fork.found !== null && fork.found.granules > 0 === isForked && fork.found;
+      return (
+        fork?.found !== undefined && fork.found !== null && (fork.found.granules ?? 0) > 0 === isForked && fork.found
+      );
     },
     60,
   );

@@ -59,6 +59,14 @@ t.test('a tree goes back into the folder that it came from', { skip: missingRsyn
 
   const counted = (): number => (world.proxy?.receivedBytes ?? 0) + (world.proxy?.sentBytes ?? 0);
   const before = counted();
+  await world.until(
+    'what the old source may have of its own is known',
+    async () => {
+      const found = (await world.get('files-failback')).status.fork?.found;
+      return found !== undefined && found !== null && found;
+    },
+    120,
+  );
   const moved = await start(world, back);
   const { status } = await reaches(world, moved, 'Completed');
   const bytes = counted() - before;

@@ -224,9 +224,32 @@ const ReplicationStatus = Type.Object({
       sequence: Type.Integer(),
       found: nullable(
         Type.Object({
-          granules: Type.Integer(),
-          bytes: Type.Number(),
-          ranges: Type.Array(Type.Object({ offset: Type.Number(), length: Type.Number() })),
+          bytes: Type.Number({ description: 'of content that differs' }),
+          granules: nullable(Type.Integer({ description: 'of a block volume' })),
+          ranges: nullable(
+            Type.Array(Type.Object({ offset: Type.Number(), length: Type.Number() }), {
+              description: 'of a block volume: the first ones',
+            }),
+          ),
+          entries: nullable(
+            Type.Object(
+              { changed: Type.Integer(), new: Type.Integer(), gone: Type.Integer() },
+              { description: 'of a tree' },
+            ),
+          ),
+          paths: nullable(
+            Type.Array(
+              Type.Object({
+                path: Type.String({ description: 'what is no printable text in it as \\xNN' }),
+                change: words('changed', 'new', 'gone'),
+                what: Type.Array(words('content', 'name', 'mode', 'owner', 'time', 'attributes', 'target', 'type'), {
+                  description: 'what has changed of it',
+                }),
+                formerPath: nullable(Type.String({ description: 'at the point, when that was another one' })),
+              }),
+              { description: 'of a tree: some of each' },
+            ),
+          ),
           comparedTime: time(),
         }),
       ),

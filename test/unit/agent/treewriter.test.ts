@@ -5,9 +5,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { folderInUse } from '../../../agent/folderuse.ts';
 import { receiveTree } from '../../../agent/treerestore.ts';
-import { scanFolder } from '../../../agent/treescan.ts';
 import { TreeWriter } from '../../../agent/treewriter.ts';
-import { TreeIndex } from '../../../master/replica/treeindex.ts';
 import { sendTree } from '../../../master/treeoffering.ts';
 import { Pace } from '../../../proto/pace.ts';
 import { streamPair } from '../../../proto/stream.ts';
@@ -17,6 +15,7 @@ import { TreeMutator } from '../../conformance/treemutator.ts';
 import { noise, random } from '../../e2e/content.ts';
 import { addOddities, missingRsync, rsyncDifferences } from '../../e2e/treevolume.ts';
 import { missingForTmpfs, run, tmpfsMount, unmountAfter } from '../../loop.ts';
+import { indexOf } from './folderindex.ts';
 
 /** @param many rounds, which a disk would make slow: in memory where that can be */
 function scratch(t: Test, many = false): string {
@@ -28,28 +27,6 @@ function scratch(t: Test, many = false): string {
 }
 
 const never = new AbortController().signal;
-let indexes = 0;
-
-/** What a replica's index would say of the folder. */
-async function indexOf(dir: string, folder: string): Promise<TreeIndex> {
-  const wanted = new TreeIndex(join(dir, 'indexes', `none-${++indexes}`));
-  const index = new TreeIndex(join(dir, 'indexes', `point-${indexes}`));
-  const root = await fs.promises.open(folder, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY);
-  const none = join(dir, 'indexes', `staging-${indexes}`);
-  fs.mkdirSync(none);
-  const staging = await fs.promises.open(none, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY);
-  const stagingName = Buffer.from('no such name');
-  await scanFolder({
-    ...{ root, wanted, index, staging, stagingName },
-    signal: never,
-    progress: async () => undefined,
-  });
-  await root.close();
-  await staging.close();
-  wanted.close();
-  return index;
-}
-
 interface Written {
   sentBytes: number;
   /** Messages of nodes and data. */
@@ -59,7 +36,7 @@ interface Written {
 
 /** Both sides of one call, as agent and master run them. */
 async function write(dir: string, goesOn = false, step?: () => void): Promise<Written> {
-  const index = await indexOf(dir, join(dir, 'point'));
+  const index = await indexOf(join(dir, 'indexes'), join(dir, 'point'));
   const { client, server } = streamPair<MirrorReply, MirrorRequest>();
   const line = new AbortController();
   const written: Written = { sentBytes: 0, data: 0, digest: Buffer.alloc(0) };

@@ -136,7 +136,7 @@ t.test('marks say what is half written, and keep older generations out', async (
   const marks = restoreMarks(dir);
   const restore = (generation: string, replicaUid = 'r'): Restore => ({
     ...{ uid: `u${generation}`, name: `n${generation}`, replicaUid, fencingGeneration: generation },
-    ...{ path: '/v', volumeMode: 'Block', sizeBytes: 1, compare: false },
+    ...{ path: '/v', volumeMode: 'Block', sizeBytes: 1, compare: false, include: [], exclude: [] },
   });
   t.equal(await marks.halfWritten('/v'), undefined);
   await marks.begin('/v', restore('9'));

@@ -6,7 +6,7 @@ import { protocolVersion, type Restore } from '../../../proto/wire.ts';
 
 const restore: Restore = {
   ...{ uid: 'r/db', name: 'r', replicaUid: 'x', fencingGeneration: '2', path: '/dev/db', volumeMode: 'Block' },
-  ...{ sizeBytes: 65536, compare: false },
+  ...{ sizeBytes: 65536, compare: false, include: [], exclude: [] },
 };
 
 /** An agent's call: it says which restore it is for, and nothing else. */

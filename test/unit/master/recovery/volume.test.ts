@@ -1,10 +1,14 @@
-import { readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import t from 'tap';
+import { recoveryDraft } from '../../../../master/api/recoveries.ts';
 import type { Mirrors } from '../../../../master/mirrors.ts';
 import { runRecoveries } from '../../../../master/recovery/loop.ts';
 import { ask } from '../../../../master/recovery/machine.ts';
 import { volumeEffects } from '../../../../master/recovery/volume.ts';
 import { systemClock } from '../../../../proto/system.ts';
+import { TreeIndex } from '../../../../master/replica/treeindex.ts';
+import { commitOf } from '../../../../agent/treescan.ts';
+import type { Recovery } from '../../../../master/resources.ts';
 import { addRecovery, addReplication, until, world } from '../controllers.ts';
 
 async function start(t: Parameters<typeof world>[0]) {
@@ -86,4 +90,45 @@ t.test('a copy that cannot be removed is told once, and tried again at leisure',
   await until('it is rolled back', () => state('first') === 'RolledBack');
   t.ok(store.version() - before < 10, 'not again and again without a pause');
   t.equal(events.filter(({ code }) => code === 'StorageTrouble').length, 1);
+});
+
+t.test('a master killed when the index had become the one of the fork stages the copy anew', async (t) => {
+  const { store, folder, emitter, signal } = await world(t);
+  addReplication(store, 'one', 'local', 'Filesystem');
+  const point = { sequence: 1, sourceUs: 1, committedUs: 1 };
+  let staged = 0;
+  const replica = {
+    newestPoint: point,
+    points: [point],
+    recover: async (_point: unknown, path: string, { keepIndexAt = '' }) => {
+      await mkdir(path);
+      const index = new TreeIndex(keepIndexAt);
+      index.commit(commitOf(1, 0));
+      index.close();
+      staged++;
+      return { verified: false, withheld: 0 };
+    },
+  };
+  const effects = volumeEffects({
+    ...{ store, clock: systemClock, events: emitter, folder, forks: `${folder}/forks` },
+    mirrors: { replica: () => replica } as unknown as Mirrors,
+    look: async () => undefined,
+    restores: { run: () => Promise.resolve(undefined as never) },
+    allow: { mayWriteRecovery: async (path: string) => path, mayRun: async (path: string) => path },
+  });
+  const body = { replication: 'one', type: 'failover' as const, point: 'latest-data' as const };
+  const { metadata } = store.create('Recovery', 'back', {
+    ...recoveryDraft('back', { ...body, target: { agent: 'node-b', path: '/srv' } }),
+  });
+  const now = (): Recovery =>
+    store.update('Recovery', 'back', ({ status }) => {
+      status.tasks = [{ ...status.tasks[0], volume: 'one', path: '/srv', point: { sequence: 1 } } as never];
+    });
+  await effects.copy(now(), 0, signal);
+  t.equal(store.get('Replication', 'one')?.requests.fork?.sequence, 1);
+  await mkdir(`${folder}/back.one.staged`);
+  const { ino, birthtimeNs } = await stat(`${folder}/back.one.staged`, { bigint: true });
+  store.putRecord('recovered-copies', `${metadata.uid}/one`, `${ino}:${birthtimeNs}`);
+  await effects.copy(now(), 0, signal);
+  t.equal(staged, 2, 'nothing is sent from an index that is not there');
 });
