@@ -108,6 +108,14 @@ export const eventCodes = {
   SnapshotDeleted: { service: 'snapshot', text: 'A snapshot and its data are gone.' },
   RecoveryStarted: { service: 'recovery', text: 'A recovery runs.' },
   RecoveryCompleted: { service: 'recovery', text: 'A recovery is complete; the message says where the copy is.' },
+  RecoveredCopyVerified: {
+    service: 'recovery',
+    text: 'What a failover has handed out is proven: its point was read whole.',
+  },
+  RecoveredCopyDamaged: {
+    service: 'recovery',
+    text: 'What a failover has handed out has bytes that are not as they were mirrored; the message says where and what to do.',
+  },
   RecoveryCancelled: { service: 'recovery', text: 'A recovery was cancelled and what it had made is removed.' },
   RecoveryFailed: { service: 'recovery', text: 'A recovery failed; the message says why.' },
   RecoveryRolledBack: { service: 'recovery', text: 'What a recovery had made is removed.' },

@@ -37,6 +37,8 @@ export type ReplicaWork = Pick<
 export interface HeldReplica extends ReplicaFacts, ReplicaWork {
   /** Newest fencing generation that may write; absent where only the receiver knows it. */
   readonly generation?: string;
+  /** Absent: all that is copied from it is looked at on its way (receivers). */
+  prove?: Replica['prove'];
   /** Why nothing can be asked of it any more, though it is not damaged: it has to be opened anew. */
   readonly lost: string | undefined;
   /** An agent's Mirror call, to its end; see serveSession. */

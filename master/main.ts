@@ -39,6 +39,7 @@ import { restores } from './restores.ts';
 import { classProblems, problemsOf, targetProblems, claimProblems } from './problems.ts';
 import { runAutomatic } from './recovery/automatic.ts';
 import { runRecoveries } from './recovery/loop.ts';
+import { runProofs } from './recovery/proof.ts';
 import { runRecoverySchedules } from './recovery/schedules.ts';
 import { volumeEffects } from './recovery/volume.ts';
 import { openWitnesses } from './recovery/witness.ts';
@@ -405,6 +406,7 @@ async function run(signal: AbortSignal): Promise<void> {
       () => runForks({ store, clock: systemClock, events, restores: writing, connected, folder: forks }, signal),
       signal,
     ),
+    steadily(() => runProofs({ store, clock: systemClock, events, metrics, mirrors: running }, signal), signal),
     agents.settle(signal),
     stateCopy === undefined
       ? Promise.resolve()

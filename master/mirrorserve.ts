@@ -51,6 +51,9 @@ export function mirrorServer(
 
   function onCompared(mirror: Mirror, { sequence, committedUs, mismatchedGranules }: CommitRecord): void {
     mirror.lastVerified = { ms: committedUs / 1000, mismatchedGranules };
+    // What was found wrong in the replica has been read again, and fetched again.
+    if (store.get('Replication', mirror.name)?.requests.damage)
+      store.update('Replication', mirror.name, ({ requests }) => void delete requests.damage);
     metrics.onVerify(mirror.name, mismatchedGranules * granuleBytes);
     if (mismatchedGranules > 0) {
       tell(

@@ -107,7 +107,9 @@ export function statusWriter(options: StatusWriterOptions): StatusWriter {
   function write(mirror: Mirror, replication: Replication, isFlush = false): void {
     const { spec, metadata, status } = replication;
     const newestPoint = mirror.replica?.newestPoint;
-    const troubles = [mirror.openFailure?.trouble, mirror.applyTrouble, mirror.spaceTrouble].filter(
+    const { damage } = replication.requests;
+    const found = damage && { reason: 'VerifyMismatch', message: damage.message, stops: false };
+    const troubles = [mirror.openFailure?.trouble, mirror.applyTrouble, mirror.spaceTrouble, found].filter(
       (trouble) => trouble !== undefined,
     );
     const next = statusOf(

@@ -3,7 +3,9 @@
  * names the object and what to do about it.
  */
 import { startOrder, volumesOf } from './groups.ts';
+import { failbackName } from './recovery/failback.ts';
 import { hasEnded } from './recovery/machine.ts';
+import { owesProof } from './recovery/proven.ts';
 import type { PointChoice, Snapshot } from './resources.ts';
 import { snapshotKey, type Store } from './store.ts';
 
@@ -40,7 +42,10 @@ export function snapshotReferences(store: Store): Map<string, string[]> {
   return found;
 }
 
-/** Sequences of points of a replication that recoveries have chosen and not copied yet, paused and failed ones among them. */
+/**
+ * Sequences of points of a replication that recoveries have chosen and not copied yet, paused and failed ones among them, or have
+ * handed out and not read whole yet.
+ */
 export function pinnedPoints(store: Store, replication: string): number[] {
   return pinsOf(store).get(replication) ?? [];
 }
@@ -53,10 +58,14 @@ function pinsOf(store: Store): Map<string, number[]> {
   if (known?.revision === revision) return known.found;
   const found = new Map<string, number[]>();
   for (const recovery of store.list('Recovery')) {
-    if (hasEnded(recovery)) continue;
     recovery.status.tasks.forEach(({ volume, point }, index) => {
-      if (point === null || recovery.job.volumes[index]?.stage !== 'chosen') return;
-      found.set(volume, [...(found.get(volume) ?? []), point.sequence]);
+      if (point === null) return;
+      const isOwed = owesProof(recovery, index);
+      const stage = recovery.job.volumes[index]?.stage;
+      if (!isOwed && (stage !== 'chosen' || hasEnded(recovery))) return;
+      // Once it is confirmed the other name has the replica.
+      for (const name of isOwed ? [volume, failbackName(volume)] : [volume])
+        found.set(name, [...(found.get(name) ?? []), point.sequence]);
     });
   }
   pins.set(store, { revision, found });

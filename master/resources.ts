@@ -189,6 +189,8 @@ export interface ReplicationRequests {
   fork?: Fork;
   /** The state is from a copy of this time (takeover.ts); until the replica was looked at. */
   takenOver?: string;
+  /** What was found wrong in the replica when a recovered point was read whole; goes when source and replica are compared. */
+  damage?: { recovery: string; message: string };
   /** Newest spec.trigger.manual that a sync was asked for with. */
   manual?: string;
 }
@@ -368,6 +370,8 @@ export interface RecoveryTask {
   progress: { bytesTotal: number; bytesDone: number; step: string } | null;
   /** Of the replication's spec.check: what the command said of the copy. */
   check: { exitStatus: number | null; output: string; durationSeconds: number } | null;
+  /** As status.verified. Absent: made by a version that did not say. */
+  verified?: boolean | null;
 }
 export interface RecoveryStatus {
   state: RecoveryState;
@@ -376,7 +380,10 @@ export interface RecoveryStatus {
   message: string | null;
   /** Of a group null: see its tasks. */
   point: PointView | null;
-  /** Every copy was read whole and has its point's digest. */
+  /**
+   * Every copy has its point's digest and was read whole; of a failover, which is handed out before: what its point lies in was. null: not
+   * known yet.
+   */
   verified: boolean | null;
   /** From POST to the last usable copy. */
   rtoSeconds: number | null;
@@ -397,6 +404,8 @@ export interface VolumeJob {
   /** Source time that its point is as good as, ms since the epoch. */
   goodAsOfMs: number | null;
   verified: boolean;
+  /** Uid of the replica in which its point is to be read whole after the copy was handed out; absent: that is not owed. */
+  replica?: string;
 }
 /** What the work on a recovery needs to know over restarts. Not shown in REST. */
 export interface RecoveryJob {

@@ -62,7 +62,7 @@ async function waitForRecovery(
   }
   if (outcome === 'success')
     session.note(
-      `verified: ${verified === true ? 'yes' : 'no'}, took ${span(rtoSeconds)}, data ${span(rpoSeconds)} old`,
+      `verified: ${verified === true ? 'yes' : verified === null ? 'not yet, it is being read' : 'no'}, took ${span(rtoSeconds)}, data ${span(rpoSeconds)} old`,
     );
   return { status, object };
 }

@@ -72,7 +72,7 @@ export async function handOver(options: FailbackOptions, recovery: Recovery, ind
 }
 
 /** There and back: the second confirmation gives the first name again. */
-function failbackName(name: string): string {
+export function failbackName(name: string): string {
   const suffix = '-failback';
   if (name.endsWith(suffix) && name.length > suffix.length) return name.slice(0, -suffix.length);
   return `${name.slice(0, 63 - suffix.length)}${suffix}`;
@@ -125,6 +125,7 @@ function reverse(
     requests: {
       ...{ sync: 0, resync: 1, verify: 0, force: true, replica: requests.replica ?? metadata.uid },
       ...(requests.fork && { fork: requests.fork }),
+      ...(requests.damage && { damage: requests.damage }),
     },
   };
 }

@@ -15,6 +15,8 @@ import type { Metrics } from '../metrics.ts';
 import type { Recovery, RecoveryState } from '../resources.ts';
 import type { Store } from '../store.ts';
 import { failed, nextStep, settle, succeeded, type Work } from './machine.ts';
+import { messageFor } from './message.ts';
+import { verifiedOf } from './proven.ts';
 import { blockedBy } from './turn.ts';
 
 /**
@@ -138,6 +140,7 @@ function begin(options: RecoveriesOptions, recovery: Recovery): boolean {
         endTime: null,
         progress: null,
         check: null,
+        verified: null,
       });
       job.volumes.push({ stage: 'new', order, usableMs: null, goodAsOfMs: null, verified: false });
     }
@@ -236,7 +239,7 @@ const eventOf: Partial<Record<RecoveryState, string>> = {
 function achieved({ status, job }: Recovery, createdMs: number): void {
   const good = job.volumes.filter((_volume, index) => status.tasks[index]?.state === 'Completed');
   if (good.length === 0) return;
-  status.verified = good.every(({ verified }) => verified);
+  status.verified = verifiedOf({ status, job });
   status.rtoSeconds = seconds(Math.max(...good.map(({ usableMs }) => usableMs ?? createdMs)) - createdMs);
   status.rpoSeconds = seconds(createdMs - Math.min(...good.map(({ goodAsOfMs }) => goodAsOfMs ?? createdMs)));
 }
@@ -244,50 +247,6 @@ function achieved({ status, job }: Recovery, createdMs: number): void {
 /** Times come from clocks of different resolution: milliseconds are what both have. */
 function seconds(ms: number): number {
   return Math.max(0, Math.round(ms)) / 1000;
-}
-
-function messageFor({ spec, status }: Recovery, state: RecoveryState): string {
-  const { tasks } = status;
-  const only = tasks.length === 1 ? tasks[0] : undefined;
-  const bad = tasks.filter((task) => task.state === 'Failed');
-  const reasons = bad.map(({ volume, message }) => `${volume}: ${message ?? 'failed'}`).join('; ');
-  const remarks = tasks.flatMap(({ volume, message }) => (message ? [only ? message : `${volume}: ${message}`] : []));
-  const remark = remarks.length > 0 ? `; ${remarks.join('; ')}` : '';
-  switch (state) {
-    case 'Paused':
-      return 'paused; resume it or cancel it';
-    case 'Completed': {
-      const next = spec.type === 'failover' ? '; confirm it or roll it back' : '';
-      if (only && spec.target?.agent !== undefined)
-        return `${spec.target.agent}:${only.path ?? ''} holds it, read again and found right${remark}${next}`;
-      if (only) return `the copy is at ${only.path ?? ''}${remark}${next}`;
-      const good = tasks.length - bad.length;
-      return `${good} of ${tasks.length} volumes are recovered${remark}${bad.length > 0 ? '; retry what failed' : ''}${next}`;
-    }
-    case 'Failed':
-      if (tasks.length === 0) return 'there is nothing to recover: the group has no members';
-      return only ? (only.message ?? 'failed') : `not recovered: ${reasons}`;
-    case 'Cancelled':
-      return `cancelled; what was made is removed${leftOver(tasks)}`;
-    case 'RolledBack':
-      if (spec.target?.agent !== undefined) return `rolled back${leftOver(tasks)}`;
-      return `rolled back; the ${only ? 'copy is' : 'copies are'} removed${leftOver(tasks)}`;
-    case 'RollbackIgnored':
-      return `rolled back by force${remark}; cleanup lists what is left`;
-    case 'Confirmed':
-      return `confirmed${remark}`;
-    case 'ForceConfirmed':
-      return `confirmed by force${remark}`;
-    default:
-      return '';
-  }
-}
-
-function leftOver(tasks: Recovery['status']['tasks']): string {
-  const left = tasks.flatMap(({ state, message }) =>
-    state !== 'Failed' && message?.includes('left alone') ? [message] : [],
-  );
-  return left.length > 0 ? `; ${left.join('; ')}` : '';
 }
 
 function change({ store }: RecoveriesOptions, name: string, how: (object: Recovery) => void): void {

@@ -167,7 +167,10 @@ const after: Record<Work, VolumeStage> = {
 export function succeeded({ status, job }: Job, index: number, work: Work, time: string, remark?: string): void {
   const [task, volume] = [status.tasks[index], job.volumes[index]];
   if (!task || !volume) return;
-  if (remark !== undefined) task.message = remark;
+  // What is wrong with what is confirmed stays to be read.
+  if (remark !== undefined && work === 'confirm' && task.verified === false && task.message !== null)
+    task.message = `${remark}; ${task.message}`;
+  else if (remark !== undefined) task.message = remark;
   else if ((work === 'undo' || work === 'confirm') && task.state !== 'Failed') task.message = null;
   reach({ status, job }, index, work, time);
 }

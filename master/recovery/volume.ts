@@ -2,7 +2,8 @@
  * What a recovery does with one volume: keeps the source from writing, chooses the point, makes the copy, has it checked,
  * and undoes all of it.
  *
- * Guarantees: a copy is handed out only whole, with its point's digest; a drill's only after every byte was read again.
+ * Guarantees: a copy is handed out only whole, with its point's digest; a drill's only after every byte was read again (a failover's is
+ * proven afterwards, see proof.ts).
  * What is removed is what this recovery made, by identity, and nothing else. From `fence` on no byte of the source reaches
  * the replica until `undo`; both are written down before they are in force. Each may be done twice.
  */
@@ -276,12 +277,21 @@ export function volumeEffects(options: VolumesOptions): Effects {
         throw new ReplicationError('PointGone', `point ${task?.point?.sequence} is no longer kept; choose another one`);
       }
       let usableMs: number | undefined;
+      const claim = claimOfPath(task.path);
       const isDrill = recovery.spec.type === 'drill';
       const finish = async (verified: boolean, withheld: number): Promise<string | undefined> => {
         const endMs = clock.nowMs();
-        change(recovery, ({ job }) =>
-          Object.assign(job.volumes[index] ?? {}, { usableMs: usableMs ?? endMs, verified }),
-        );
+        // Of a claim all was looked at on its way. What is handed out unread has its point read whole afterwards (proof.ts).
+        const isProven = verified || claim !== undefined;
+        const isOwed = !isDrill && !isProven && replica.prove !== undefined;
+        change(recovery, ({ status, job }) => {
+          const volume = job.volumes[index];
+          if (!volume) return;
+          Object.assign(volume, { usableMs: usableMs ?? endMs, verified: isProven });
+          if (isOwed) volume.replica = replicaUid(replication);
+          else delete volume.replica;
+          Object.assign(status.tasks[index] ?? {}, { verified: isOwed ? null : isProven });
+        });
         if (isDrill) {
           await openReplica(recovery, index, signal).then((now) =>
             now.noteDrill(point.sequence, Math.round(endMs * 1000)),
@@ -291,7 +301,6 @@ export function volumeEffects(options: VolumesOptions): Effects {
         if (withheld === 0) return undefined;
         return `${withheld} files lack an owner, attribute or type that the master may not give them`;
       };
-      const claim = claimOfPath(task.path);
       if (claim) {
         const usable = (): void => void (usableMs ??= clock.nowMs());
         const { verified, withheld } = await copyToClaim(recovery, index, { claim, point, usable, signal });
@@ -424,7 +433,7 @@ function release(store: Store, recoveryUid: string, name: string): void {
   });
 }
 
-function pointBySequence(replica: HeldReplica, sequence: number | undefined): Point | undefined {
+export function pointBySequence(replica: HeldReplica, sequence: number | undefined): Point | undefined {
   const inJournal = replica.points.find((point) => point.sequence === sequence);
   if (inJournal) return inJournal;
   const snapshots = replica.snapshotNames.map((name) => replica.snapshotPoint(name));

@@ -14,6 +14,22 @@ import type { Journal } from './journal.ts';
 import type { RecordLimits } from './records.ts';
 import type { VolumeIndex } from './volumeindex.ts';
 
+/** A granule of a file's content; of object 0 one of a block volume, or the node in that slot of a tree. */
+export interface Piece {
+  object: number;
+  granule: number;
+}
+
+/** What one call of `prove` has read. */
+export interface Slice {
+  bad: Piece[];
+  readBytes: number;
+  /** Of the volume, holes among them. */
+  doneBytes: number;
+  /** Where to go on; absent: that was all. */
+  next?: Piece;
+}
+
 export interface Base {
   readonly index: VolumeIndex;
   /** The index's file. */
@@ -45,8 +61,13 @@ export interface Base {
     progress: Progress,
     windows?: readonly number[],
   ): Promise<{ readBytes: number; bad: { object: number; granule: number }[] }>;
+  /**
+   * Reads content again as it lies, as a clone takes it over, from a piece on until `isOver` says so. What is wrong is answered and
+   * noted nowhere.
+   */
+  prove(from: Piece, signal: AbortSignal, isOver: () => boolean): Promise<Slice>;
   /** Of what `verify` found bad, for people. */
-  nameOf(piece: { object: number; granule: number }): string;
+  nameOf(piece: Piece): string;
   /** How much of it the kernel refused to this process: kept in the index, not in the bytes. Absent = nothing ever is. */
   readonly withheld?: number;
   close(): Promise<void>;

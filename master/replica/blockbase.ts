@@ -3,7 +3,7 @@ import type { Disk, DiskFile } from '../../proto/effects.ts';
 import { asReplicationError, ReplicationError, systemErrorCode } from '../../proto/errors.ts';
 import { granuleBytes, granuleCount, granuleHash, hashBytes, isZeroHash } from '../../proto/granule.ts';
 import { runBytes, unpack } from '../../proto/payload.ts';
-import type { Base, Progress } from './base.ts';
+import type { Base, Piece, Progress, Slice } from './base.ts';
 import { BlockIndex } from './blockindex.ts';
 import type { Data } from '../../proto/wire.ts';
 import type { CommitRecord, JournalRecord } from './frame.ts';
@@ -137,32 +137,43 @@ export class BlockBase implements Base {
     for (let first = 0; first < count; first += chunkGranules) {
       signal.throwIfAborted();
       if (windows && !windows.includes(Math.floor(first / windowGranules))) continue;
-      const hashes = this.index.hashes(first, Math.min(chunkGranules, count - first));
       const end = Math.min(size, (first + chunkGranules) * granuleBytes);
-      const data = await this.#image.nextData(first * granuleBytes);
-      const hole = data === undefined || data >= end;
-      if (hole) {
-        for (let i = 0; i * hashBytes < hashes.length; i++)
-          if (!isZeroHash(hashes, i)) bad.push({ object: 0, granule: first + i });
-      } else {
-        read += await this.#verifyChunk(first, hashes, end, buffer, bad);
-      }
+      read += await this.#verifyChunk(first, end, buffer, bad);
       progress(end, size);
     }
     return { readBytes: read, bad };
+  }
+
+  async prove(from: Piece, signal: AbortSignal, isOver: () => boolean): Promise<Slice> {
+    const size = this.index.sizeBytes;
+    const buffer = Buffer.alloc(readBytes);
+    const slice: Slice = { bad: [], readBytes: 0, doneBytes: 0 };
+    let at = from.granule * granuleBytes;
+    while (at < size) {
+      signal.throwIfAborted();
+      const end = Math.min(size, at + chunkGranules * granuleBytes);
+      slice.readBytes += await this.#verifyChunk(at / granuleBytes, end, buffer, slice.bad);
+      slice.doneBytes += end - at;
+      at = end;
+      if (isOver()) break;
+    }
+    if (at < size) slice.next = { object: 0, granule: at / granuleBytes };
+    return slice;
   }
 
   nameOf({ granule }: { object: number; granule: number }): string {
     return `byte ${granule * granuleBytes}`;
   }
 
-  async #verifyChunk(
-    first: number,
-    hashes: Buffer,
-    end: number,
-    buffer: Buffer,
-    bad: { object: number; granule: number }[],
-  ): Promise<number> {
+  /** The granules from `first` up to byte `end`. Answers how many bytes were read. */
+  async #verifyChunk(first: number, end: number, buffer: Buffer, bad: Piece[]): Promise<number> {
+    const hashes = this.index.hashes(first, granuleCount(end) - first);
+    const data = await this.#image.nextData(first * granuleBytes);
+    if (data === undefined || data >= end) {
+      for (let i = 0; i * hashBytes < hashes.length; i++)
+        if (!isZeroHash(hashes, i)) bad.push({ object: 0, granule: first + i });
+      return 0;
+    }
     let read = 0;
     for (let at = first * granuleBytes; at < end; at += readBytes) {
       const want = Math.min(readBytes, end - at);

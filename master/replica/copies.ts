@@ -17,6 +17,7 @@ import { removeIndex } from './indexdatabase.ts';
 import type { Journal } from './journal.ts';
 import { readSnapshot, type KeptSnapshot } from './open.ts';
 import { contentName, inside, named, openBase, type Place } from './place.ts';
+import { provePoint, type ProveOptions, type Proven } from './proof.ts';
 import { readLock, removeFolder, unlock, writeLock } from './snapshotlock.ts';
 import type { JournalRecord } from './frame.ts';
 import type { Part } from './records.ts';
@@ -141,6 +142,15 @@ export class Copies {
       await copy?.close();
       if (options.keepIndexAt === undefined) await removeIndex(indexPath);
     }
+  }
+
+  /** Reads whole what a copy of the point was taken from. See proof.ts. @throws PointGone, ReplicaDamaged */
+  async prove(point: Point, options: ProveOptions): Promise<Proven> {
+    const parts = {
+      ...{ clock: this.#effects.clock, mode: this.#mode, journal: this.#journal, timeline: this.#timeline },
+      before: <T>(work: (from: Base) => Promise<T>) => this.#before(point, options.signal, work),
+    };
+    return provePoint(parts, point, options);
   }
 
   async #removeContent(contentPath: string): Promise<void> {

@@ -20,6 +20,7 @@ import type { KeptSnapshot } from './open.ts';
 import type { OpenSet } from './openset.ts';
 import { defaultLimits } from './limits.ts';
 import { Replica, type ReplicaOptions } from './replica.ts';
+import type { ProveOptions, Proven } from './proof.ts';
 import type { Part } from './records.ts';
 import type { ReplicaHead, ReplicaSession, Writer } from './writer.ts';
 
@@ -260,6 +261,11 @@ export class OnDemandReplica implements HeldReplica {
   /** See Copies.recover. */
   async recover(point: Point, contentPath: string, options: CopyOptions): Promise<Copied> {
     return this.#use((replica) => replica.recover(point, contentPath, options));
+  }
+
+  /** See Copies.prove. */
+  async prove(point: Point, options: ProveOptions): Promise<Proven> {
+    return this.#use((replica) => replica.prove(point, options));
   }
 
   /** See Copies.snapshot. */

@@ -408,22 +408,24 @@ export class Replica {
     }
   }
 
-  /** See Copies.pour. */
+  // Of these see Copies.
+
   async pour(...call: Parameters<Copies['pour']>): Promise<void> {
     await this.#ofBase(() => this.#copies.pour(...call));
   }
 
-  /** See Copies.measure. */
   async measure(point: Point): Promise<number> {
     return this.#copies.measure(point);
   }
 
-  /** See Copies.recover. */
   async recover(point: Point, contentPath: string, options: CopyOptions): Promise<Copied> {
     return this.#ofBase(() => this.#copies.recover(point, contentPath, options));
   }
 
-  /** See Copies.snapshot. */
+  async prove(...call: Parameters<Copies['prove']>): ReturnType<Copies['prove']> {
+    return this.#ofBase(() => this.#copies.prove(...call));
+  }
+
   async snapshot(...call: Parameters<Copies['snapshot']>): Promise<void> {
     await this.#ofBase(() => this.#copies.snapshot(...call));
   }

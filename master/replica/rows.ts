@@ -29,8 +29,8 @@ export class Rows {
   }
 
   /** Rows of a query on `slot > ? ... LIMIT ?`, never holding a statement open while the caller works. */
-  *bySlot(sql: string): Generator<Row> {
-    for (let after = -1; ;) {
+  *bySlot(sql: string, from = 0): Generator<Row> {
+    for (let after = from - 1; ;) {
       const rows = this.all(sql, after, batchRows);
       yield* rows;
       const last = rows.at(-1);

@@ -18,7 +18,7 @@ import { runBytes, unpack } from '../../proto/payload.ts';
 import { diskFile, systemDisk } from '../../proto/system.ts';
 import { granuleBytes } from '../../proto/granule.ts';
 import type { Data, Node } from '../../proto/wire.ts';
-import type { Base, Progress } from './base.ts';
+import type { Base, Piece, Progress, Slice } from './base.ts';
 import type { CommitRecord } from './frame.ts';
 import { copyIndex, removeIndex } from './indexdatabase.ts';
 import type { JournalRecord } from './frame.ts';
@@ -37,7 +37,7 @@ import {
   stagingSlot,
   type Handle,
 } from './treepath.ts';
-import { verifyTree } from './treeverify.ts';
+import { proveContent, verifyTree } from './treeverify.ts';
 import { setState } from './treenode.ts';
 import { stagedContent, type Work } from './treetask.ts';
 import { attach, detach, restore } from './treework.ts';
@@ -277,7 +277,18 @@ export class TreeBase implements Base {
     }
   }
 
-  nameOf({ object, granule }: { object: number; granule: number }): string {
+  async prove(from: Piece, signal: AbortSignal, isOver: () => boolean): Promise<Slice> {
+    await this.#giveUp();
+    await this.#finish();
+    const directories = this.#directories();
+    try {
+      return await proveContent(this.index, directories, from, signal, isOver);
+    } finally {
+      await this.#restore(directories);
+    }
+  }
+
+  nameOf({ object, granule }: Piece): string {
     const slot = object || granule;
     const path = JSON.stringify(this.index.path(slot).toString());
     return object === 0 ? `what ${path} is` : `byte ${granule * granuleBytes} of ${path}`;

@@ -277,9 +277,9 @@ export class TreeIndex implements VolumeIndex {
     }
   }
 
-  /** All by slot, as the open epoch left them at its newest end. */
-  *nodes(): Generator<Node> {
-    for (const row of this.#rows.bySlot('SELECT slot, state FROM node WHERE slot > ? ORDER BY slot LIMIT ?')) {
+  /** All from a slot on, by slot, as the open epoch left them at its newest end. */
+  *nodes(from = 0): Generator<Node> {
+    for (const row of this.#rows.bySlot('SELECT slot, state FROM node WHERE slot > ? ORDER BY slot LIMIT ?', from)) {
       yield toNode(row['state']) as Node;
     }
   }

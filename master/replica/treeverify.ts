@@ -7,7 +7,7 @@ import { constants } from 'node:fs';
 import { granuleBytes, granuleCount, granuleHash, hashBytes, isZeroHash } from '../../proto/granule.ts';
 import { diskFile } from '../../proto/system.ts';
 import { nodeTypes, type Node } from '../../proto/wire.ts';
-import type { Progress } from './base.ts';
+import type { Piece, Progress, Slice } from './base.ts';
 import { pageHashes } from './hashpages.ts';
 import type { TreeIndex } from './treeindex.ts';
 import { hasState } from './treenode.ts';
@@ -82,6 +82,32 @@ async function hasForeign(index: TreeIndex, directories: Directories, slot: numb
   });
 }
 
+/** Only content, one file after the other: all that a clone takes over from the tree itself. See Base.prove. */
+export async function proveContent(
+  index: TreeIndex,
+  directories: Directories,
+  from: Piece,
+  signal: AbortSignal,
+  isOver: () => boolean,
+): Promise<Slice> {
+  const slice: Slice = { bad: [], readBytes: 0, doneBytes: 0 };
+  const buffer = Buffer.alloc(readBytes);
+  const { loosened } = directories;
+  for (const node of index.nodes(from.object)) {
+    signal.throwIfAborted();
+    const { slot, sizeBytes, type } = node;
+    const first = slot === from.object ? from.granule : 0;
+    if (type === nodeTypes.file) {
+      const next = await verifyContent(index, directories, loosened, node, buffer, slice, signal, first, isOver);
+      slice.doneBytes += (next === undefined ? sizeBytes : next * granuleBytes) - first * granuleBytes;
+      if (next !== undefined) return { ...slice, next: { object: slot, granule: next } };
+    }
+    if (isOver()) return { ...slice, next: { object: slot + 1, granule: 0 } };
+  }
+  return slice;
+}
+
+/** From a granule on, to the end or until `isOver`; then the answer is where to go on. */
 async function verifyContent(
   index: TreeIndex,
   directories: Directories,
@@ -90,10 +116,12 @@ async function verifyContent(
   buffer: Buffer,
   found: Found,
   signal: AbortSignal,
-): Promise<void> {
+  from = 0,
+  isOver = (): boolean => false,
+): Promise<number | undefined> {
   const { slot, sizeBytes, names } = node;
   const [name] = names;
-  if (!name || sizeBytes === 0) return;
+  if (!name || sizeBytes === 0) return undefined;
   let file: Handle | undefined;
   try {
     const opened = await directories.with(name.parent, 'read', (directory) =>
@@ -105,11 +133,13 @@ async function verifyContent(
   }
   try {
     const count = granuleCount(sizeBytes);
-    for (let first = 0; first < count; first += pageHashes) {
+    for (let first = from; first < count; first += pageHashes) {
       signal.throwIfAborted();
+      if (first > from && isOver()) return first;
       const hashes = index.content.hashes(slot, first, Math.min(pageHashes, count - first));
       await verifyPage(file, slot, first, hashes, sizeBytes, buffer, found);
     }
+    return undefined;
   } finally {
     await file?.close();
   }

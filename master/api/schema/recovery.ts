@@ -97,6 +97,7 @@ const RecoveryStatus = Type.Object({
           durationSeconds: Type.Number(),
         }),
       ),
+      verified: Type.Optional(nullable(Type.Boolean())),
     }),
   ),
 });
