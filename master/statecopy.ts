@@ -90,7 +90,13 @@ export async function writeStateCopy({ database, dir, path, clock }: Omit<StateC
  */
 export async function restoreStateCopy(path: string, dir: string): Promise<void> {
   const target = join(dir, 'master.db');
-  if (existsSync(target)) throw new Error(`${dir} holds a master's state already; name an empty directory with --data`);
+  if (existsSync(target)) {
+    // Broken off before it was taken over.
+    if (copiedTime(target) !== undefined) return;
+    throw new Error(
+      `${dir} holds a master's state already; start without --take-over to go on with it, or name an empty directory`,
+    );
+  }
   const time = copiedTime(path);
   if (time === undefined)
     throw new Error(`${path} is no copy of a master's state; name a file that --state-copy wrote`);

@@ -16,20 +16,20 @@ const held = new Map<string, DatabaseSync>();
 export function holdData(dir: string): void {
   const path = join(dir, 'lock');
   const why = `${dir} is in use by another running process; stop that one, or name another directory with --data`;
-  if (held.has(path)) throw new Error(why);
-  hold(path, why);
+  if (held.has(path) || !hold(path)) throw new Error(why);
 }
 
-/** Again in the same process it is held already. @throws Error `why` when another process holds this file */
-export function hold(path: string, why: string): void {
-  if (held.has(path)) return;
+/** Answers false when another process holds this file. @throws what else goes wrong: not every filesystem has locks */
+export function hold(path: string): boolean {
+  if (held.has(path)) return true;
   const database = new DatabaseSync(path);
   try {
     database.exec('PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE');
   } catch (error) {
     database.close();
     if (!isSqliteBusy(error)) throw error;
-    throw new Error(why, { cause: error });
+    return false;
   }
   held.set(path, database);
+  return true;
 }

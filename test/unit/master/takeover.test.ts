@@ -38,7 +38,7 @@ async function copied(t: Parameters<typeof world>[0]) {
 t.test('what was under way waits for a person, and nothing else is touched', async (t) => {
   const { folder, path, open, emitter, events, first } = await copied(t);
   t.equal(statSync(path).mode & 0o777, 0o600);
-  await restoreStateCopy(path, `${folder}/two`);
+  for (let time = 0; time < 2; time++) await restoreStateCopy(path, `${folder}/two`);
   const { store } = open('two');
   const options = { store, clock: systemClock, random: systemRandom, events: emitter, forks: `${folder}/forks` };
   takeOver({ ...options, paths: new Map([['far', '/elsewhere']]) });
@@ -55,6 +55,7 @@ t.test('what was under way waits for a person, and nothing else is touched', asy
   const after = store.version();
   takeOver({ ...options, paths: new Map() });
   t.equal(store.version(), after, 'once');
+  await t.rejects(restoreStateCopy(path, `${folder}/two`), /start without --take-over/);
 });
 
 t.test('what the replica was fenced with meanwhile holds, and snapshots are those on storage', async (t) => {
