@@ -4,3 +4,4 @@ import { runSeed } from './run.ts';
 process.on('message', (seed: number) => {
   void runSeed(seed).then((outcome) => process.send?.(outcome));
 });
+process.on('disconnect', () => process.exit());
