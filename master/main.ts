@@ -178,8 +178,7 @@ async function run(signal: AbortSignal): Promise<void> {
   });
   provideLocalClass(store, join(dir, 'volumes'));
   if (cluster) await keepFiles(store, dir);
-  const forks = join(dir, 'forks');
-  takeOver({ store, clock: systemClock, random: systemRandom, events, paths: new Map(typed['class-path']), forks });
+  takeOver({ store, clock: systemClock, random: systemRandom, events, paths: new Map(typed['class-path']) });
 
   const trusted = trustedClock(systemClock, store, (aheadMs) => {
     const message =
@@ -212,6 +211,7 @@ async function run(signal: AbortSignal): Promise<void> {
   const recovered = cluster?.recovered({ authority, ...configured.receivers });
   const writing = restores(() => agents.notify());
   const connected = (agent: string): boolean => agents.connected(agent);
+  const forks = join(dir, 'forks');
   const agents = control({
     store,
     clock: systemClock,

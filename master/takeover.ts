@@ -6,7 +6,6 @@
  * source until a person says so; snapshots and points are those on storage. A storage class has one master at a time: the one
  * that was taken over from is refused there, also when it comes back.
  */
-import { existsSync } from 'node:fs';
 import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { writeDurably } from '../proto/durable.ts';
@@ -14,7 +13,6 @@ import type { Clock, Random } from '../proto/effects.ts';
 import { ReplicationError, systemErrorCode } from '../proto/errors.ts';
 import { hold } from '../proto/hold.ts';
 import type { Events } from './engine.ts';
-import { forkIndex } from './forks.ts';
 import type { HeldReplica } from './held.ts';
 import { hasEnded } from './recovery/machine.ts';
 import { demoted, type Recovery, type Replication } from './resources.ts';
@@ -38,8 +36,6 @@ export interface TakeOverOptions {
   events: Events;
   /** Where replicas of a class lie here, by class. */
   paths: ReadonlyMap<string, string>;
-  /** See forks.ts. */
-  forks: string;
 }
 
 /** Once, before anything else is done with the store. Nothing where the state is the master's own. */
@@ -64,7 +60,6 @@ export function takeOver(options: TakeOverOptions): void {
     for (const replication of store.list('Replication'))
       store.update('Replication', replication.metadata.name, ({ requests }) => {
         requests.takenOver = time;
-        if (requests.fork && !existsSync(forkIndex(options.forks, replication))) delete requests.fork;
       });
     store.putRecord(copiedTable, 'time', undefined);
   });

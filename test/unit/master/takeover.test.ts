@@ -40,7 +40,7 @@ t.test('what was under way waits for a person, and nothing else is touched', asy
   t.equal(statSync(path).mode & 0o777, 0o600);
   for (let time = 0; time < 2; time++) await restoreStateCopy(path, `${folder}/two`);
   const { store } = open('two');
-  const options = { store, clock: systemClock, random: systemRandom, events: emitter, forks: `${folder}/forks` };
+  const options = { store, clock: systemClock, random: systemRandom, events: emitter };
   takeOver({ ...options, paths: new Map([['far', '/elsewhere']]) });
   t.same(
     states.map((state) => store.get('Recovery', state.toLowerCase())?.status.state),
@@ -66,7 +66,7 @@ t.test('what the replica was fenced with meanwhile holds, and snapshots are thos
     const { folder, path, open, emitter } = await copied(t);
     await restoreStateCopy(path, `${folder}/two`);
     const { store } = open('two');
-    takeOver({ store, clock: systemClock, random: systemRandom, events: emitter, forks: '', paths: new Map() });
+    takeOver({ store, clock: systemClock, random: systemRandom, events: emitter, paths: new Map() });
     const replication = store.get('Replication', 'db');
     const told: string[] = [];
     if (replication)
@@ -86,7 +86,7 @@ t.test('a folder of replicas has one life of a master, and others beside it', as
   await writeStateCopy({ ...first, dir: `${folder}/one`, path, clock: systemClock });
   await restoreStateCopy(path, `${folder}/two`);
   const second = open('two');
-  takeOver({ ...second, clock: systemClock, random: systemRandom, events: emitter, forks: '', paths: new Map() });
+  takeOver({ ...second, clock: systemClock, random: systemRandom, events: emitter, paths: new Map() });
   await own(second.store)(`${folder}/class`);
   await t.rejects(own(first.store)(`${folder}/class`), { code: 'TargetRefused', message: /has taken over/ });
   await own(second.store)(`${folder}/class`);
