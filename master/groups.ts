@@ -4,7 +4,15 @@
  * Members are the replications whose spec.group names the group; its object, where there is one, adds order and targets.
  */
 import { apiVersion } from './resources.ts';
-import type { Group, GroupStatus, Recovery, RecoverySpec, Replication, StorageClass } from './resources.ts';
+import type {
+  Group,
+  GroupStatus,
+  Recovery,
+  RecoverySpec,
+  RecoveryTarget,
+  Replication,
+  StorageClass,
+} from './resources.ts';
 import type { Store } from './store.ts';
 
 export interface Member {
@@ -28,6 +36,11 @@ export function startOrder(
 ): Member[] {
   if (replication !== undefined) return [{ replication, order: 1 }];
   return group === undefined ? [] : membersOf(group, store.get('Group', group), store.replicationsIn(group));
+}
+
+/** Where a member goes: to its own volume, where the target names one for it. */
+export function targetOf({ target }: Pick<RecoverySpec, 'target'>, member: string): RecoveryTarget | null {
+  return target?.volumes === undefined ? target : (target.volumes[member] ?? null);
 }
 
 /** Names of what a recovery is of: as it was when it began, or as it would be now. */

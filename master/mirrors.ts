@@ -88,15 +88,18 @@ export function mirrors(options: MirrorsOptions): Mirrors {
   const cuts = groupCuts({
     clock,
     random: effects.random,
-    members: (group) =>
-      store.replicationsIn(group).map(({ metadata, spec }) => ({
+    members: (group) => {
+      // A source that is kept out stands still: the others go on without it.
+      const mirrored = store.replicationsIn(group).filter(({ requests }) => requests.fencedBy === undefined);
+      return mirrored.map(({ metadata, spec }) => ({
         uid: metadata.uid,
         name: metadata.name,
         initialized: all.get(metadata.uid)?.replica?.newestPoint !== undefined,
         paused: spec.paused,
         maxFreezeMs: spec.maxFreezeMs,
         hookSeconds: spec.hooks?.timeoutSeconds ?? 0,
-      })),
+      }));
+    },
   });
 
   function tell(mirror: Mirror, code: string, level: EventInput['level'], message: string): void {

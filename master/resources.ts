@@ -335,9 +335,11 @@ export type RecoveryState =
   | 'ForceConfirmed';
 export type RecoveryType = 'drill' | 'failover';
 export type PointChoice = 'latest-data' | 'latest-snapshot' | { snapshot: string } | { time: string };
-/** Either a path, or a claim of the master's cluster. */
+/** Either a path, or a claim of the master's cluster, or of a group volumes of nodes, by member. */
 export type RecoveryTarget =
-  { path: string; agent?: string; pvc?: undefined } | { path?: undefined; agent?: undefined; pvc: RecoveredClaim };
+  | { path: string; agent?: string; pvc?: undefined; volumes?: undefined }
+  | { path?: undefined; agent?: undefined; pvc: RecoveredClaim; volumes?: undefined }
+  | { path?: undefined; agent?: undefined; pvc?: undefined; volumes: Record<string, { agent: string; path: string }> };
 export interface RecoveredClaim {
   /** Absent: that of the master. */
   namespace?: string;
@@ -354,7 +356,7 @@ export interface RecoverySpec {
   point: PointChoice;
   /**
    * null: new paths under the recoveries folder; of replicas on claims new claims. A path of a group: the folder in which each
-   * volume has its name. With `agent`: a volume of that node, which is written over.
+   * volume has its name. With `agent`, or of a group `volumes`: volumes of nodes, which are written over.
    */
   target: RecoveryTarget | null;
 }
@@ -404,6 +406,8 @@ export interface VolumeJob {
   /** Source time that its point is as good as, ms since the epoch. */
   goodAsOfMs: number | null;
   verified: boolean;
+  /** Its source was demoted when the recovery fenced it: its newest point is final. */
+  wasDemoted?: boolean;
   /** Uid of the replica in which its point is to be read whole after the copy was handed out; absent: that is not owed. */
   replica?: string;
 }

@@ -6,7 +6,7 @@ import { createHash } from 'node:crypto';
 import type { FastifyInstance } from 'fastify';
 import { apiVersion, demoted } from '../resources.ts';
 import { differs, foundText } from '../forktext.ts';
-import { startOrder, volumesOf, type Member } from '../groups.ts';
+import { startOrder, targetOf, volumesOf, type Member } from '../groups.ts';
 import { actions, ask, hasEnded, type Action } from '../recovery/machine.ts';
 import { goesToClaim } from '../recovery/claimtarget.ts';
 import { otherMode } from '../recovery/writeback.ts';
@@ -173,27 +173,29 @@ export async function mayRecover(
     throw invalid([{ path: 'replication', message: 'must name a replication that exists' }]);
   const members = startOrder(store, spec);
   if (members.length === 0) throw invalid([{ path: 'group', message: noGroup }]);
+  mustName(spec, members);
   let { point } = spec;
   for (const member of members) {
     const found = store.get('Replication', member.replication);
     if (!found) throw new ApiProblem('WrongState', `${member.replication} of group ${group} does not exist`);
     needPoint(context, found);
-    mustFit(context, spec, found);
+    const own = { ...spec, target: targetOf(spec, member.replication) };
+    mustFit(context, own, found);
     point = chosenPoint(context, found, spec.point);
     const mode = found.spec.source.volumeMode;
-    if (spec.target?.agent !== undefined) {
-      await mayWriteVolume(context, spec, found, spec.target.agent);
+    if (own.target?.agent !== undefined) {
+      await mayWriteVolume(context, own, found, own.target.agent);
       continue;
     }
     const storageClass = store.get('StorageClass', found.spec.target.storageClass);
-    if (goesToClaim(spec, storageClass)) {
-      const problems = (await engine.validateRecoveredClaim?.(spec, found)) ?? [
+    if (goesToClaim(own, storageClass)) {
+      const problems = (await engine.validateRecoveredClaim?.(own, found)) ?? [
         { path: 'target.pvc', message: 'is for masters that run with --kubernetes; name target.path' },
       ];
       if (problems.length > 0) throw invalid(problems);
       continue;
     }
-    const named = spec.target?.path;
+    const named = own.target?.path;
     const path = named !== undefined && group !== undefined ? pathInGroup(named, found) : named;
     const problems = path === undefined ? [] : ((await engine.validateRecovery?.(path, mode)) ?? []);
     if (problems.length > 0) throw invalid(problems);
@@ -222,16 +224,33 @@ function mustFit(
   throw invalid([{ path: 'target.path', message: `${text}; name target.pvc, or leave target out` }]);
 }
 
+/** Of a group each volume that is written over is named by its member. @throws ApiProblem */
+function mustName({ group, target }: RecoverySpec, members: Member[]): void {
+  const wrong = (path: string, message: string): Error => invalid([{ path, message }]);
+  if (group !== undefined && target?.agent !== undefined)
+    throw wrong('target.agent', 'is for one replication; name target.volumes, by member');
+  if (target?.volumes === undefined) return;
+  if (group === undefined) throw wrong('target.volumes', 'is for groups; name target.agent and target.path');
+  if (target.path !== undefined || target.pvc !== undefined)
+    throw wrong('target.volumes', 'must stand alone; the members that it does not name get new copies');
+  const seen = new Map<string, string>();
+  for (const [name, { agent, path }] of Object.entries(target.volumes)) {
+    if (!members.some(({ replication }) => replication === name))
+      throw wrong(`target.volumes.${name}`, `is no member of group ${group}`);
+    const other = seen.get(`${agent}:${path}`);
+    if (other !== undefined) throw wrong(`target.volumes.${name}`, `is the volume of ${other} too; name another one`);
+    seen.set(`${agent}:${path}`, name);
+  }
+}
+
 /** Whether a volume of an agent's node may be written over. @throws ApiProblem */
 async function mayWriteVolume(
   { store, engine }: Pick<Context, 'store' | 'engine'>,
-  { group, target }: RecoverySpec,
+  { target }: RecoverySpec,
   { metadata, spec, requests }: Replication,
   agent: string,
 ): Promise<void> {
   const path = target?.path ?? '';
-  if (group !== undefined)
-    throw invalid([{ path: 'target.agent', message: 'is for one replication; recover the members one by one' }]);
   const { volumeMode, include, exclude } = spec.source;
   if ([...(include ?? []), ...(exclude ?? [])].length > 0) {
     const message = `would remove what spec.source.include and exclude of ${metadata.name} leave out; recover to a new path`;

@@ -1,7 +1,7 @@
 /**
  * The verbs around recoveries (recover, rollback, confirm, cancel, retry), and delete.
  */
-import { optional, required, toggle, UsageError, withDefault } from '../../proto/cli.ts';
+import { optional, repeated, required, toggle, UsageError, withDefault } from '../../proto/cli.ts';
 import { parseChoice, parseName } from '../../proto/value.ts';
 import type { Action } from '../recovery/machine.ts';
 import type { PointChoice, Recovery, RecoveryState, RecoveryTarget } from '../resources.ts';
@@ -45,6 +45,12 @@ function parseTarget(text: string): RecoveryTarget {
   return { path: text };
 }
 
+function parseMemberVolume(text: string): [member: string, volume: { agent: string; path: string }] {
+  const [, member, agent, path] = /^([^=]+)=([a-z0-9-]+):(\/.*)$/.exec(text) ?? [];
+  if (member === undefined || agent === undefined || path === undefined) throw new Error('is not MEMBER=NODE:PATH');
+  return [parseName(member), { agent: parseName(agent), path }];
+}
+
 /** Shows a recovery until it ends, then what came of it. */
 async function waitForRecovery(
   session: Session,
@@ -84,6 +90,11 @@ export const recover = verb(
         'where to; must be absent (of a group: the folder for them), or with NODE a volume of it that is written over, or pvc/[NAMESPACE/]NAME, a new claim. Without: new paths under the recoveries folder, of replicas on claims new claims',
         parseTarget,
       ),
+      volume: repeated(
+        'MEMBER=NODE:PATH',
+        'with --group: a volume of a node that this member is written over to; the others get new copies',
+        parseMemberVolume,
+      ),
       name: optional('NAME', 'name of the recovery; without: one is made', parseName),
       ...confirmFlags,
       ...waitFlags,
@@ -98,15 +109,23 @@ export const recover = verb(
     const question = 'A failover stops mirroring: the source writes nothing more until it is rolled back.';
     const name = of.replication ?? group ?? '';
     if (type === 'failover' && !(await confirmed(session, options.yes, name, question))) return 1;
-    const over = options.to?.agent === undefined ? '' : `${options.to.agent}:${options.to.path}`;
-    const loss = `Everything that ${over} holds is written over.`;
-    if (over !== '' && !(await confirmed(session, options.yes, options.to?.path ?? '', loss))) return 1;
+    if (options.volume.length > 0 && (group === undefined || options.to !== undefined))
+      throw new UsageError('--volume is for --group, and without --to.', 'See `replctl recover --help`.');
+    const over = options.volume.map(([, volume]) => volume);
+    const { to } = options;
+    if (to?.agent !== undefined) over.push({ agent: to.agent, path: to.path });
+    for (const { agent, path } of over) {
+      const loss = `Everything that ${agent}:${path} holds is written over.`;
+      if (!(await confirmed(session, options.yes, path, loss))) return 1;
+    }
+    const volumes = options.volume.length > 0 ? { volumes: Object.fromEntries(options.volume) } : undefined;
+    const target = options.to ?? volumes;
     const made = await session.client.send<Recovery>('POST', '/recoveries', {
       ...of,
       type,
       point: options.point,
       ...(options.name !== undefined && { name: options.name }),
-      ...(options.to !== undefined && { target: options.to }),
+      ...(target !== undefined && { target }),
     });
     const wait = options.wait ? () => waitForRecovery(session, made, options.timeout) : undefined;
     return printDone(session, { kind, done: 'created' }, made, wait);

@@ -10,6 +10,7 @@ import { ReplicationError } from '../../proto/errors.ts';
 import type { Events } from '../engine.ts';
 import { replicaUid } from '../mirrorstate.ts';
 import { claimOfPath } from './claimtarget.ts';
+import { volumeOf } from './writeback.ts';
 import type { AgentVolume, ClaimRef, Recovery, Replication } from '../resources.ts';
 import { snapshotKey, type Store } from '../store.ts';
 import { nextGeneration } from './generation.ts';
@@ -31,7 +32,7 @@ export async function handOver(options: FailbackOptions, recovery: Recovery, ind
   const old = store.get('Replication', task?.volume ?? '');
   const name = failbackName(task?.volume ?? '');
   const object = `Replication/${name}`;
-  const chosen = recovery.spec.target?.agent;
+  const chosen = volumeOf(recovery.spec, task?.volume ?? '')?.agent;
   const message = `${chosen === undefined ? '' : `${chosen}:`}${path} is mirrored by replication ${name}`;
   if (!old) {
     // A crash after the last step.

@@ -29,7 +29,8 @@ export function messageFor(
     case 'Cancelled':
       return `cancelled; what was made is removed${leftOver(tasks)}`;
     case 'RolledBack':
-      if (spec.target?.agent !== undefined) return `rolled back${leftOver(tasks)}`;
+      if (spec.target?.agent !== undefined || spec.target?.volumes !== undefined)
+        return `rolled back${leftOver(tasks)}`;
       return `rolled back; the ${only ? 'copy is' : 'copies are'} removed${leftOver(tasks)}`;
     case 'RollbackIgnored':
       return `rolled back by force${remark}; cleanup lists what is left`;

@@ -12,13 +12,16 @@ export interface Choosable {
   snapshots: ReadonlyMap<string, Point>;
   /** Source time that the newest point is as good as, ms: later than its cut where nothing changed since. */
   goodAsOfMs: number;
+  /** Its source was demoted after its last cut: the newest point is as good as any moment after it. */
+  isFinal: boolean;
 }
 
 /**
  * The moment that members of a group are recovered to: the newest that all of them have. Undefined where the choice names
  * one by itself, or nobody has any.
  */
-export function commonMoment(choice: PointChoice, members: readonly Choosable[]): number | undefined {
+export function commonMoment(choice: PointChoice, all: readonly Choosable[]): number | undefined {
+  const members = choice === 'latest-data' ? all.filter(({ isFinal }) => !isFinal) : all;
   if (members.length === 0 || (typeof choice === 'object' && 'snapshot' in choice)) return undefined;
   // Points that were made together, where there are any: at that moment all of them stood still.
   const notAfterMs = typeof choice === 'object' ? Date.parse(choice.time) : Infinity;

@@ -15,6 +15,7 @@ import { asReplicationError, ReplicationError } from '../../proto/errors.ts';
 import { runProgram } from '../../proto/program.ts';
 import type { Mirrors } from '../mirrors.ts';
 import type { Point } from '../replica/horizon.ts';
+import { targetOf } from '../groups.ts';
 import type { HeldReplica } from '../held.ts';
 import { replicaUid } from '../mirrorstate.ts';
 import type { FillOptions } from '../receiver/filling.ts';
@@ -99,7 +100,8 @@ export function volumeEffects(options: VolumesOptions): Effects {
     });
   }
 
-  function choosable({ metadata, status }: Replication, replica: HeldReplica): Choosable {
+  function choosable(recovery: Recovery, index: number, replica: HeldReplica): Choosable {
+    const { metadata, status, requests } = replicationOf(recovery, index);
     const ready = store
       .list('Snapshot')
       .filter(({ spec, status }) => spec.replication === metadata.name && status.state === 'Ready');
@@ -115,6 +117,7 @@ export function volumeEffects(options: VolumesOptions): Effects {
       points: replica.points,
       snapshots: new Map(snapshots),
       goodAsOfMs: isSame ? Math.max(cutMs, Date.parse(status.lastSyncTime ?? '')) : cutMs,
+      isFinal: requests.fencedBy === demoted || recovery.job.volumes[index]?.wasDemoted === true,
     };
   }
 
@@ -126,8 +129,8 @@ export function volumeEffects(options: VolumesOptions): Effects {
     if (known !== null && known !== undefined) return known;
     const members: Choosable[] = [];
     for (const [index] of status.tasks.entries()) {
-      const replication = store.get('Replication', volumeName(recovery, index));
-      if (replication) members.push(choosable(replication, await openReplica(recovery, index, signal)));
+      if (!store.get('Replication', volumeName(recovery, index))) continue;
+      members.push(choosable(recovery, index, await openReplica(recovery, index, signal)));
     }
     const moment = commonMoment(spec.point, members);
     change(recovery, ({ job }) => (job.commonMs ??= moment ?? null));
@@ -136,10 +139,11 @@ export function volumeEffects(options: VolumesOptions): Effects {
 
   /** @throws TargetRefused */
   async function pathFor({ metadata, spec }: Recovery, replication: Replication): Promise<string> {
-    const { group, target } = spec;
+    const { group } = spec;
+    const target = targetOf(spec, replication.metadata.name);
     if (target?.agent !== undefined) return target.path;
-    if (goesToClaim(spec, classOf(replication)))
-      return pathOfClaim(claimFor(spec, metadata.name, replication, inCluster().namespace));
+    if (goesToClaim({ target }, classOf(replication)))
+      return pathOfClaim(claimFor({ ...spec, target }, metadata.name, replication, inCluster().namespace));
     const suffix = replication.spec.source.volumeMode === 'Block' ? '.raw' : '';
     // Names have no dots: no two recoveries have one path.
     const own = group === undefined ? metadata.name : `${metadata.name}.${replication.metadata.name}`;
@@ -212,11 +216,11 @@ export function volumeEffects(options: VolumesOptions): Effects {
 
   /** Where the copy is made on this machine: what is handed out, or what is sent to an agent's volume from. */
   function copyPath({ metadata, spec }: Recovery, name: string, path: string): string {
-    return volumeOf(spec) === undefined ? path : `${folder}/${metadata.name}.${name}.staged`;
+    return volumeOf(spec, name) === undefined ? path : `${folder}/${metadata.name}.${name}.staged`;
   }
 
-  async function removeMade(recovery: Recovery, path: string): Promise<void> {
-    await (volumeOf(recovery.spec) === undefined ? removeCopy(path) : removeStaged(path));
+  async function removeMade(recovery: Recovery, name: string, path: string): Promise<void> {
+    await (volumeOf(recovery.spec, name) === undefined ? removeCopy(path) : removeStaged(path));
   }
 
   return {
@@ -228,9 +232,11 @@ export function volumeEffects(options: VolumesOptions): Effects {
     async fence(recovery, index, signal) {
       const { uid } = recovery.metadata;
       const { metadata, requests, spec: own } = replicationOf(recovery, index);
-      const volume = volumeOf(recovery.spec);
+      const volume = volumeOf(recovery.spec, metadata.name);
       // The source is not stopped for what cannot be done.
       if (volume && requests.fencedBy !== uid) await mustBeWritable(options, volume, own.source.volumeMode);
+      if (requests.fencedBy === demoted)
+        change(recovery, ({ job }) => void Object.assign(job.volumes[index] ?? {}, { wasDemoted: true }));
       const { status } = store.update('Replication', metadata.name, ({ spec, status, requests }) => {
         if (requests.fencedBy === uid) return;
         if (requests.fencedBy !== undefined && requests.fencedBy !== demoted)
@@ -248,7 +254,7 @@ export function volumeEffects(options: VolumesOptions): Effects {
     async choose(recovery, index, signal) {
       const replica = await openReplica(recovery, index, signal);
       const replication = replicationOf(recovery, index);
-      const from = choosable(replication, replica);
+      const from = choosable(recovery, index, replica);
       const point = choosePoint(recovery.spec.point, from, await commonMs(recovery, signal));
       const path = await pathFor(recovery, replication);
       const view = mirrors.view(replication.metadata.uid, point);
@@ -268,7 +274,7 @@ export function volumeEffects(options: VolumesOptions): Effects {
       const { spec, metadata } = replication;
       const task = recovery.status.tasks[index];
       const point = pointBySequence(replica, task?.point?.sequence);
-      const volume = volumeOf(recovery.spec);
+      const volume = volumeOf(recovery.spec, metadata.name);
       if (!point || typeof task?.path !== 'string') {
         // Another one is chosen when it is tried again.
         change(recovery, ({ spec, job }) =>
@@ -320,7 +326,7 @@ export function volumeEffects(options: VolumesOptions): Effects {
         if (text === 'verifying' && !volume) usableMs ??= clock.nowMs();
       });
       if (!isStaged) {
-        if (isWhole || before === making) await removeMade(recovery, path);
+        if (isWhole || before === making) await removeMade(recovery, metadata.name, path);
         await mustBeFree(path, spec.source.volumeMode);
         await fs.mkdir(dirname(path), { recursive: true, mode: 0o700 });
         await fs.mkdir(forks, { recursive: true, mode: 0o700 });
@@ -344,7 +350,7 @@ export function volumeEffects(options: VolumesOptions): Effects {
         }
         store.putRecord(copiesTable, key, await identityOf(path));
         if (!isDrill) await keepFork(store, forks, keptAt, recovery, replication, point.sequence);
-        if (volume) await removeMade(recovery, path);
+        if (volume) await removeMade(recovery, metadata.name, path);
         // Its agent has read it whole.
         return await finish(made.verified || volume !== undefined, made.withheld);
       } catch (error) {
@@ -359,7 +365,7 @@ export function volumeEffects(options: VolumesOptions): Effects {
       const path = recovery.status.tasks[index]?.path ?? '';
       const [program, ...rest] = spec.check?.argv ?? [];
       if (!spec.check || program === undefined) return undefined;
-      if (volumeOf(recovery.spec) ?? claimOfPath(path))
+      if (volumeOf(recovery.spec, metadata.name) ?? claimOfPath(path))
         return 'not checked by spec.check: it runs on the machine of the master';
       step(recovery, index, 'checking', 0, 0);
       const startMs = clock.monotonicMs();
@@ -390,14 +396,15 @@ export function volumeEffects(options: VolumesOptions): Effects {
       const key = keyOf(recovery, index);
       const path = recovery.status.tasks[index]?.path ?? null;
       const copy = store.getRecord(copiesTable, key);
-      const volume = volumeOf(recovery.spec);
+      const volume = volumeOf(recovery.spec, volumeName(recovery, index));
       let remark: string | undefined;
       // First, so that a copy that cannot be removed keeps no source from being mirrored.
       release(store, recovery.metadata.uid, volumeName(recovery, index));
       if (store.get('Replication', volumeName(recovery, index))?.requests.fork?.recovery === recovery.metadata.name)
         dropFork(store, volumeName(recovery, index));
       if (volume && copy !== undefined) {
-        await removeMade(recovery, copyPath(recovery, volumeName(recovery, index), ''));
+        const name = volumeName(recovery, index);
+        await removeMade(recovery, name, copyPath(recovery, name, ''));
         const isDone = ['copied', 'ready'].includes(recovery.job.volumes[index]?.stage ?? 'new');
         const state = isDone
           ? 'holds what was recovered'

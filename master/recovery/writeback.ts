@@ -19,6 +19,7 @@ import { sendTree } from '../treeoffering.ts';
 import { removeCopy } from './copy.ts';
 import type { AgentVolume, Recovery, Replication } from '../resources.ts';
 import type { Restores } from '../restores.ts';
+import { targetOf } from '../groups.ts';
 import { replicaUid } from '../mirrorstate.ts';
 
 export interface WriteBackOptions {
@@ -28,7 +29,8 @@ export interface WriteBackOptions {
 }
 
 /** Where the volume is that a recovery writes; undefined: it makes a new copy on this machine. */
-export function volumeOf({ target }: Recovery['spec']): { agent: string; path: string } | undefined {
+export function volumeOf(spec: Recovery['spec'], member: string): { agent: string; path: string } | undefined {
+  const target = targetOf(spec, member);
   return target?.agent === undefined ? undefined : { agent: target.agent, path: target.path };
 }
 
@@ -70,9 +72,9 @@ export async function writeBack(
   signal: AbortSignal,
   progress: (step: string, done: number, total: number) => void,
 ): Promise<void> {
-  const volume = volumeOf(recovery.spec);
-  if (!volume) return;
   const { spec, metadata, status } = replication;
+  const volume = volumeOf(recovery.spec, metadata.name);
+  if (!volume) return;
   const index =
     spec.source.volumeMode === 'Block' ? new BlockIndex(stagedIndex(staged)) : new TreeIndex(stagedIndex(staged));
   const { sizeBytes, newest } = index;

@@ -38,6 +38,11 @@ const RecoveryTarget = Type.Unsafe<R.RecoveryTarget | null>({
             { additionalProperties: false },
           ),
         ),
+        volumes: Type.Optional(
+          Type.Record(Type.String(), Type.Object({ agent: name(), path: path() }, { additionalProperties: false }), {
+            description: 'of a group: by member, a volume that is written over; the others get new copies',
+          }),
+        ),
       },
       { additionalProperties: false },
     ),

@@ -10,7 +10,7 @@ function point(sequence: number, ms: number, groupCut = ''): Point {
   };
 }
 function member(replication: string, points: Point[], goodAsOfMs = 0, snapshots: [string, Point][] = []): Choosable {
-  return { replication, points, goodAsOfMs, snapshots: new Map(snapshots) };
+  return { replication, points, goodAsOfMs, snapshots: new Map(snapshots), isFinal: false };
 }
 
 t.test('a point by each choice', async (t) => {
@@ -52,6 +52,21 @@ t.test('a group goes to what was cut on all members together', async (t) => {
   );
   const before = commonMoment({ time: new Date(99).toISOString() }, [a, b]);
   t.equal(before, undefined, 'none is as old as that');
+});
+
+t.test('a member that was demoted is as good at any moment after its last cut', async (t) => {
+  const a = { ...member('a', [point(1, 100, 'x'), point(2, 200)], 200), isFinal: true };
+  const b = member('b', [point(7, 100, 'x'), point(8, 250, 'y')], 260);
+  const c = member('c', [point(3, 100, 'x'), point(4, 250, 'y')], 260);
+  const chosen = (members: Choosable[]) => {
+    const moment = commonMoment('latest-data', members);
+    return members.map((one) => choosePoint('latest-data', one, moment).sequence);
+  };
+  t.same(chosen([a, b, c]), [2, 8, 4]);
+  t.same(chosen([a, { ...b, isFinal: true }]), [2, 8], 'all of them: the last cut of each');
+  const before = member('b', [point(7, 100, 'x'), point(8, 150, 'y')], 150);
+  const beside = member('c', [point(3, 100, 'x'), point(4, 150, 'y')], 150);
+  t.same(chosen([a, before, beside]), [1, 8, 4], 'what was cut before that goes with what it was then');
 });
 
 t.test('without common cuts no member is newer than the oldest', async (t) => {
