@@ -25,7 +25,8 @@ t.test('verify finds what rotted in the replica, tells and repairs it', async (t
   await world.startAgent();
   await world.replicate('rot', source);
   await world.normal('rot');
-  const [folder = ''] = readdirSync(join(world.masterDir, 'volumes'));
+  // Beside it lies the mark of the master that has the storage.
+  const folder = readdirSync(join(world.masterDir, 'volumes')).find((name) => !name.startsWith('.')) ?? '';
   const image = join(world.masterDir, 'volumes', folder, 'base/image.raw');
   await world.until('the first copy is in the image', async () => statSync(image).size === sizeBytes);
   const codes = async () => (await world.events()).map(({ code }) => code);
