@@ -40,6 +40,8 @@ const RecoveryTarget = Type.Unsafe<R.RecoveryTarget | null>({
         ),
         volumes: Type.Optional(
           Type.Record(Type.String(), Type.Object({ agent: name(), path: path() }, { additionalProperties: false }), {
+            // Rules for maps without bounds cost more than an API server computes.
+            maxProperties: 100,
             description: 'of a group: by member, a volume that is written over; the others get new copies',
           }),
         ),
