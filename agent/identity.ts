@@ -8,13 +8,13 @@
  * Not here: leaving a master. Removing identity.json forgets it.
  */
 import { createPrivateKey, X509Certificate } from 'node:crypto';
-import { mkdir, readFile } from 'node:fs/promises';
+import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { backoff } from '../proto/backoff.ts';
 import { generateKeyPair, importKeyPair, pemOf, signingRequest, validityOf } from '../proto/certificate.ts';
-import { writeDurably } from '../proto/durable.ts';
+import { readText, writeDurably } from '../proto/durable.ts';
 import type { Clock, Random } from '../proto/effects.ts';
-import { ReplicationError, asReplicationError, messageOf, systemErrorCode } from '../proto/errors.ts';
+import { ReplicationError, asReplicationError, messageOf } from '../proto/errors.ts';
 import { type Client, type ClientTrust, connect } from '../proto/rpc.ts';
 import type { JoinReply } from '../proto/wire.ts';
 
@@ -217,13 +217,4 @@ async function save(path: string, stored: Stored): Promise<void> {
 
 function sameText(a: string, b: string): boolean {
   return a.trim() === b.trim();
-}
-
-async function readText(path: string): Promise<string | undefined> {
-  try {
-    return await readFile(path, 'utf8');
-  } catch (error) {
-    if (systemErrorCode(error) === 'ENOENT') return undefined;
-    throw error;
-  }
 }

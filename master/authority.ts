@@ -12,13 +12,13 @@
 import '../proto/reflect.ts';
 import * as x509 from '@peculiar/x509';
 import { createHash, createPublicKey, randomBytes, webcrypto, X509Certificate } from 'node:crypto';
-import { mkdir, readFile } from 'node:fs/promises';
+import { mkdir } from 'node:fs/promises';
 import { isIP } from 'node:net';
 import { join } from 'node:path';
 import * as certificate from '../proto/certificate.ts';
-import { writeDurably } from '../proto/durable.ts';
+import { readText, writeDurably } from '../proto/durable.ts';
 import type { Clock } from '../proto/effects.ts';
-import { ReplicationError, messageOf, systemErrorCode } from '../proto/errors.ts';
+import { ReplicationError, messageOf } from '../proto/errors.ts';
 import { masterServerName } from '../proto/rpc.ts';
 import type { Store } from './store.ts';
 
@@ -357,13 +357,4 @@ function isGood(certificatePem: string, ca: X509Certificate, names: string[], no
   const { notAfterMs } = certificate.validityOf(certificatePem);
   if (!found.verify(ca.publicKey) || notAfterMs - nowMs < (serverDays * dayMs) / 3) return false;
   return names.every((name) => (isIP(name) === 0 ? found.checkHost(name) : found.checkIP(name)) !== undefined);
-}
-
-async function readText(path: string): Promise<string | undefined> {
-  try {
-    return await readFile(path, 'utf8');
-  } catch (error) {
-    if (systemErrorCode(error) === 'ENOENT') return undefined;
-    throw error;
-  }
 }

@@ -1,8 +1,6 @@
 /** The files that make a master who it is, kept as records too: with them another data directory becomes the same master. */
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { writeDurably } from '../proto/durable.ts';
-import { systemErrorCode } from '../proto/errors.ts';
+import { readText, writeDurably } from '../proto/durable.ts';
 import type { Store } from './store.ts';
 
 const table = 'authority';
@@ -21,14 +19,5 @@ export async function keepFiles(store: Pick<Store, 'putRecord'>, dir: string): P
   for (const file of files) {
     const text = await readText(join(dir, file));
     if (text !== undefined) store.putRecord(table, file, text);
-  }
-}
-
-async function readText(path: string): Promise<string | undefined> {
-  try {
-    return await readFile(path, 'utf8');
-  } catch (error) {
-    if (systemErrorCode(error) === 'ENOENT') return undefined;
-    throw error;
   }
 }

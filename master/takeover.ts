@@ -6,11 +6,11 @@
  * source until a person says so; snapshots and points are those on storage. A storage class has one master at a time: the one
  * that was taken over from is refused there, also when it comes back.
  */
-import { mkdir, readFile } from 'node:fs/promises';
+import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { writeDurably } from '../proto/durable.ts';
+import { readText, writeDurably } from '../proto/durable.ts';
 import type { Clock, Random } from '../proto/effects.ts';
-import { ReplicationError, systemErrorCode } from '../proto/errors.ts';
+import { ReplicationError } from '../proto/errors.ts';
 import { hold } from '../proto/hold.ts';
 import type { Events } from './engine.ts';
 import type { HeldReplica } from './held.ts';
@@ -144,7 +144,7 @@ export function folderOwner(options: Pick<TakeOverOptions, 'store' | 'random'>):
         'TargetRefused',
         `${folder} is in use by another process or machine that runs with a copy of this master's state; stop one of them`,
       );
-    const found = await readLife(path);
+    const found = await readText(path);
     // It was ours in this life, and is another's now.
     if (found !== undefined && found !== life && store.getRecord(ownerTable, folder) === life)
       throw new ReplicationError(
@@ -163,14 +163,5 @@ function isOurs(lock: string): boolean {
     return hold(lock);
   } catch {
     return true;
-  }
-}
-
-async function readLife(path: string): Promise<string | undefined> {
-  try {
-    return await readFile(path, 'utf8');
-  } catch (error) {
-    if (systemErrorCode(error) === 'ENOENT') return undefined;
-    throw error;
   }
 }

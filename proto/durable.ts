@@ -4,8 +4,9 @@
  * After writeDurably returns the new content is there even over a power cut; when it fails or the process dies, the old
  * one is. A left-over `.new` file is overwritten by the next write. Not for bulk data and not for two writers at once.
  */
-import { open, rename } from 'node:fs/promises';
+import { open, readFile, rename } from 'node:fs/promises';
 import { dirname } from 'node:path';
+import { systemErrorCode } from './errors.ts';
 
 /** @param mode permission bits; 0600 for anything secret. */
 export async function writeDurably(path: string, content: string | Uint8Array, mode: number): Promise<void> {
@@ -25,5 +26,15 @@ export async function writeDurably(path: string, content: string | Uint8Array, m
     await directory.sync();
   } finally {
     await directory.close();
+  }
+}
+
+/** Undefined when there is none. */
+export async function readText(path: string): Promise<string | undefined> {
+  try {
+    return await readFile(path, 'utf8');
+  } catch (error) {
+    if (systemErrorCode(error) === 'ENOENT') return undefined;
+    throw error;
   }
 }
