@@ -1,6 +1,7 @@
 /**
  * `npm run sim [-- SEED] [--runs N] [--jobs N]`: simulates agent and master under faults (see world.ts). Without arguments a fixed
- * number of new seeds, whose start is printed; with a seed that one again, traced. Exit status 1 when an invariant was violated.
+ * number of new seeds, whose start is printed; with a seed that one again, traced. Exit status 1 when an invariant was violated. Ctrl-C
+ * ends it with what was done.
  */
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
@@ -66,19 +67,22 @@ function take({ seed, counts, violations, ...outcome }: Outcome): void {
 }
 
 let next = first;
+let last = first + runs - 1;
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => (last = next - 1));
+
 async function work(): Promise<void> {
   const worker = fork(new URL('worker.ts', import.meta.url), { execArgv: [...process.execArgv, ...collectLess] });
   const died = once(worker, 'exit').then(([code]) => {
     throw new Error(`a process that simulates ended with ${String(code)}`);
   });
   died.catch(() => undefined);
-  while (next < first + runs) {
+  while (next <= last) {
     const answered = once(worker, 'message');
     worker.send(next++);
     const [outcome] = (await Promise.race([answered, died])) as [Outcome];
     take(outcome);
   }
-  worker.kill();
+  worker.disconnect();
 }
 
 if (runs === 1) take(await runSeed(first, say));
