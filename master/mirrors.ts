@@ -195,7 +195,7 @@ export function mirrors(options: MirrorsOptions): Mirrors {
     if (!replica || mirror.advancing || clock.monotonicMs() - mirror.advancedMs < advanceEveryMs) return;
     mirror.advancing = true;
     void replica
-      .advance(spec.journalSeconds, mirror.closing.signal, spec.maxJournalBytes, pinnedPoints(store, mirror.name))
+      .advance(spec.journalSeconds, mirror.closing.signal, spec.maxJournalBytes, () => pinnedPoints(store, mirror.name))
       .then(
         ({ short, withheld }) => {
           const isNew =

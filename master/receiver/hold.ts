@@ -154,7 +154,7 @@ export class Hold {
     if (unsnapshot) await replica.deleteSnapshot(unsnapshot.name);
     if (drilled) await replica.noteDrill(drilled.sequence, drilled.us);
     if (lock) return { untilMs: untilOnWire(await replica.lockSnapshot(lock.name, untilFromWire(lock.untilMs))) };
-    if (advance) return replica.advance(advance.journalSeconds, signal, advance.maxJournalBytes, advance.pinned);
+    if (advance) return replica.advance(advance.journalSeconds, signal, advance.maxJournalBytes, () => advance.pinned);
     if (measure) return { sizeBytes: await replica.measure(pointOf(replica, measure.sequence)) };
     const tell = this.#progressOf(request.id);
     if (snapshot) {

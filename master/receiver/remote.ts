@@ -17,7 +17,7 @@ import { protocolVersion, type MirrorHello } from '../../proto/wire.ts';
 import type { HeldReplica } from '../held.ts';
 import type { Copied, CopyOptions } from '../replica/copies.ts';
 import type { Progress } from '../replica/base.ts';
-import type { Point } from '../replica/horizon.ts';
+import { noPins, type Pins, type Point } from '../replica/horizon.ts';
 import { defaultLimits } from '../replica/limits.ts';
 import type { Part } from '../replica/records.ts';
 import type { MirrorStream, SessionEvents } from '../session.ts';
@@ -254,9 +254,9 @@ export class RemoteReplica implements HeldReplica {
     journalSeconds: number,
     signal: AbortSignal,
     maxJournalBytes = defaultLimits.maxJournalBytes,
-    pinned: readonly number[] = [],
+    pinned: Pins = noPins,
   ): Promise<{ short: boolean; withheld: number }> {
-    const ask = { advance: { journalSeconds, maxJournalBytes, pinned: [...pinned] } };
+    const ask = { advance: { journalSeconds, maxJournalBytes, pinned: [...pinned()] } };
     const { short = false, withheld = 0 } = await this.#ask(ask, signal);
     return { short, withheld };
   }

@@ -254,14 +254,17 @@ export function volumeEffects(options: VolumesOptions): Effects {
     async choose(recovery, index, signal) {
       const replica = await openReplica(recovery, index, signal);
       const replication = replicationOf(recovery, index);
-      const from = choosable(recovery, index, replica);
-      const point = choosePoint(recovery.spec.point, from, await commonMs(recovery, signal));
       const path = await pathFor(recovery, replication);
+      const common = await commonMs(recovery, signal);
+      // Chosen and pinned in one step: nothing may come between that drops it.
+      const from = choosable(recovery, index, replica);
+      const point = choosePoint(recovery.spec.point, from, common);
       const view = mirrors.view(replication.metadata.uid, point);
       const isNewest = point.sequence === replica.newestPoint?.sequence;
       change(recovery, ({ spec, status, job }) => {
         Object.assign(status.tasks[index] ?? {}, { point: view, path });
-        Object.assign(job.volumes[index] ?? {}, { goodAsOfMs: isNewest ? from.goodAsOfMs : point.sourceUs / 1000 });
+        const goodAsOfMs = isNewest ? from.goodAsOfMs : point.sourceUs / 1000;
+        Object.assign(job.volumes[index] ?? {}, { stage: 'chosen', goodAsOfMs });
         if (spec.group === undefined) status.point = view;
       });
       return undefined;

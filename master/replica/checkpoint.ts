@@ -11,7 +11,7 @@
 import type { Clock } from '../../proto/effects.ts';
 import { SharedLock } from '../../proto/lock.ts';
 import { redo, type Base } from './base.ts';
-import { baseTarget } from './horizon.ts';
+import { baseTarget, noPins, type Pins } from './horizon.ts';
 import { makeDurable } from './indexdatabase.ts';
 import type { VolumeMode } from '../../proto/wire.ts';
 import type { Journal } from './journal.ts';
@@ -66,13 +66,15 @@ export class Checkpoint {
     journalSeconds: number,
     maxJournalBytes: number,
     signal: AbortSignal,
-    pinned: readonly number[] = [],
+    pinned: Pins = noPins,
   ): Promise<{ short: boolean; withheld: number }> {
     // Nobody waits for copies without need: they end sooner or later, and what the base owes stays in the journal.
     if (this.#work.shared && this.#journal.bytes <= maxJournalBytes)
       return { short: this.#short, withheld: this.#base.withheld ?? 0 };
     return this.#work.run(async () => {
-      const listed = this.#timeline.points.filter((point) => pinned.includes(point.sequence));
+      // As it is now that the base is to move: it may have waited for long.
+      const pins = pinned();
+      const listed = this.#timeline.points.filter((point) => pins.includes(point.sequence));
       const oldest = Math.min(this.#timeline.oldestPinned ?? Infinity, listed[0]?.sequence ?? Infinity);
       const { sequence, short } = baseTarget({
         points: this.#timeline.points,

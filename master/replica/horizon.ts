@@ -11,6 +11,10 @@ export interface Point {
   groupCut: string;
 }
 
+/** Sequences that something still needs, asked for when the base is about to move. */
+export type Pins = () => readonly number[];
+export const noPins: Pins = () => [];
+
 /**
  * The point that the base should stand at: the newest that is at least `journalUs` old, so that every moment of that
  * time can be recovered; never beyond `pinned` (the oldest point that some work still reads from).

@@ -15,7 +15,7 @@ import { serveSession } from '../session.ts';
 import type { Progress } from './base.ts';
 import type { Copied, CopyOptions } from './copies.ts';
 import type { CommitRecord } from './frame.ts';
-import { baseTarget, type Point } from './horizon.ts';
+import { baseTarget, noPins, type Pins, type Point } from './horizon.ts';
 import type { KeptSnapshot } from './open.ts';
 import type { OpenSet } from './openset.ts';
 import { defaultLimits } from './limits.ts';
@@ -225,7 +225,7 @@ export class OnDemandReplica implements HeldReplica {
     journalSeconds: number,
     signal: AbortSignal,
     maxJournalBytes = (this.#options.limits ?? defaultLimits).maxJournalBytes,
-    pinned: readonly number[] = [],
+    pinned: Pins = noPins,
   ): Promise<{ short: boolean; withheld: number }> {
     if (!this.#replica && !this.#moves(journalSeconds, maxJournalBytes, pinned)) return this.#advanced;
     return this.#use(async (replica) => {
@@ -234,7 +234,7 @@ export class OnDemandReplica implements HeldReplica {
     });
   }
 
-  #moves(journalSeconds: number, maxJournalBytes: number, pinned: readonly number[]): boolean {
+  #moves(journalSeconds: number, maxJournalBytes: number, pinned: Pins): boolean {
     const { points, head, journalBytes, baseSequence, owes } = this.#facts;
     if (!owes) return false;
     const { sequence, short } = baseTarget({
@@ -243,7 +243,7 @@ export class OnDemandReplica implements HeldReplica {
       journalUs: journalSeconds * 1e6,
       journalBytes,
       maxJournalBytes,
-      pinned: points.find((point) => pinned.includes(point.sequence))?.sequence,
+      pinned: points.find((point) => pinned().includes(point.sequence))?.sequence,
     });
     return (sequence ?? head.sequence) > baseSequence || short !== this.#advanced.short;
   }

@@ -24,7 +24,7 @@ import type { Base, Progress } from './base.ts';
 import { Checkpoint } from './checkpoint.ts';
 import { Copies, type Copied, type CopyOptions } from './copies.ts';
 import type { CommitRecord, JournalRecord } from './frame.ts';
-import type { Point } from './horizon.ts';
+import { noPins, type Pins, type Point } from './horizon.ts';
 import { removeIndex } from './indexdatabase.ts';
 import { headPathOf, openHead, renew, type KeptSnapshot, type Opened } from './open.ts';
 import type { Journal } from './journal.ts';
@@ -395,7 +395,7 @@ export class Replica {
     journalSeconds: number,
     signal: AbortSignal,
     maxJournalBytes = this.#limits.maxJournalBytes,
-    pinned: readonly number[] = [],
+    pinned: Pins = noPins,
   ): Promise<{ short: boolean; withheld: number }> {
     return this.#ofBase(() => this.#checkpoint.advance(journalSeconds, maxJournalBytes, signal, pinned));
   }

@@ -256,10 +256,10 @@ t.test('a point that is pinned stays while the journal moves on, and goes when i
   const sequences = (): number[] => replica.points.map(({ sequence }) => sequence);
   const pinned = points[1]?.sequence ?? 0;
   // One that the journal has not (a snapshot's) holds nothing back.
-  await replica.advance(1, none, undefined, [pinned, 999]);
+  await replica.advance(1, none, undefined, () => [pinned, 999]);
   t.same(sequences(), [2, 3, 4]);
   t.ok((await recovered(r, replica, pinned)).equals(imageOf({ 1: 1, 2: 2 }, size)));
-  await replica.advance(1, none, undefined, [1]);
+  await replica.advance(1, none, undefined, () => [1]);
   t.same(sequences(), [4], 'nor one that is gone');
   await replica.close();
 });
