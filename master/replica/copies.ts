@@ -217,16 +217,9 @@ export class Copies {
 
   /** Runs `work` on the newest base or snapshot from which the journal leads to the point. */
   async #before<T>(point: Point, signal: AbortSignal, work: (from: Base) => Promise<T>): Promise<T> {
-    const fits = (sequence: number) => {
-      const journalBase = this.#journal.baseSequence ?? this.#head.sequence;
-      return sequence === point.sequence || (sequence < point.sequence && sequence >= journalBase);
-    };
     // Work on the base goes on while we wait for our turn, so the choice is made when it is ours.
     return this.#checkpoint.hold(signal, async (base) => {
-      const snapshots = [...this.#snapshots].map(([name, { point }]) => ({ name, sequence: point?.sequence ?? 0 }));
-      const nearest = [{ name: undefined, sequence: base.index.sequence }, ...snapshots]
-        .filter(({ sequence }) => fits(sequence))
-        .sort((a, b) => b.sequence - a.sequence)[0];
+      const nearest = this.#nearest(point, base);
       if (!nearest)
         throw new ReplicationError('PointGone', `point ${point.sequence} is no longer kept; choose one that is listed`);
       const { name } = nearest;
@@ -239,6 +232,31 @@ export class Copies {
         if (from !== base) await from.close();
       }
     });
+  }
+
+  /**
+   * `name` undefined: the base. A number alone says nothing: after damage to the journal commits that were lost with it have their
+   * numbers again, and a snapshot of one of them is of another history than the points of now.
+   */
+  #nearest(point: Point, base: Base): { name: string | undefined } | undefined {
+    const { newest, sequence } = base.index;
+    const blank = { sequence, digest: Buffer.alloc(0) };
+    const all = [
+      { name: undefined, at: (newest ?? blank) as Pick<Point, 'sequence' | 'digest'> },
+      ...[...this.#snapshots].flatMap(([name, { point: at }]) => (at ? [{ name, at }] : [])),
+    ];
+    const itself = all.find(({ at }) => isSame(at, point));
+    if (itself) return itself;
+    const isOfNow = (at: Pick<Point, 'sequence' | 'digest'>): boolean =>
+      this.#timeline.points.some((one) => isSame(one, at));
+    if (!isOfNow(point)) return undefined;
+    const journalBase = this.#journal.baseSequence ?? this.#head.sequence;
+    return all
+      .filter(
+        ({ name, at }) =>
+          at.sequence < point.sequence && at.sequence >= journalBase && (name === undefined || isOfNow(at)),
+      )
+      .sort((a, b) => b.at.sequence - a.at.sequence)[0];
   }
 
   async #openSnapshot(name: string): Promise<Base> {
@@ -322,4 +340,8 @@ export class Copies {
       await rm(indexFolder, { recursive: true, force: true });
     });
   }
+}
+
+function isSame(a: Pick<Point, 'sequence' | 'digest'>, b: Pick<Point, 'sequence' | 'digest'>): boolean {
+  return a.sequence === b.sequence && a.digest.equals(b.digest);
 }

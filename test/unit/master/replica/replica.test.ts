@@ -342,6 +342,33 @@ t.test('a base that is right by itself and not what was acknowledged is found by
   await again.close();
 });
 
+t.test(
+  'a snapshot of a commit that was lost with the journal is no beginning for one that has its number now',
+  async (t) => {
+    const r = await rig(t);
+    const replica = await r.open({ segmentBytes: 1 });
+    const session = await replica.attach(writer);
+    await put(replica, session, { 0: 1 }, size);
+    await put(replica, session, { 1: 2 }, size);
+    const lost = await put(replica, session, { 2: 3 }, size);
+    await replica.snapshot('lost', lost, none, () => undefined);
+    await replica.close();
+    const [newest = ''] = r.sim.paths().filter((path) => path.endsWith('0000000000000003.log'));
+    r.sim.flip(newest, 16);
+    const again = await r.open({ segmentBytes: 1 });
+    t.equal(again.head.sequence, 2);
+    const anew = await again.attach(writer);
+    await put(again, anew, { 3: 4 }, size);
+    await put(again, anew, { 4: 5 }, size);
+    t.ok((await recovered(r, again, 3)).equals(imageOf({ 0: 1, 1: 2, 3: 4 }, size)));
+    t.ok((await recovered(r, again, 4)).equals(imageOf({ 0: 1, 1: 2, 3: 4, 4: 5 }, size)));
+    const point = again.snapshotPoint('lost');
+    if (point) await again.recover(point, '/copies/lost', { verify: true, signal: none, progress: () => undefined });
+    t.ok(r.sim.peek('/copies/lost').equals(imageOf({ 0: 1, 1: 2, 2: 3 }, size)), 'it is what it was');
+    await again.close();
+  },
+);
+
 t.test("rot in what a volume that shrank has lost is nobody's loss", async (t) => {
   const r = await rig(t);
   const replica = await r.open();
