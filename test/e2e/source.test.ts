@@ -121,7 +121,11 @@ t.test('a block device that grows is followed, one that shrinks stops', { skip: 
   await world.startAgent();
   await world.replicate('device', device);
   const { status } = await world.normal('device');
-  const scans = await world.metric('full_scans_total');
+  // The agent tells of it a moment after the commit.
+  const scans = await world.until(
+    'the first copy is counted',
+    async () => (await world.metric('full_scans_total')) || false,
+  );
   resize(24);
   writeAt(20);
   await copied();

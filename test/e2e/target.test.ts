@@ -11,6 +11,7 @@ import {
   writeSync,
 } from 'node:fs';
 import { join } from 'node:path';
+import { isReplicaFolder } from '../../master/storage.ts';
 import { loopMount, missingForLoop } from '../loop.ts';
 import { noise, random, sameBytes, startWriter, writeNoise } from './content.ts';
 import { long, openWorld } from './world.ts';
@@ -90,7 +91,7 @@ for (const type of long ? ['ext4', 'xfs'] : ['xfs']) {
       await world.normal('full', Date.now());
       before.splice(0, Infinity, ...(await world.points('full')));
       await world.master.kill();
-      const folder = join(mountPoint, 'class', readdirSync(join(mountPoint, 'class'))[0] ?? '');
+      const folder = join(mountPoint, 'class', readdirSync(join(mountPoint, 'class')).find(isReplicaFolder) ?? '');
       for (const suffix of ['', '-wal', '-shm']) {
         rmSync(join(folder, `head.db${suffix}`), { force: true });
         if (existsSync(join(folder, `base/index.db${suffix}`)))
