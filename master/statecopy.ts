@@ -20,7 +20,7 @@ import type { Store } from './store.ts';
 /** In records: when the copy was made, as RFC 3339. Only copies have it. */
 export const copiedTable = 'state-copy';
 const lookEveryMs = 1000;
-/** Copying takes at most this part of the time. */
+/** Copying takes at most a twentieth of the time. */
 const restFactor = 20;
 
 export interface StateCopyOptions {

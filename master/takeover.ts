@@ -77,10 +77,12 @@ function rests(recovery: Recovery): boolean {
 /** What is undone or confirmed goes on, as that leads to the same however often it is done. */
 function stop({ status }: Recovery, time: string, now: string): void {
   const then = `the master went on from a copy of ${time}, when this was ${status.state}; what it did after that is not known`;
-  if (status.state === 'Waiting') {
+  // One that waits to be tried again holds sources, and may have made copies: cancelling has to undo that.
+  const hasBegun = status.tasks.length > 0;
+  if (status.state === 'Waiting' && !hasBegun) {
     const message = `${then}. Look whether it was done, and ask for it again if not`;
     Object.assign(status, { state: 'Cancelled', outcome: 'cancelled', endTime: now, message });
-  } else if (status.state === 'Running' || status.state === 'Pausing')
+  } else if (['Waiting', 'Running', 'Pausing'].includes(status.state))
     Object.assign(status, { state: 'Paused', message: `${then}. Look at what is there, then resume or cancel it` });
 }
 

@@ -1,7 +1,7 @@
 /**
  * Re-reads base and journal against their hashes and answers what of the newest commit is not right: what the base has
- * wrong and no later epoch brings anew, what the journal has wrong, and of a block volume what both together do not make as the head
- * says although each is right by itself.
+ * wrong and no later epoch brings anew, what the journal has wrong, and of a block volume what the head says, the base has not and no
+ * later epoch brings, although the base is right by itself.
  */
 import { granuleCount, hashBytes, unknownHash } from '../../proto/granule.ts';
 import { unpack } from '../../proto/payload.ts';

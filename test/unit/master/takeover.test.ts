@@ -28,6 +28,10 @@ async function copied(t: Parameters<typeof world>[0]) {
     addRecovery(first.store, state.toLowerCase(), 'db', `/copies/${state}`);
     first.store.update('Recovery', state.toLowerCase(), ({ status }) => (status.state = state));
   }
+  addRecovery(first.store, 'again', 'db', '/copies/again', 'failover');
+  first.store.update('Recovery', 'again', ({ status }) => {
+    status.tasks.push({ volume: 'db' } as (typeof status.tasks)[number]);
+  });
   writeFileSync(`${folder}/one/ca.key`, 'secret');
   const path = `${folder}/state`;
   const options = { ...first, dir: `${folder}/one`, path, clock: systemClock, events: emitter };
@@ -46,6 +50,7 @@ t.test('what was under way waits for a person, and nothing else is touched', asy
     states.map((state) => store.get('Recovery', state.toLowerCase())?.status.state),
     ['Cancelled', 'Paused', 'Paused', 'Paused', 'Cancelling', 'Completed', 'RollingBack', 'Confirming', 'Failed', 'RolledBack'],
   ); // prettier-ignore
+  t.equal(store.get('Recovery', 'again')?.status.state, 'Paused', 'what it holds is given back by a cancel');
   t.match(store.get('Recovery', 'running')?.status.message, /when this was Running.*then resume or cancel it/);
   t.equal(store.get('StorageClass', 'far')?.spec.parameters.path, '/elsewhere');
   t.match(store.get('Replication', 'db')?.requests.takenOver, /^20/);
