@@ -14,6 +14,7 @@ export interface Mutation {
 const replica = 'unit/master/replica/replica.test.ts';
 const journal = 'unit/master/replica/journal.test.ts';
 const placing = 'unit/master/replica/placing.test.ts';
+const unreadable = 'unit/master/replica/unreadable.test.ts';
 const index = 'unit/master/replica/blockindex.test.ts';
 const horizon = 'unit/master/replica/horizon.test.ts';
 const treeIndex = 'unit/master/replica/treeindex.test.ts';
@@ -102,7 +103,7 @@ const rows: Record<string, Row[]> = {
       [replica, sim],
     ],
     ['const count = granuleCount(size);', 'const count = granuleCount(size) - 1;', [replica, rot, sim]],
-    ['const right = to <= got &&', 'const right = to > got ||', [replica, sim]],
+    ['const right = to <= got &&', 'const right = to > got ||', [unreadable, replica, sim]],
   ],
   'master/replica/checkpoint.ts': [
     [

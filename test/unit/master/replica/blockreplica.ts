@@ -33,10 +33,11 @@ export interface Rig {
   open(limits?: Partial<ReplicaLimits>): Promise<Replica>;
 }
 
-export async function rig(t: Test): Promise<Rig> {
+/** @param seed of what a power cut takes */
+export async function rig(t: Test, seed?: number): Promise<Rig> {
   const indexFolder = mkdtempSync(`${tmpdir()}/replica-`);
   t.teardown(() => rmSync(indexFolder, { recursive: true, force: true }));
-  const sim = quietDisk();
+  const sim = quietDisk(seed);
   const disk = sim.mount();
   await disk.mkdir('/class');
   await disk.mkdir('/copies');

@@ -109,6 +109,20 @@ t.test('a damaged frame ends it there, and what follows is not taken for right',
   t.same((await opened(disk)).sequences, [1, 2]);
 });
 
+t.test('no byte of what leads a frame can be another one unnoticed', async (t) => {
+  const { sim: whole } = await filled(t, 2);
+  const [path = ''] = paths(whole);
+  const bytes = whole.peek(path);
+  const payloadAt = bytes.indexOf(Buffer.alloc(granuleBytes, 2));
+  const from = bytes.length / 2;
+  t.ok(payloadAt > from + 40 && payloadAt < from + 200, `${payloadAt - from} bytes lead it`);
+  for (let at = from; at < payloadAt; at++) {
+    const { sim, disk } = await filled(t, 2);
+    sim.flip(path, at);
+    t.same((await opened(disk)).sequences, [1], `byte ${at - from} of the second epoch`);
+  }
+});
+
 t.test('a segment that ends early is not passed over', async (t) => {
   const { sim, disk, journal } = await filled(t, 6, 1);
   const damaged = paths(sim).sort()[2] ?? '';

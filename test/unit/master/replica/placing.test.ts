@@ -74,6 +74,44 @@ t.test('what the very first epoch left behind is gone: a blank replica is zeros'
   await replica.close();
 });
 
+t.test('a first point is in the journal when its bytes are durable in the image', async (t) => {
+  const values = Object.fromEntries([...Array(10).keys()].map((at) => [at, at + 1]));
+  for (let loss = 0; loss < 5; loss++) {
+    const r = await rig(t, loss);
+    const plain = r.disk;
+    let syncs = Infinity;
+    r.disk = {
+      ...plain,
+      async open(path, mode) {
+        const file = await plain.open(path, mode);
+        if (!path.endsWith('.log')) return file;
+        return {
+          ...file,
+          async sync() {
+            await file.sync();
+            if (--syncs > 0) return;
+            r.sim.crash(true);
+            throw Object.assign(new Error('EIO'), { code: 'EIO' });
+          },
+        };
+      },
+    };
+    const before = await r.open();
+    const session = await before.attach({ ...writer, sizeBytes: size });
+    for (const data of dataOf(values, size)) await before.data(session, data);
+    // The record of the commit is durable with the second one, and nobody has heard of it.
+    syncs = 2;
+    await t.rejects(before.commit(session, commitOf(1, size)));
+    await before.close().catch(() => undefined);
+    r.disk = r.sim.mount();
+    const replica = await r.open();
+    t.equal(replica.points.length, 1);
+    t.equal(replica.head.unknown, 0);
+    t.ok((await recovered(r, replica, 1)).equals(imageOf(values, size)));
+    await replica.close();
+  }
+});
+
 t.test('a stretch over many windows is journaled, and what comes after it in its epoch', async (t) => {
   const r = await rig(t);
   const replica = await r.open();
