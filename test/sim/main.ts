@@ -1,13 +1,14 @@
 /**
- * `npm run sim [-- SEED] [--runs N] [--jobs N]`: simulates agent and master under faults (see world.ts). Without arguments a fixed
- * number of new seeds, whose start is printed; with a seed that one again, traced. Exit status 1 when an invariant was violated. Ctrl-C
- * ends it with what was done.
+ * `npm run sim [-- SEED] [--runs N] [--jobs N] [--coverage]`: simulates agent and master under faults (see world.ts). Without
+ * arguments a fixed number of new seeds, whose start is printed; with a seed that one again, traced. Exit status 1 when an invariant was
+ * violated. Ctrl-C ends it with what was done. With `--coverage` it ends with the branches of the data path that the seeds went through.
  */
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
 import { availableParallelism } from 'node:os';
 import { parseArgs } from 'node:util';
 import { messageOf } from '../../proto/errors.ts';
+import { startCoverage } from './coverage.ts';
 import { runSeed, type Outcome } from './run.ts';
 
 const defaultRuns = 30;
@@ -21,11 +22,11 @@ const collectLess = [
   '--external-memory-max-growing-factor=4',
 ];
 
-function options(): { given: number | undefined; runs: number; jobs: number } {
+function options(): { given: number | undefined; runs: number; jobs: number; covers: boolean } {
   try {
     const { positionals, values } = parseArgs({
       allowPositionals: true,
-      options: { runs: { type: 'string' }, jobs: { type: 'string' } },
+      options: { runs: { type: 'string' }, jobs: { type: 'string' }, coverage: { type: 'boolean' } },
     });
     const given = positionals.length > 0 ? Number(positionals[0]) : undefined;
     const runs = Number(values.runs ?? (given === undefined ? defaultRuns : 1));
@@ -33,14 +34,15 @@ function options(): { given: number | undefined; runs: number; jobs: number } {
     const counts = [runs, jobs].every((count) => Number.isInteger(count) && count > 0);
     if (positionals.length > 1 || !counts || !Number.isInteger(given ?? 0))
       throw new Error('SEED and N are whole numbers');
-    return { given, runs, jobs };
+    return { given, runs, jobs, covers: values.coverage === true };
   } catch (error) {
-    process.stderr.write(`${messageOf(error)}\nusage: npm run sim [-- [SEED] [--runs N] [--jobs N]]\n`);
+    process.stderr.write(`${messageOf(error)}\nusage: npm run sim [-- [SEED] [--runs N] [--jobs N] [--coverage]]\n`);
     process.exit(2);
   }
 }
 
-const { given, runs, jobs } = options();
+const { given, runs, jobs, covers } = options();
+const coverage = covers ? startCoverage() : undefined;
 const first = given ?? Math.floor(Math.random() * 2 ** 31);
 const total: Record<string, number> = {};
 let [ended, failed, virtualSeconds] = [0, 0, 0];
@@ -71,8 +73,12 @@ let last = first + runs - 1;
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => (last = next - 1));
 
 async function work(): Promise<void> {
-  const worker = fork(new URL('worker.ts', import.meta.url), { execArgv: [...process.execArgv, ...collectLess] });
-  const died = once(worker, 'exit').then(([code]) => {
+  const worker = fork(new URL('worker.ts', import.meta.url), {
+    execArgv: [...process.execArgv, ...collectLess],
+    env: coverage?.env ?? process.env,
+  });
+  const exited = once(worker, 'exit');
+  const died = exited.then(([code]) => {
     throw new Error(`a process that simulates ended with ${String(code)}`);
   });
   died.catch(() => undefined);
@@ -83,9 +89,10 @@ async function work(): Promise<void> {
     take(outcome);
   }
   worker.disconnect();
+  await exited;
 }
 
-if (runs === 1) take(await runSeed(first, say));
+if (runs === 1 && !coverage) take(await runSeed(first, say));
 else {
   say(`seeds ${first} to ${first + runs - 1}`);
   const telling = setInterval(() => process.stderr.write(`${summary()}\n`), progressEveryMs);
@@ -93,4 +100,5 @@ else {
   clearInterval(telling);
 }
 say(`${Object.entries(total).map(([key, count]) => `${key} ${count}`).join(', ')}\n${summary()}`); // prettier-ignore
+if (coverage) say(coverage.table());
 process.exitCode = failed === 0 ? 0 : 1;
