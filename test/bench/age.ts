@@ -12,7 +12,7 @@ import { join } from 'node:path';
 import { loopMount, missingForLoop } from '../loop.ts';
 import { missingPostgres, startCluster, type Cluster } from '../e2e/postgres.ts';
 import { openWorld, type World } from '../e2e/world.ts';
-import { cpuSeconds, measure, type Figures } from './processes.ts';
+import { cpuSeconds, loopbackBytes, measure, type Figures } from './processes.ts';
 import { median, medians, type Result } from './results.ts';
 import { Missing } from './subject.ts';
 
@@ -104,7 +104,7 @@ async function measureAge(bench: Bench, say: (line: string) => void): Promise<Re
     figures.push(
       await measure(
         () => [world.agent.pid, world.master.pid],
-        1,
+        () => loopbackBytes(1),
         async () => void paced.mirrored.push(await cluster.bench({ seconds, clients, rate })),
       ),
     );

@@ -2,10 +2,12 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { cases } from './cases.ts';
+import { distance, near, type Distance } from './distance.ts';
 import { startOurs } from './ours.ts';
 import { peers } from './peers.ts';
 import { countSyncs, dropCaches, measure, type Figures } from './processes.ts';
 import { medians, type Result } from './results.ts';
+import type { LineOptions } from './slowline.ts';
 import { Missing, type Subject } from './subject.ts';
 import { makeImage, makeTree, type Content, type Volume } from './volumes.ts';
 
@@ -14,23 +16,28 @@ export interface BenchOptions {
   runs: number;
   size: number;
   content: Content;
+  /** Of the cases over a distance. */
+  line: LineOptions;
 }
 
 /** Undefined when the peer has nothing to do with this case, or cannot be had: `say` hears why. */
 export async function bench(
   name: string,
   peerName: string,
-  { folder, runs, size, content }: BenchOptions,
+  { folder, runs, size, line, ...options }: BenchOptions,
   say: (line: string) => void,
 ): Promise<Result | undefined> {
   const one = cases[name];
   const other = peers[peerName];
   if (!one || !other) throw new Error(`no such case or peer: ${name}, ${peerName}`);
   const { theirs } = one;
+  const content = one.content ?? options.content;
+  const between = (): Distance => (one.isFar ? distance(line) : near);
+  const distances = [between(), between()] as const;
   if (theirs && !other.kinds.includes(one.kind)) return undefined;
   const peer =
     theirs &&
-    (await other.start({ folder, isChange: one.isChange }).catch((error: unknown) => {
+    (await other.start({ folder, isChange: one.isChange, distance: distances[1] }).catch((error: unknown) => {
       if (!(error instanceof Missing)) throw error;
       say(`${name}, ${peerName}: skipped, ${error.message}`);
       return undefined;
@@ -39,7 +46,7 @@ export async function bench(
   const volumes = join(folder, 'volumes');
   mkdirSync(volumes);
   const volume = make(volumes, one.kind, size, content);
-  const ours = await startOurs(volumes);
+  const ours = await startOurs(volumes, distances[0]);
   const sides: Side[] = [
     { subject: ours, work: () => one.ours(ours, volume), figures: [] },
     ...(peer && theirs ? [{ subject: peer, work: () => theirs(peer, volume), figures: [] }] : []),
@@ -60,7 +67,13 @@ export async function bench(
     };
     for (let run = 0; run < runs; run++) {
       await turn(run, async ({ subject, work, figures }) => {
-        figures.push(await measure(() => subject.roots(), subject.hops, work));
+        figures.push(
+          await measure(
+            () => subject.roots(),
+            () => subject.wireBytes(),
+            work,
+          ),
+        );
         say(`  ${subject.name}: ${JSON.stringify(figures.at(-1))}`);
       });
     }
@@ -73,10 +86,12 @@ export async function bench(
       content,
       runs,
       command: peer?.command ?? null,
+      ...(one.isFar ? { line } : {}),
     });
   } finally {
     await ours.stop();
     await peer?.stop();
+    for (const one of distances) await one.close();
   }
 }
 
@@ -97,7 +112,7 @@ function resultOf(
   name: string,
   peer: string | null,
   [ours, theirs]: Side[],
-  facts: Pick<Result, 'size' | 'content' | 'runs' | 'command'>,
+  facts: Pick<Result, 'size' | 'content' | 'runs' | 'command' | 'line'>,
 ): Result {
   const of = (side: Side | undefined): Figures | null => (side ? medians(side.figures) : null);
   const spread = (side: Side): [number, number] => {

@@ -1,13 +1,17 @@
 /** What is measured. Sizes are of the volume. */
 import type { Ours } from './ours.ts';
 import type { Subject } from './subject.ts';
-import { change, moveAll, touch, type Volume } from './volumes.ts';
+import { change, moveAll, touch, touchTime, type Content, type Volume } from './volumes.ts';
 
 export interface Case {
   about: string;
   kind: Volume['kind'];
   /** The target has the volume before it begins. */
   isChange: boolean;
+  /** Both sides are a long line apart. */
+  isFar?: boolean;
+  /** Whatever is asked for. */
+  content?: Content;
   /** Before each pair of runs: both sides then have the same to do. */
   prepare?: (volume: Volume, turn: number) => void;
   /** What is timed. */
@@ -31,6 +35,31 @@ export const cases: Record<string, Case> = {
     ...copies,
   },
   'granule-image': { about: '64 KiB of an image', kind: 'image', isChange: true, prepare: touch, ...copies },
+  wan: {
+    about: 'everything of an image of noise, over a long line',
+    kind: 'image',
+    isChange: false,
+    isFar: true,
+    content: 'random',
+    ...copies,
+  },
+  'wan-zeros': {
+    about: 'everything of an image of zeros, over a long line',
+    kind: 'image',
+    isChange: false,
+    isFar: true,
+    content: 'zero',
+    ...copies,
+  },
+  'wan-unchanged': {
+    about: 'an image with a new time and nothing else new is compared again, over a long line',
+    kind: 'image',
+    isChange: true,
+    isFar: true,
+    content: 'random',
+    prepare: touchTime,
+    ...copies,
+  },
   'first-copy-tree': { about: 'everything of a tree of small files', kind: 'tree', isChange: false, ...copies },
   'change-tree': { about: '1 % of the files of a tree', kind: 'tree', isChange: true, prepare: change, ...copies },
   'file-tree': { about: 'one file of a tree', kind: 'tree', isChange: true, prepare: touch, ...copies },

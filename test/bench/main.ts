@@ -38,6 +38,8 @@ const program = {
     runs: withDefault('N', '5', 'runs of each, in turn', parseCount),
     size: withDefault('SIZE', '2GiB', 'of the image; a tree has a third of it', parseSize),
     seconds: withDefault('N', '600', 'of age-pgbench: how long it is mirrored, over all runs', parseCount),
+    'round-trip': withDefault('MS', '50', 'of the wan cases', parseCount),
+    mbit: withDefault('N', '100', 'megabits a second of the line of the wan cases', parseCount),
     content: withDefault('KIND', 'mixed', `of the image: ${contents.join(' ')}`, parseChoice(...contents)),
     files: withDefault('N', '1000000', `of ${manyFiles}`, parseCount),
     'file-bytes': withDefault('SIZE', '10KiB', `of ${manyFiles}, on average`, parseSize),
@@ -86,6 +88,7 @@ if (options.report) {
 } else {
   const folder = realpathSync(mkdtempSync(join(tmpdir(), 'replicator-bench-')));
   const results = emptyResults();
+  const line = { roundTripMs: options['round-trip'], bitsPerSecond: options.mbit * 1e6 };
   const path = options.json ?? join(resultsFolder, `${results.commit}.json`);
   const say = (line: string): void => void process.stdout.write(`${line}\n`);
   const keep = (result: Result): void => {
@@ -104,7 +107,7 @@ if (options.report) {
       for (const peer of options.peer === undefined ? Object.keys(peers) : [options.peer]) {
         const own = join(folder, `${name}-${peer}`);
         mkdirSync(own);
-        const result = await bench(name, peer, { ...options, folder: own }, say);
+        const result = await bench(name, peer, { ...options, line, folder: own }, say);
         remove(own);
         if (result) keep(result);
         if (cases[name]?.theirs === undefined) break;

@@ -8,9 +8,10 @@ import { existsSync, mkdirSync, renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Dice } from '../sim/dice.ts';
 import { startLsyncd } from './lsyncd.ts';
+import { near } from './distance.ts';
 import { startOurs } from './ours.ts';
 import { peers } from './peers.ts';
-import { cpuSeconds, dropCaches, measure, type Figures } from './processes.ts';
+import { cpuSeconds, dropCaches, loopbackBytes, measure, type Figures } from './processes.ts';
 import { median } from './results.ts';
 import { Missing } from './subject.ts';
 import { makeManyFiles, manyFile, remove, type Volume } from './volumes.ts';
@@ -105,7 +106,11 @@ async function time(
         `  ${name}: ${seconds} s, CPU ${(cpuSeconds(way.roots()) - before).toFixed(0)} s, agent ${way.agentMiB()} MiB`,
       );
     }, progressEveryMs);
-    const figures = await measure(() => way.roots(), 1, work).finally(() => clearInterval(timer));
+    const figures = await measure(
+      () => way.roots(),
+      () => loopbackBytes(1),
+      work,
+    ).finally(() => clearInterval(timer));
     result.agentMiB = Math.max(result.agentMiB ?? 0, way.agentMiB() ?? 0) || null;
     say(`  ${name}: ${JSON.stringify(figures)}, agent ${way.agentMiB()} MiB`);
     return figures;
@@ -141,7 +146,7 @@ function start(name: string, folder: string, volumes: string, volume: Volume): P
 }
 
 async function ours(volumes: string, volume: Volume): Promise<Way> {
-  const subject = await startOurs(volumes);
+  const subject = await startOurs(volumes, near);
   await subject.reset(volume);
   return {
     name: subject.name,
@@ -160,7 +165,7 @@ async function ours(volumes: string, volume: Volume): Promise<Way> {
 async function walking(name: string, folder: string, volume: Volume): Promise<Way> {
   const peer = peers[name];
   if (!peer?.kinds.includes('tree')) throw new Error(`${name} copies no trees`);
-  const subject = await peer.start({ folder, isChange: false });
+  const subject = await peer.start({ folder, isChange: false, distance: near });
   await subject.reset(volume);
   return {
     ...subject,

@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs';
 import type { Recovery } from '../../master/resources.ts';
 import { openWorld } from '../e2e/world.ts';
+import type { Distance } from './distance.ts';
 import type { Subject } from './subject.ts';
 import type { Volume } from './volumes.ts';
 
@@ -23,9 +24,9 @@ export interface Ours extends Subject {
 }
 
 /** @param folder of the volumes; the agent may read it */
-export async function startOurs(folder: string): Promise<Ours> {
+export async function startOurs(folder: string, distance: Distance): Promise<Ours> {
   const endings: (() => unknown)[] = [];
-  const world = await openWorld({ teardown: (end) => void endings.push(end) }, { allow: [folder] });
+  const world = await openWorld({ teardown: (end) => void endings.push(end) }, { allow: [folder], far: distance.far });
   await world.startAgent();
   let name = 'none';
   let serial = 0;
@@ -49,7 +50,7 @@ export async function startOurs(folder: string): Promise<Ours> {
   return {
     name: 'ours',
     command: 'replicator-agent and replicator-master, running; POST /replications, then resume after each change',
-    hops: 1,
+    wireBytes: () => distance.wireBytes(1),
     roots: () => [world.agent.pid, world.master.pid],
     async reset() {
       if (isMade) {

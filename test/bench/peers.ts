@@ -8,6 +8,7 @@ import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { connect, createServer, type AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { Distance } from './distance.ts';
 import { Shell } from './processes.ts';
 import { Missing, type Subject } from './subject.ts';
 import type { Volume } from './volumes.ts';
@@ -59,11 +60,13 @@ export interface PeerOptions {
   folder: string;
   /** The target has the volume as it was. */
   isChange: boolean;
+  /** Between the two sides. */
+  distance: Distance;
 }
 
 interface Built {
   command: string;
-  hops: number;
+  wireBytes(): number;
   daemons: ChildProcess[];
   /** Where the copy of the volume is. */
   target(volume: Volume): string;
@@ -75,7 +78,7 @@ async function subject(name: string, target: string, { daemons, ...built }: Buil
   return {
     name,
     command: built.command,
-    hops: built.hops,
+    wireBytes: () => built.wireBytes(),
     roots: () => [shell.pid, ...daemons.map(({ pid }) => pid ?? 0)],
     async reset(volume) {
       rmSync(target, { recursive: true, force: true });
@@ -126,7 +129,12 @@ export async function rsyncDaemon(target: string): Promise<{ port: number; daemo
 }
 
 /** rsync with a daemon at the other end; through stunnel with a shared key, as VolSync has it, or in the clear. */
-async function rsync(name: string, flags: string, isEncrypted: boolean, { folder }: PeerOptions): Promise<Subject> {
+async function rsync(
+  name: string,
+  flags: string,
+  isEncrypted: boolean,
+  { folder, distance }: PeerOptions,
+): Promise<Subject> {
   need('rsync', 'rsync');
   if (isEncrypted) need('stunnel', 'stunnel4');
   const target = join(folder, name);
@@ -154,19 +162,19 @@ async function rsync(name: string, flags: string, isEncrypted: boolean, { folder
       return daemonOf(at, 'stunnel', [path]);
     };
     daemons.push(await tunnel(tlsPort, [`connect = 127.0.0.1:${port}`]));
-    daemons.push(await tunnel(ownPort, ['client = yes', `connect = 127.0.0.1:${tlsPort}`]));
+    daemons.push(await tunnel(ownPort, ['client = yes', `connect = 127.0.0.1:${await distance.far(tlsPort)}`]));
   }
-  const url = `rsync://127.0.0.1:${isEncrypted ? ownPort : port}/data`;
+  const url = `rsync://127.0.0.1:${isEncrypted ? ownPort : await distance.far(port)}/data`;
   return subject(name, target, {
     command: `rsync ${flags} --fsync SOURCE ${isEncrypted ? 'through stunnel (TLS, shared key) to ' : ''}an rsync daemon`,
-    hops: isEncrypted ? 3 : 1,
+    wireBytes: () => distance.wireBytes(isEncrypted ? 3 : 1),
     daemons,
     target: (volume) => join(target, nameIn(volume)),
     line: (volume) => `rsync ${flags} --fsync '${withSlash(volume)}' '${url}/${nameIn(volume)}'`,
   });
 }
 
-async function nbdcopy({ folder }: PeerOptions): Promise<Subject> {
+async function nbdcopy({ folder, distance }: PeerOptions): Promise<Subject> {
   need('nbdcopy', 'libnbd-bin');
   need('nbdkit', 'nbdkit');
   const target = join(folder, 'nbdcopy');
@@ -182,12 +190,13 @@ async function nbdcopy({ folder }: PeerOptions): Promise<Subject> {
     'file',
     image,
   ]);
+  const dialed = await distance.far(port);
   return subject('nbdcopy', target, {
     command: 'nbdcopy --flush SOURCE nbd://127.0.0.1 to nbdkit file, in the clear, unchecked',
-    hops: 1,
+    wireBytes: () => distance.wireBytes(1),
     daemons: [daemon],
     target: () => image,
-    line: (volume) => `nbdcopy --flush '${volume.path}' nbd://127.0.0.1:${port}`,
+    line: (volume) => `nbdcopy --flush '${volume.path}' nbd://127.0.0.1:${dialed}`,
   });
 }
 

@@ -13,7 +13,7 @@ export interface Figures {
   wallSeconds: number;
   cpuSeconds: number;
   rssMaxMiB: number;
-  /** Through the loopback, once for each hop. */
+  /** Both ways, TLS included. */
   wireBytes: number;
 }
 
@@ -55,8 +55,9 @@ function group(roots: number[]): Process[] {
   return all.filter(({ pid }) => found.has(pid));
 }
 
-function loopbackBytes(): number {
-  return Number(text('/sys/class/net/lo/statistics/tx_bytes'));
+/** All of this machine's. @param hops how often each byte on its way crosses it */
+export function loopbackBytes(hops: number): number {
+  return Math.round(Number(text('/sys/class/net/lo/statistics/tx_bytes')) / hops);
 }
 
 /** Caches are dropped where this process may; what is dirty is written before. */
@@ -75,7 +76,7 @@ export function cpuSeconds(roots: number[]): number {
 }
 
 /** @param roots asked for at the beginning and the end: what starts in between hangs below one of them */
-export async function measure(roots: () => number[], hops: number, work: () => Promise<void>): Promise<Figures> {
+export async function measure(roots: () => number[], wire: () => number, work: () => Promise<void>): Promise<Figures> {
   const peaks = new Map<number, number>();
   /** Of those asked for at the beginning, as seen last: what one that is killed has used is in no other's sum. */
   const last = new Map(roots().map((pid) => [pid, 0]));
@@ -93,7 +94,7 @@ export async function measure(roots: () => number[], hops: number, work: () => P
       // Its peak is that of its life.
     }
   }
-  const before = { seconds: cpuSeconds(roots()), bytes: loopbackBytes() };
+  const before = { seconds: cpuSeconds(roots()), bytes: wire() };
   const startMs = performance.now();
   const timer = setInterval(look, 20);
   try {
@@ -102,7 +103,7 @@ export async function measure(roots: () => number[], hops: number, work: () => P
     clearInterval(timer);
   }
   const wallSeconds = (performance.now() - startMs) / 1000;
-  const wireBytes = Math.round((loopbackBytes() - before.bytes) / hops);
+  const wireBytes = wire() - before.bytes;
   look();
   const rssMaxMiB = [...peaks.values()].reduce((sum, kib) => sum + kib, 0) / 1024;
   const now = new Set(processes().map(({ pid }) => pid));

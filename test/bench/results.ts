@@ -5,6 +5,7 @@ import { cpus, totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
 import { ageTable, type AgeFigures } from './age.ts';
 import type { Figures } from './processes.ts';
+import type { LineOptions } from './slowline.ts';
 
 export interface Result {
   case: string;
@@ -22,6 +23,8 @@ export interface Result {
   spread: { ours: [number, number]; theirs: [number, number] | null };
   /** Calls that make data durable, in one further run; null when they could not be counted. */
   syncs: { ours: Record<string, number> | null; theirs: Record<string, number> | null };
+  /** Of the cases over a distance. */
+  line?: LineOptions;
   /** Of age-pgbench. */
   age?: AgeFigures;
 }
@@ -110,6 +113,15 @@ const bytes = (value: number): string =>
       ? `${Math.round(value / 2 ** 20)} MiB`
       : `${Math.round(value / 1024)} KiB`;
 
+/** Of the case `wan`: which part of the line the volume's bytes have taken. */
+function lineShares({ case: name, peer, line, size, ours, theirs }: Result): string[] {
+  if (!line || name !== 'wan') return [];
+  const share = ({ wallSeconds }: Figures): string =>
+    `${((size * 8 * 100) / line.bitsPerSecond / wallSeconds).toFixed(0)} %`;
+  const beside = theirs ? `, ${peer} ${share(theirs)}` : '';
+  return [`of ${line.bitsPerSecond / 1e6} Mbit/s with ${line.roundTripMs} ms ours used ${share(ours)}${beside}`];
+}
+
 export function table({ machine, commit, date, results }: Results): string {
   const timed = results.filter(({ age }) => !age);
   const rows = timed.map(({ case: name, peer, size, runs, ours, theirs, ratio }) =>
@@ -126,6 +138,7 @@ export function table({ machine, commit, date, results }: Results): string {
       `${bytes(ours.wireBytes)} / ${theirs ? bytes(theirs.wireBytes) : '-'}`,
     ].join(' | '),
   );
+  const far = timed.flatMap(lineShares);
   const heading = [
     '',
     '| case | size | peer | runs | seconds | ratio | CPU s | ratio | MiB (agent + master) | on the wire |',
@@ -135,6 +148,7 @@ export function table({ machine, commit, date, results }: Results): string {
     `${machine.cores} cores (${machine.cpu}), ${machine.memoryGiB} GiB, Linux ${machine.kernel}, commit ${commit}, ${date.slice(0, 10)}.${rows.length > 0 ? ' Ours / theirs, medians of alternating runs.' : ''}`,
     ...(rows.length > 0 ? heading : []),
     ...rows.map((row) => `| ${row} |`),
+    ...(far.length > 0 ? ['', `wan: ${far.join('; ')}.`] : []),
     ...ageTable(results),
   ].join('\n');
 }

@@ -5,8 +5,8 @@ export interface Subject {
   name: string;
   /** As a person would type it, to be printed. */
   command: string;
-  /** How often each byte on its way crosses the loopback. */
-  hops: number;
+  /** On the way from one side to the other, both ways, since the machine or the subject was started. */
+  wireBytes(): number;
   /** Processes whose cost counts, with all below them. */
   roots(): number[];
   /** Nothing of the volume is on the target side. */

@@ -18,7 +18,10 @@ const all = Object.keys(cases).flatMap((name) => Object.keys(peers).map((peer) =
 const few = [
   ['change-image', 'rsync-stunnel'],
   ['move-tree', 'rsync'],
+  ['wan-unchanged', 'rsync-stunnel'],
 ] as const;
+
+const line = { roundTripMs: 50, bitsPerSecond: 1e8 };
 
 t.test('each case runs, and what was copied is right', async (t) => {
   const results: Result[] = [];
@@ -31,7 +34,13 @@ t.test('each case runs, and what was copied is right', async (t) => {
       const result = await bench(
         name,
         peer,
-        { folder: join(folder, 'own'), runs: 1, size: 12 << 20, content: 'mixed' },
+        {
+          folder: join(folder, 'own'),
+          runs: 1,
+          size: 12 << 20,
+          content: 'mixed',
+          line: { roundTripMs: 50, bitsPerSecond: 1e8 },
+        },
         (line) => (why = line),
       );
       if (!result) {
@@ -40,6 +49,9 @@ t.test('each case runs, and what was copied is right', async (t) => {
       }
       results.push(result);
       t.ok(result.ours.wallSeconds > 0 && result.ours.cpuSeconds > 0 && result.ours.rssMaxMiB > 20);
+      // Hashes, and what the control line says meanwhile.
+      if (name === 'wan-zeros' || name === 'wan-unchanged') t.ok(result.ours.wireBytes < 1 << 20);
+      if (name === 'wan') t.ok(result.ours.wallSeconds > (result.size * 8) / line.bitsPerSecond);
       t.equal(result.theirs !== null, cases[name]?.theirs !== undefined);
     });
   }
@@ -67,6 +79,12 @@ t.test('each case runs, and what was copied is right', async (t) => {
     'a row for each',
   );
   t.match(plot(shown), /^<svg /);
+  const figures = { wallSeconds: 2, cpuSeconds: 1, rssMaxMiB: 1, wireBytes: 1 };
+  const wan = { case: 'wan', size: 12.5e6, ours: figures, theirs: { ...figures, wallSeconds: 4 }, line, peer: 'rsync' };
+  t.match(
+    table({ ...emptyResults(), results: [{ ...wan, ratio: null } as Result] }),
+    'wan: of 100 Mbit/s with 50 ms ours used 50 %, rsync 25 %.',
+  );
 });
 
 t.test('many files: each step is timed for each, and the copies are right', async (t) => {

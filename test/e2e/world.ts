@@ -78,6 +78,8 @@ export interface WorldOptions {
   agentFlags?: string[];
   /** The agent reaches the master through a proxy that the test may cut. */
   proxied?: boolean;
+  /** The agent dials the port that this answers; the caller closes what is there. */
+  far?: (port: number) => Promise<number>;
   /** Put before a program's command at each start: a tracer, which may kill it before it is ready. */
   tracer?: (name: ProgramName, dir: string) => string[];
 }
@@ -147,6 +149,7 @@ export async function openWorld(t: Pick<Test, 'teardown'>, options: WorldOptions
   await startMaster();
   if (options.proxied === true) proxy = await startProxy(dialed);
   dialed = proxy?.address ?? dialed;
+  if (options.far) dialed = `127.0.0.1:${await options.far(Number(/\d+$/.exec(dialed)?.[0]))}`;
   const token = readFileSync(join(masterDir, 'admin.token'), 'utf8').trim();
   if (url.startsWith('https:'))
     setDefaultCACertificates([...getCACertificates('default'), readFileSync(join(masterDir, 'ca.pem'), 'utf8')]);
