@@ -48,8 +48,11 @@ export interface Cache {
   due(beforeMs: number, stillBeforeMs: number): { kind: Kind; key: string; overlays: number }[];
   /** How many objects have figures to be written. */
   readonly waiting: number;
-  /** The API server has the status now, as it was after so many overlays; absent: as it is. */
-  written(kind: Kind, key: string, nowMs: number, overlays?: number): void;
+  /**
+   * The API server has the status now, and answered with the resource; it is the one after so many overlays, absent: whatever lies over
+   * it. The watch may have told of that write before, while figures still lay over what was there.
+   */
+  written(kind: Kind, answer: CustomResource, nowMs: number, overlays?: number): void;
 }
 
 const maxGone = 10_000;
@@ -167,11 +170,20 @@ export function objectCache(
           if (dirty && writtenMs < (still ? stillBeforeMs : beforeMs)) found.push({ kind, key, overlays });
       return found;
     },
-    written(kind, key, nowMs, overlays) {
+    written(kind, answer, nowMs, overlays) {
+      const key = keyOf(kind, answer.metadata.name);
+      const before = of(kind).get(key);
+      if (before) {
+        before.writtenMs = nowMs;
+        if (overlays === undefined || overlays === before.overlays) before.dirty = false;
+      }
+      put(kind, answer);
       const entry = of(kind).get(key);
-      if (!entry) return;
-      entry.writtenMs = nowMs;
-      if (overlays === undefined || overlays === entry.overlays) entry.dirty = false;
+      if (entry?.body === undefined || entry.dirty) return;
+      const object = decode(kind, entry.raw);
+      if (!object || !differs(parse(entry.body), object)) return;
+      entry.body = JSON.stringify(object);
+      onChange(changeOf('MODIFIED', kind, key, object, undefined));
     },
   };
 }

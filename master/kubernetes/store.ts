@@ -191,8 +191,7 @@ export async function openKubernetesStore(options: KubernetesStoreOptions): Prom
       if (!raw) throw new StoreConflict('absent', `there is no ${kind} ${key}`);
       try {
         const answer = call('PUT', `${pathOf(kind, key)}/status`, { ...raw, status }) as CustomResource;
-        cache.written(kind, key, performance.now());
-        cache.put(kind, answer);
+        cache.written(kind, answer, performance.now());
         return;
       } catch (error) {
         if (attempt >= attempts) throw busy(error, `${kind} ${key}`);
@@ -311,8 +310,7 @@ export async function openKubernetesStore(options: KubernetesStoreOptions): Prom
       options.mayWrite?.();
       const body = { ...raw, status: encodeStatus(kind, object) };
       const answer = (await bridge.send('PUT', `${pathOf(kind, key)}/status`, body)) as CustomResource;
-      cache.written(kind, key, performance.now(), overlays);
-      cache.put(kind, answer);
+      cache.written(kind, answer, performance.now(), overlays);
     } catch {
       // A conflict, or no API server: the figures stay where they are, and are tried again.
     }

@@ -132,15 +132,45 @@ t.test('what only says that nothing has happened is written rarely, news of it a
     metadata: { name: 'a', uid: 'u', resourceVersion: '1', creationTimestamp: '2026-11-20T00:00:00Z' },
   } as unknown as CustomResource;
   cache.put('Agent', resource);
-  cache.written('Agent', 'a', 1000);
+  cache.written('Agent', resource, 1000);
   const due = (beforeMs: number, stillBeforeMs: number): number => cache.due(beforeMs, stillBeforeMs).length;
   cache.overlay('Agent', 'a', agent(seen), true);
   t.same([cache.waiting, due(2000, 500), due(2000, 2000)], [1, 0, 1]);
   cache.overlay('Agent', 'a', agent({ ...seen, version: '2' }), false);
   cache.overlay('Agent', 'a', agent({ ...seen, version: '2' }), true);
   t.equal(due(2000, 500), 1, 'what came before is still to be written');
-  cache.written('Agent', 'a', 3000, 3);
+  cache.written('Agent', resource, 3000, 3);
   t.same([cache.waiting, due(9000, 9000)], [0, 0]);
   cache.overlay('Agent', 'a', agent(seen), true);
   t.equal(due(9000, 500), 0);
+});
+
+t.test('what was written is what is read, also when the watch tells of it before the answer is there', async (t) => {
+  const told: unknown[] = [];
+  const cache = objectCache(
+    ({ object }) => told.push((object as Resources['Agent']).status.state),
+    () => undefined,
+  );
+  const version = (resourceVersion: string, state: string): CustomResource => ({
+    ...{ apiVersion: 'x', kind: 'ReplicationAgent', spec: { role: 'source' } },
+    metadata: { name: 'a', uid: 'u', resourceVersion, creationTimestamp: '2026-11-20T00:00:00Z' },
+    status: { accepted: true, state },
+  });
+  const overlay = (lastSeenTime: string): void => {
+    const object = cache.get('Agent', 'a') as Resources['Agent'];
+    object.status.lastSeenTime = lastSeenTime;
+    cache.overlay('Agent', 'a', object, true);
+  };
+  cache.put('Agent', version('1', 'CONN FAILED'));
+  overlay('2026-11-20T00:00:00.000Z');
+  cache.put('Agent', version('2', 'ACTIVE'));
+  cache.written('Agent', version('2', 'ACTIVE'), 1000);
+  t.equal(cache.get('Agent', 'a')?.status.state, 'ACTIVE');
+  t.equal(cache.waiting, 0);
+  t.equal(told.at(-1), 'ACTIVE', 'watches hear of it');
+  overlay('2026-11-20T00:00:01.000Z');
+  overlay('2026-11-20T00:00:02.000Z');
+  cache.written('Agent', version('3', 'ACTIVE'), 2000, 2);
+  t.equal(cache.get('Agent', 'a')?.status.lastSeenTime, '2026-11-20T00:00:02.000Z', 'newer figures stay');
+  t.equal(cache.waiting, 1);
 });
