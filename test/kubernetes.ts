@@ -16,6 +16,8 @@ import { allKinds, group } from '../master/kubernetes/kinds.ts';
 const folder = '/var/cache/cdm-replicator-tests/kubernetes/bin';
 const tied = spawnSync('setpriv', ['--pdeathsig', 'KILL', 'true'], { stdio: 'ignore' }).status === 0;
 
+const restartMs = 500;
+
 const parts = ['etcd', 'kube-apiserver'];
 // The long suites have the time to make what they need.
 if (process.env['REPLICATOR_LONG'] === '1' && !parts.every(isThere))
@@ -63,7 +65,10 @@ export interface TestCluster {
   rightsUsed(namespace: string, serviceAccount: string): string[];
   /** As `rightsUsed`, each request by itself with its name, from then on; in milliseconds since the epoch. */
   requestsSince(namespace: string, serviceAccount: string, sinceMs: number): string[];
-  /** Another part, as the administrator, until the cluster is closed. Its output is in a file of its name. */
+  /**
+   * Another part, as the administrator, until the cluster is closed; one that ends is started again, as a kubelet would: sidecars end when their
+   * driver or the API server keeps them waiting. Its output is in a file of its name.
+   */
   run(part: string, argv: string[]): void;
   /** Forgets all history before now: watches from before it answer 410. */
   compact(): Promise<void>;
@@ -126,6 +131,12 @@ export async function startKubernetes(options: ClusterOptions = {}): Promise<Tes
     const exited = once(child, 'exit');
     child.kill('SIGKILL');
     await exited;
+  }
+  let closing = false;
+  function keep(part: string, argv: string[]): void {
+    run(part, [`--kubeconfig=${admin}`, ...argv]).once('exit', () =>
+      setTimeout(() => closing || keep(part, argv), restartMs).unref(),
+    );
   }
   const kubeconfig = (name: string, secret: string): string =>
     file(
@@ -253,7 +264,7 @@ export async function startKubernetes(options: ClusterOptions = {}): Promise<Tes
     kill,
     start,
     logEnd,
-    run: (part, argv) => void run(part, [`--kubeconfig=${admin}`, ...argv]),
+    run: keep,
     async kubeconfigOf(namespace, name) {
       const path = `/api/v1/namespaces/${namespace}/serviceaccounts/${name}/token`;
       const answer = await request('POST', path, {
@@ -296,6 +307,7 @@ export async function startKubernetes(options: ClusterOptions = {}): Promise<Tes
       await post('/v3/kv/compaction', { revision: header?.revision, physical: true });
     },
     async close() {
+      closing = true;
       for (const child of children.reverse()) await end(child);
       rmSync(dir, { recursive: true, force: true });
     },

@@ -1,24 +1,21 @@
-/**
- * A CSI driver over a unix socket, for the real sidecars: a volume is an image on a filesystem with reflinks, a snapshot a clone of it, and
- * what differs between two is found by comparing their bytes. Of the CSI specification (1.12) what those sidecars ask for;
- * field numbers are theirs.
- */
+/** The thread of imagedriver.ts: the calls of CSI, on images in a folder. What it has done is posted, before each answer. */
 import * as grpc from '@grpc/grpc-js';
 import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import { join } from 'node:path';
+import { parentPort, workerData } from 'node:worker_threads';
 import protobuf from 'protobufjs';
 import { run } from '../loop.ts';
 import { blockBytes, ranges } from '../conformance/csidriver.ts';
 
-export const driverName = 'images.example.com';
+import { driverName, type DriverNews, type DriverOrder, type ThreadData } from './imagedriver.ts';
 
 const definition = `syntax = "proto3"; package csi.v1;
 message Empty {}
 message Info { string name = 1; string vendor_version = 2; }
 message Capability { message Type { int32 type = 1; } Type service = 1; }
 message Capabilities { repeated Capability capabilities = 1; }
-message Source { message Snapshot { string snapshot_id = 1; } Snapshot snapshot = 1; }
+message Source { message Snapshot { string snapshot_id = 1; } message Volume { string volume_id = 1; } Snapshot snapshot = 1; Volume volume = 2; }
 message CreateVolume { message Range { int64 required_bytes = 1; } string name = 1; Range capacity_range = 2; Source volume_content_source = 6; }
 message Volume { int64 capacity_bytes = 1; string volume_id = 2; Source content_source = 4; }
 message CreateVolumeAnswer { Volume volume = 1; }
@@ -38,19 +35,7 @@ message Blocks { int32 block_metadata_type = 1; int64 volume_capacity_bytes = 2;
 
 /** Numbers of the specification. */
 const pluginServices = { controller: 1, metadata: 4 };
-const controllerCalls = { volumes: 1, snapshots: 5, list: 6 };
-
-export interface ImageDriver {
-  socket: string;
-  /** Of each snapshot that was ever made: SHA-256 of the volume at that instant. */
-  taken: Map<string, string>;
-  /** Ranges of all answers to deltas, in bytes. */
-  toldBytes: number;
-  /** Answers FAILED_PRECONDITION to the next so many deltas, an error to the next so many snapshots. */
-  refuse: { deltas: number; snapshots: number };
-  image(volume: string): string;
-  close(): void;
-}
+const controllerCalls = { volumes: 1, snapshots: 5, list: 6, clones: 7 };
 
 interface Request {
   name: string;
@@ -61,14 +46,24 @@ interface Request {
   targetSnapshotId: string;
   startingOffset: number;
   capacityRange?: { requiredBytes: number };
-  volumeContentSource?: { snapshot?: { snapshotId: string } };
+  volumeContentSource?: { snapshot?: { snapshotId: string }; volume?: { volumeId: string } };
 }
 type Answer = (request: Request) => object;
 type Stream = (request: Request) => Generator<object>;
 
-export async function startImageDriver(folder: string): Promise<ImageDriver> {
+async function serve({ folder, socket }: ThreadData): Promise<void> {
   const root = protobuf.parse(definition).root;
-  for (const name of ['volumes', 'snapshots']) fs.mkdirSync(join(folder, name));
+  const refuse: DriverOrder = { deltas: 0, snapshots: 0, clones: 0 };
+  const tell = (news: DriverNews): void => parentPort?.postMessage(news);
+  /** Counts down. */
+  const isRefused = (what: keyof DriverOrder): boolean => {
+    if (refuse[what] === 0) return false;
+    refuse[what]--;
+    tell({ refuse });
+    return true;
+  };
+  const took = (id: string, path: string): void =>
+    tell({ taken: [id, createHash('sha256').update(fs.readFileSync(path)).digest('hex')] });
   const image = (id: string): string => join(folder, 'volumes', safe(id));
   const snapshot = (id: string): string => join(folder, 'snapshots', safe(id));
   const clone = (from: string, to: string): string => run('cp', '--reflink=always', from, to);
@@ -93,7 +88,7 @@ export async function startImageDriver(folder: string): Promise<ImageDriver> {
       return !block.equals((base ?? zeros).subarray(base ? at : 0, (base ? at : 0) + block.length));
     };
     for (const [byteOffset, sizeBytes] of ranges(target.length, from, differs)) {
-      if (base) driver.toldBytes += sizeBytes;
+      if (base) tell({ toldBytes: sizeBytes });
       const blockMetadata = [{ byteOffset, sizeBytes }];
       yield { blockMetadataType: 2, volumeCapacityBytes: target.length, blockMetadata };
     }
@@ -109,9 +104,14 @@ export async function startImageDriver(folder: string): Promise<ImageDriver> {
       'CreateVolumeAnswer',
       ({ name, capacityRange, volumeContentSource }) => {
         const from = volumeContentSource?.snapshot?.snapshotId;
+        const source = volumeContentSource?.volume?.volumeId;
         // Asked again until it is known to be there.
         if (!fs.existsSync(image(name))) {
-          if (from === undefined) fs.writeFileSync(image(name), '');
+          if (source !== undefined) {
+            if (isRefused('clones')) throw Object.assign(new Error('the pool of clones is full'), { code: grpc.status.RESOURCE_EXHAUSTED }); // prettier-ignore
+            clone(image(source), image(name));
+            took(name, image(name));
+          } else if (from === undefined) fs.writeFileSync(image(name), '');
           else clone(snapshot(from), image(name));
           fs.truncateSync(image(name), capacityRange?.requiredBytes ?? 0);
         }
@@ -131,15 +131,12 @@ export async function startImageDriver(folder: string): Promise<ImageDriver> {
       'CreateSnapshot',
       'SnapshotAnswer',
       ({ name, sourceVolumeId }) => {
-        if (driver.refuse.snapshots > 0) {
-          driver.refuse.snapshots--;
-          throw Object.assign(new Error('the pool of snapshots is full'), { code: grpc.status.RESOURCE_EXHAUSTED });
-        }
+        if (isRefused('snapshots')) throw Object.assign(new Error('the pool of snapshots is full'), { code: grpc.status.RESOURCE_EXHAUSTED }); // prettier-ignore
         const id = `handle-${name}`;
         if (!fs.existsSync(snapshot(id))) {
           clone(image(sourceVolumeId), snapshot(id));
           volumes.set(id, sourceVolumeId);
-          driver.taken.set(id, createHash('sha256').update(fs.readFileSync(snapshot(id))).digest('hex')); // prettier-ignore
+          took(id, snapshot(id));
         }
         return { snapshot: told(id) };
       },
@@ -168,10 +165,7 @@ export async function startImageDriver(folder: string): Promise<ImageDriver> {
     'SnapshotMetadata/GetMetadataDelta': [
       'Delta',
       function* ({ baseSnapshotId, targetSnapshotId, startingOffset }) {
-        if (driver.refuse.deltas > 0) {
-          driver.refuse.deltas--;
-          throw Object.assign(new Error('these two cannot be compared'), { code: grpc.status.FAILED_PRECONDITION });
-        }
+        if (isRefused('deltas')) throw Object.assign(new Error('these two cannot be compared'), { code: grpc.status.FAILED_PRECONDITION }); // prettier-ignore
         yield* blocks(
           fs.readFileSync(snapshot(targetSnapshotId)),
           fs.readFileSync(snapshot(baseSnapshotId)),
@@ -230,24 +224,18 @@ export async function startImageDriver(folder: string): Promise<ImageDriver> {
         },
       },
     );
-  const socket = join(folder, 'csi.sock');
-  const driver: ImageDriver = {
-    socket,
-    image,
-    taken: new Map(),
-    toldBytes: 0,
-    refuse: { deltas: 0, snapshots: 0 },
-    close: () => server.forceShutdown(),
-  };
+  parentPort?.on('message', (order: DriverOrder) => Object.assign(refuse, order));
   await new Promise<void>((resolve, reject) =>
     server.bindAsync(`unix:${socket}`, grpc.ServerCredentials.createInsecure(), (error) =>
       error ? reject(error) : resolve(),
     ),
   );
-  return driver;
+  tell({ ready: true });
 }
 
 function safe(id: string): string {
   if (!/^[\w-]+$/.test(id)) throw new Error(`${id} is no id of ours`);
   return id;
 }
+
+await serve(workerData as ThreadData);
