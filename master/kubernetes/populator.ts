@@ -52,6 +52,8 @@ export async function runPopulator(options: PopulatorOptions, signal: AbortSigna
   const known = new Map<string, Asking>();
   const working = new Map<string, AbortController>();
   const jobs = new Set<Promise<void>>();
+  /** Of a claim that is worked on, whether its class waits for a pod; of a class that never is another one. */
+  const waits = new Map<string, boolean>();
   const primeOf = (uid: string): ClaimName => ({ namespace, name: `${primePrefix}${uid}` });
 
   /** As it is now; undefined: it is bound, or gone. */
@@ -66,10 +68,13 @@ export async function runPopulator(options: PopulatorOptions, signal: AbortSigna
 
   /** Whether it may get its volume now: by its class, once its pod has a node. */
   async function mayBegin({ metadata, spec }: Asking): Promise<boolean> {
-    const path = `/apis/storage.k8s.io/v1/storageclasses/${spec.storageClassName}`;
-    const found = (await absent(() => api.request('GET', path))) as { volumeBindingMode?: string } | undefined;
-    if (!found) throw new Error(`there is no StorageClass ${spec.storageClassName}`);
-    return found.volumeBindingMode !== 'WaitForFirstConsumer' || metadata.annotations?.[selectedNode] !== undefined;
+    if (!waits.has(metadata.uid)) {
+      const path = `/apis/storage.k8s.io/v1/storageclasses/${spec.storageClassName}`;
+      const found = (await absent(() => api.request('GET', path))) as { volumeBindingMode?: string } | undefined;
+      if (!found) throw new Error(`there is no StorageClass ${spec.storageClassName}`);
+      waits.set(metadata.uid, found.volumeBindingMode === 'WaitForFirstConsumer');
+    }
+    return waits.get(metadata.uid) === false || metadata.annotations?.[selectedNode] !== undefined;
   }
 
   async function populate(claim: Asking, own: AbortSignal): Promise<boolean> {
@@ -163,6 +168,7 @@ export async function runPopulator(options: PopulatorOptions, signal: AbortSigna
       .catch(() => undefined) // stopped
       .finally(() => {
         working.delete(uid);
+        waits.delete(uid);
         jobs.delete(job);
       });
     jobs.add(job);

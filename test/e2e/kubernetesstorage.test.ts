@@ -158,6 +158,7 @@ t.test('replicas on claims', { skip: skipKubernetes || missingForLoop('ext4') },
   });
 
   await t.test('a new claim that names a replication waits for its pod, and has its newest point', async (t) => {
+    const sinceMs = Date.now();
     const asked = [
       ['new-files', 'files', 'Filesystem'],
       ['new-orders', 'orders', 'Block'],
@@ -192,6 +193,10 @@ t.test('replicas on claims', { skip: skipKubernetes || missingForLoop('ext4') },
       else t.equal(sameTree(tree, filled), '');
       cluster.kubectl(['delete', 'pvc', claim, '--wait=false']);
     }
+    const looks = cluster
+      .requestsSince(namespace, account, sinceMs)
+      .filter((one) => one.startsWith('get storage.k8s.io'));
+    t.ok(looks.length <= 3, `a claim that waits does not ask for its class again and again: ${looks.length}`);
   });
 
   await t.test('what cannot be recovered to is refused, and touches nothing', async (t) => {
