@@ -2,9 +2,12 @@
  * Virtual time. It stands still while anything can still run and then jumps to the next timer, so hours pass in seconds.
  *
  * Deterministic as far as the program is: timers fire one by one in order of time and making. Real I/O is left in two places,
- * SQLite (synchronous) and the copying of its files (node:fs); the clock waits for the latter, so that it takes no virtual time.
+ * SQLite and the making and copying of its files (realfiles.ts), both synchronous; the clock waits until the latter is told to
+ * have been done, so that it takes no virtual time.
  */
 import type { Clock } from '../../proto/effects.ts';
+import { isWorkingForReal } from './realfiles.ts';
+import { turn } from './turns.ts';
 
 interface Timer {
   atMs: number;
@@ -86,6 +89,6 @@ function later(a: Timer | undefined, b: Timer): boolean {
 
 /** Nothing can run any more but by a timer. */
 async function quiet(): Promise<void> {
-  do await new Promise((resolve) => setImmediate(resolve));
-  while (process.getActiveResourcesInfo().some((name) => /^(FSReq|FileHandle|CloseReq)/.test(name)));
+  do await turn();
+  while (isWorkingForReal());
 }

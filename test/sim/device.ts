@@ -95,15 +95,15 @@ export class SimDevice {
     const at = this.#dice.below(volume.slotCount);
     const granule = at - (at % granuleSlots);
     const kind = this.#dice.fraction();
-    const write = (first: number, values: number[]): void => {
+    const write = (first: number, values: Uint32Array): void => {
       volume.write(first, values, nowMs);
       this.kernel.wrote(first * slotBytes, values.length * slotBytes);
     };
-    if (kind < 0.4) write(at, [this.#fresh()]);
+    if (kind < 0.4) write(at, repeat(this.#fresh(), 1));
     else if (kind < 0.6) write(granule, repeat(this.#fresh(), granuleSlots));
     else if (kind < 0.75) write(granule, repeat(this.#fresh(), granuleSlots * this.#dice.below(12)));
     else if (kind < 0.85) write(granule, repeat(0, granuleSlots * (1 + this.#dice.below(12))));
-    else if (kind < 0.92) write(at, [volume.slot(at)]);
+    else if (kind < 0.92) write(at, repeat(volume.slot(at), 1));
     else if (kind < 0.99) write(granule, repeat(1 + this.#dice.below(3), granuleSlots));
     else write(0, repeat(this.#dice.chance(0.5) ? 0 : this.#fresh(), volume.slotCount));
   }
@@ -136,7 +136,7 @@ export class SimDevice {
       if (this.eioChance > 0 && this.#dice.chance(this.eioChance)) throw new Error('EIO: the simulated volume fails');
     };
     const live = {
-      slots: () => this.volume.slots(),
+      slots: () => this.volume.present,
       sizeBytes: () => this.volume.sizeBytes,
       turn,
     };
@@ -215,7 +215,7 @@ export class SimDevice {
   }
 
   #readable(of: {
-    slots: () => Uint32Array;
+    slots: () => Readonly<Uint32Array>;
     sizeBytes: () => number;
     turn: () => Promise<void>;
   }): Pick<BlockDevice, 'read' | 'nextData' | 'nextHole'> {
@@ -247,6 +247,6 @@ export class SimDevice {
   }
 }
 
-function repeat(value: number, count: number): number[] {
-  return Array.from({ length: count }, () => value);
+function repeat(value: number, count: number): Uint32Array {
+  return new Uint32Array(count).fill(value);
 }

@@ -3,6 +3,7 @@ import { blake3 } from '@napi-rs/blake-hash';
 
 const granule = 65536;
 const perPage = 256;
+const zeros = Buffer.alloc(granule);
 
 export function volumeDigest(bytes: Buffer): Buffer {
   const leaves: Buffer[] = [];
@@ -16,7 +17,7 @@ export function volumeDigest(bytes: Buffer): Buffer {
 }
 
 function leaf(bytes: Buffer): Buffer {
-  return bytes.equals(Buffer.alloc(bytes.length)) ? Buffer.alloc(16) : short(bytes);
+  return bytes.equals(zeros.subarray(0, bytes.length)) ? Buffer.alloc(16) : short(bytes);
 }
 
 function short(bytes: Buffer): Buffer {

@@ -49,7 +49,7 @@ export class SimDisk {
   }
 
   get usedBytes(): number {
-    return this.#files(this.#root, '').reduce((sum, [, file]) => sum + file.usedBytes, 0);
+    return this.#root.usedBytes;
   }
 
   /** Paths of all files. */

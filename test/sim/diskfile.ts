@@ -1,7 +1,7 @@
 /** Files and directories of SimDisk: what is seen now, what is durable, and the changes between the two. */
 import type { Dice } from './dice.ts';
 
-/** Pages are never changed but replaced, so that clones and the durable state share them. */
+/** Clones and the durable state share pages with what is seen now: a shared one is not changed but replaced. */
 export const pageBytes = 65536;
 
 type Change =
@@ -13,6 +13,8 @@ type Change =
 interface Content {
   pages: Map<number, Buffer>;
   size: number;
+  /** Numbers of pages that nobody else has: these may be written to. */
+  own?: Set<number>;
 }
 
 export interface LossCounts {
@@ -22,9 +24,11 @@ export interface LossCounts {
 }
 
 export class SimFile {
-  #now: Content = { pages: new Map(), size: 0 };
+  #now: Content = { pages: new Map(), size: 0, own: new Set() };
   #durable: Content = { pages: new Map(), size: 0 };
   #changes: Change[] = [];
+  /** The changes are all that the two states differ by. */
+  #isFollowing = true;
 
   get size(): number {
     return this.#now.size;
@@ -54,8 +58,9 @@ export class SimFile {
     return length;
   }
 
+  /** `data` must not be changed any more. */
   write(data: Buffer, position: number): void {
-    if (data.length > 0) this.#change({ kind: 'write', position, data: Buffer.from(data) });
+    if (data.length > 0) this.#change({ kind: 'write', position, data });
   }
 
   zero(position: number, length: number): void {
@@ -67,6 +72,7 @@ export class SimFile {
   }
 
   copyFrom(source: SimFile): void {
+    source.#now.own?.clear();
     this.#change({ kind: 'copy', pages: new Map(source.#now.pages), size: source.#now.size });
   }
 
@@ -88,7 +94,8 @@ export class SimFile {
   }
 
   sync(): void {
-    for (const change of this.#changes) apply(this.#durable, change);
+    if (this.#isFollowing) follow(this.#durable, this.#now, this.#changes);
+    else for (const change of this.#changes) apply(this.#durable, change);
     this.#changes = [];
   }
 
@@ -100,10 +107,13 @@ export class SimFile {
       else lost++;
     }
     this.#changes = [];
+    if (lost > 0) this.#isFollowing = false;
     return lost;
   }
 
   flip(position: number): void {
+    // What is under way is not flipped.
+    if (this.#changes.length > 0) this.#isFollowing = false;
     for (const content of [this.#now, this.#durable]) {
       if (position >= content.size) continue;
       const byte = Buffer.alloc(1);
@@ -124,7 +134,8 @@ export class SimFile {
       }
     }
     this.#changes = [];
-    this.#now = { pages: new Map(this.#durable.pages), size: this.#durable.size };
+    this.#now = { pages: new Map(this.#durable.pages), size: this.#durable.size, own: new Set() };
+    this.#isFollowing = true;
   }
 }
 
@@ -138,6 +149,12 @@ export class SimDirectory {
 
   get(name: string): Entry | undefined {
     return this.#now.get(name);
+  }
+
+  get usedBytes(): number {
+    let bytes = 0;
+    for (const entry of this.#now.values()) bytes += entry.usedBytes;
+    return bytes;
   }
 
   names(): string[] {
@@ -242,24 +259,44 @@ function apply(content: Content, change: Change): void {
     case 'truncate':
       if (change.size < content.size) {
         writeBytes(content, change.size, content.size - change.size, undefined);
-        for (const page of [...content.pages.keys()]) if (page * pageBytes >= change.size) content.pages.delete(page);
+        for (const page of [...content.pages.keys()]) {
+          if (page * pageBytes < change.size) continue;
+          content.pages.delete(page);
+          content.own?.delete(page);
+        }
       }
       content.size = change.size;
       break;
     case 'copy':
       content.pages = new Map(change.pages);
+      content.own?.clear();
       content.size = change.size;
       break;
   }
 }
 
-/** A page is never written to: files and the states of one share it. */
-function changedPage(old: Buffer | undefined, from: number, length: number, data: Buffer | undefined): Buffer {
-  if (data && length === pageBytes) return data;
-  const page = old ? Buffer.from(old) : Buffer.alloc(pageBytes);
-  if (data) data.copy(page, from);
-  else page.fill(0, from, from + length);
-  return page;
+/** As if each of the changes were applied, which `now` has. */
+function follow(durable: Content, now: Content, changes: Change[]): void {
+  durable.size = now.size;
+  if (changes.some(({ kind }) => kind === 'truncate' || kind === 'copy')) {
+    durable.pages = new Map(now.pages);
+    now.own?.clear();
+    return;
+  }
+  for (const change of changes) {
+    if (change.kind !== 'write' && change.kind !== 'zero') continue;
+    const length = change.kind === 'write' ? change.data.length : change.length;
+    for (
+      let number = Math.floor(change.position / pageBytes);
+      number * pageBytes < change.position + length;
+      number++
+    ) {
+      const page = now.pages.get(number);
+      if (page) durable.pages.set(number, page);
+      else durable.pages.delete(number);
+      now.own?.delete(number);
+    }
+  }
 }
 
 /** `data` undefined: zeros, as holes where whole pages go. */
@@ -268,12 +305,26 @@ function writeBytes(content: Content, position: number, length: number, data: Bu
     const number = Math.floor((position + done) / pageBytes);
     const from = (position + done) % pageBytes;
     const part = Math.min(pageBytes - from, length - done);
-    const old = content.pages.get(number);
-    if (data === undefined && (part === pageBytes || old === undefined)) {
+    if (data === undefined && (part === pageBytes || !content.pages.has(number))) {
       content.pages.delete(number);
+      content.own?.delete(number);
+    } else if (data && part === pageBytes) {
+      content.pages.set(number, data.subarray(done, done + part));
+      content.own?.delete(number);
     } else {
-      content.pages.set(number, changedPage(old, from, part, data?.subarray(done, done + part)));
+      const page = writable(content, number);
+      if (data) data.copy(page, from, done, done + part);
+      else page.fill(0, from, from + part);
     }
     done += part;
   }
+}
+
+function writable(content: Content, number: number): Buffer {
+  const old = content.pages.get(number);
+  if (old && content.own?.has(number)) return old;
+  const page = old ? Buffer.from(old) : Buffer.alloc(pageBytes);
+  content.pages.set(number, page);
+  content.own?.add(number);
+  return page;
 }

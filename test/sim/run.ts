@@ -6,6 +6,7 @@ import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import type { Point } from '../../master/replica/horizon.ts';
 import { Faults, staleWriter } from './faults.ts';
+import { realFilesAtOnce } from './realfiles.ts';
 import { advanceEveryMs, pointsText, replicaFolder, World, type WorldOptions } from './world.ts';
 
 /** Of virtual time: mirroring must be well again this long after the last fault. */
@@ -84,6 +85,7 @@ async function run(
   play: (world: World) => Promise<void>,
   { trace = () => undefined, given }: Partial<Pick<WorldOptions, 'trace' | 'given'>>,
 ): Promise<Outcome> {
+  realFilesAtOnce();
   const indexRoot = mkdtempSync(`${existsSync('/dev/shm') ? '/dev/shm' : tmpdir()}/replica-sim-`);
   const world = new World({ seed, indexRoot, trace, given });
   const unhandled = (reason: unknown): void =>

@@ -3,6 +3,8 @@
  * each filled with one number (0 = zeros), so that any bytes can be told to be, or not to be, a state of this volume.
  */
 export const slotBytes = 4096;
+/** Looked at together: those of a granule. */
+const runSlots = 16;
 
 interface Version {
   fromMs: number;
@@ -14,16 +16,16 @@ interface Version {
 export class Volume {
   #slots: Uint32Array;
   #sizeBytes: number;
-  #print: bigint;
+  readonly #print: Print = { high: 0, low: 0 };
   #sourceId = 'sim:1';
   readonly #versions: Version[];
   /** Version numbers by fingerprint of content and size. */
-  readonly #byPrint = new Map<bigint, number[]>();
+  readonly #byPrint = new Map<number, number[]>();
 
   constructor(sizeBytes: number, nowMs: number) {
     this.#sizeBytes = sizeBytes;
     this.#slots = new Uint32Array(Math.ceil(sizeBytes / slotBytes));
-    this.#print = sizePrint(sizeBytes);
+    togglePrint(this.#print, sizeSlot, sizeBytes + 1);
     this.#versions = [];
     this.#note(nowMs);
   }
@@ -54,13 +56,18 @@ export class Volume {
     return this.#slots.slice();
   }
 
-  write(first: number, values: Iterable<number>, nowMs: number): void {
-    let at = first;
-    for (let value of values) {
-      if (at >= this.#slots.length) break;
-      value = this.#fitting(at, value);
-      this.#print ^= slotPrint(at, this.slot(at)) ^ slotPrint(at, value);
-      this.#slots[at++] = value;
+  /** As it is at each instant. */
+  get present(): Readonly<Uint32Array> {
+    return this.#slots;
+  }
+
+  write(first: number, values: Uint32Array, nowMs: number): void {
+    const count = Math.min(values.length, this.#slots.length - first);
+    for (let i = 0; i < count; i++) {
+      const value = this.#fitting(first + i, values[i] ?? 0);
+      togglePrint(this.#print, first + i, this.slot(first + i));
+      togglePrint(this.#print, first + i, value);
+      this.#slots[first + i] = value;
     }
     this.#note(nowMs);
   }
@@ -87,7 +94,7 @@ export class Volume {
     const last = slots.length - 1;
     if (last >= 0) slots[last] = this.#fitting(last, slots[last] ?? 0);
     this.#slots = slots;
-    this.#print = printOf(slots, this.#sizeBytes);
+    Object.assign(this.#print, printOf(slots, this.#sizeBytes));
   }
 
   /** A last slot of less than four bytes holds no more of the number than that. */
@@ -102,9 +109,10 @@ export class Volume {
   }
 
   #note(nowMs: number): void {
-    const known = this.#byPrint.get(this.#print) ?? [];
+    const print = printKey(this.#print);
+    const known = this.#byPrint.get(print) ?? [];
     known.push(this.#versions.length);
-    this.#byPrint.set(this.#print, known);
+    this.#byPrint.set(print, known);
     this.#versions.push({ fromMs: nowMs, sizeBytes: this.#sizeBytes, sourceId: this.#sourceId, frozen: false });
   }
 
@@ -114,13 +122,15 @@ export class Volume {
     range: { fromMs: number; toMs: number; sourceId: string; frozen: boolean },
   ): string | undefined {
     const slots = new Uint32Array(Math.ceil(bytes.length / slotBytes));
-    for (let i = 0; i < slots.length; i++) {
-      const part = bytes.subarray(i * slotBytes, (i + 1) * slotBytes);
-      const value = valueOf(part);
+    for (let i = 0; i < slots.length;) {
+      // Mostly many slots have one number.
+      const count = valueOf(bytes, i, runSlots) === undefined ? 1 : runSlots;
+      const value = valueOf(bytes, i, count);
       if (value === undefined) return `bytes at ${i * slotBytes} were never written like this`;
-      slots[i] = value;
+      slots.fill(value, i, i + count);
+      i += count;
     }
-    const versions = this.#byPrint.get(printOf(slots, bytes.length)) ?? [];
+    const versions = this.#byPrint.get(printKey(printOf(slots, bytes.length))) ?? [];
     if (versions.length === 0) return 'no instant had this content';
     const during = versions.filter((number) => {
       const endMs = this.#versions[number + 1]?.fromMs ?? Infinity;
@@ -148,46 +158,73 @@ export class Volume {
 }
 
 /** Fills the buffer with what is at the position; answers how many bytes there were. */
-export function readSlots(slots: Uint32Array, sizeBytes: number, buffer: Buffer, position: number): number {
+export function readSlots(slots: Readonly<Uint32Array>, sizeBytes: number, buffer: Buffer, position: number): number {
   const length = Math.max(0, Math.min(buffer.length, sizeBytes - position));
-  const four = Buffer.alloc(4);
   for (let done = 0; done < length;) {
-    const index = Math.floor((position + done) / slotBytes);
-    const part = Math.min(slotBytes - ((position + done) % slotBytes), length - done);
-    four.writeUInt32LE(slots[index] ?? 0);
-    buffer.fill(four, done, done + part);
-    done += part;
+    let index = Math.floor((position + done) / slotBytes);
+    const value = slots[index] ?? 0;
+    while (slots[index] === value) index++;
+    const end = Math.min(length, Math.max(index, Math.floor((position + done) / slotBytes) + 1) * slotBytes - position);
+    fill(buffer, value, done, end);
+    done = end;
   }
   return length;
 }
 
-function valueOf(part: Buffer): number | undefined {
+function fill(buffer: Buffer, value: number, from: number, to: number): void {
+  const words = Math.floor((to - from) / 4);
+  const isAligned = (buffer.byteOffset + from) % 4 === 0;
+  if (isAligned) new Uint32Array(buffer.buffer, buffer.byteOffset + from, words).fill(value);
+  const filled = isAligned ? from + 4 * words : from;
+  if (filled < to) buffer.fill(bytesOf(value), filled, to);
+}
+
+function bytesOf(value: number): Buffer {
   const four = Buffer.alloc(4);
-  part.copy(four);
-  // A last slot shorter than the number: its bytes must be those of its beginning, which is all that is known of it.
-  const whole = part.length < 4 ? four.readUInt32LE() : part.readUInt32LE();
-  const expected = Buffer.alloc(part.length);
-  four.writeUInt32LE(whole);
-  expected.fill(four);
-  return expected.equals(part) ? whole : undefined;
+  four.writeUInt32LE(value);
+  return four;
 }
 
-function printOf(slots: Uint32Array, sizeBytes: number): bigint {
-  let print = sizePrint(sizeBytes);
-  for (let i = 0; i < slots.length; i++) print ^= slotPrint(i, slots[i] ?? 0);
-  return print;
-}
-
-function sizePrint(sizeBytes: number): bigint {
-  return slotPrint(-1, sizeBytes + 1);
+/** The one number that all of these slots have. Of one that is shorter than a number its bytes are the number's beginning. */
+function valueOf(bytes: Buffer, first: number, count: number): number | undefined {
+  const part = bytes.subarray(first * slotBytes, (first + count) * slotBytes);
+  if (part.length <= 4) {
+    const four = Buffer.alloc(4);
+    part.copy(four);
+    return four.readUInt32LE();
+  }
+  // Each number is the one before.
+  const isOne = part.compare(part, 0, part.length - 4, 4) === 0;
+  return isOne ? part.readUInt32LE() : undefined;
 }
 
 /** 64 bits that make it unlikely that two states have one print; 0 for zeros, so that blank volumes are cheap. */
-function slotPrint(index: number, value: number): bigint {
-  if (value === 0) return 0n;
+interface Print {
+  high: number;
+  low: number;
+}
+
+/** Stands for the size. */
+const sizeSlot = -1;
+
+function printOf(slots: Uint32Array, sizeBytes: number): Print {
+  const print = { high: 0, low: 0 };
+  togglePrint(print, sizeSlot, sizeBytes + 1);
+  for (let i = 0; i < slots.length; i++) togglePrint(print, i, slots[i] ?? 0);
+  return print;
+}
+
+/** Adds that the slot has this value, or takes that away. */
+function togglePrint(print: Print, index: number, value: number): void {
+  if (value === 0) return;
   const high = mix(Math.imul(index + 1, 0x9e3779b1) ^ value);
-  const low = mix(Math.imul(value, 0x85ebca77) ^ (index + 0x7f4a7c15) ^ high);
-  return (BigInt(high) << 32n) | BigInt(low);
+  print.high ^= high;
+  print.low ^= mix(Math.imul(value, 0x85ebca77) ^ (index + 0x7f4a7c15) ^ high);
+}
+
+/** As many of the bits as a number holds exactly. */
+function printKey({ high, low }: Print): number {
+  return (high >>> 0) * 2 ** 21 + (low >>> 11);
 }
 
 function mix(value: number): number {

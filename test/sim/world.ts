@@ -47,6 +47,9 @@ const reopenMs = 1000;
 /** Until the control line is there again. */
 const controlMs = 3000;
 
+/** Of agents that are gone: to take new memory costs more than what is done with it. */
+const spareBuffers: Buffer[] = [];
+
 /** One process of the master. */
 export interface MasterProcess {
   clock: Clock;
@@ -215,8 +218,8 @@ export class World {
   presentDigest(): Buffer {
     const { volume } = this.device;
     if (this.#present?.version !== volume.version) {
-      const bytes = Buffer.alloc(volume.sizeBytes);
-      readSlots(volume.slots(), volume.sizeBytes, bytes, 0);
+      const bytes = Buffer.allocUnsafe(volume.sizeBytes);
+      readSlots(volume.present, volume.sizeBytes, bytes, 0);
       this.#present = { version: volume.version, digest: volumeDigest(bytes) };
     }
     return this.#present.digest;
@@ -239,9 +242,11 @@ export class World {
     const error = this.dice.between(0, 3);
     const tracking = this.#tracking(clock, isDead, stopping.signal);
     // Few buffers, as if other volumes held the rest.
-    const pool = new BufferPool(
-      Array.from({ length: this.dice.pick([5, 8, 64]) }, () => Buffer.allocUnsafeSlow(chunkBytes)),
+    const buffers = Array.from(
+      { length: this.dice.pick([5, 8, 64]) },
+      () => spareBuffers.pop() ?? Buffer.allocUnsafeSlow(chunkBytes),
     );
+    const pool = new BufferPool(buffers);
     this.#run(
       `agent ${this.counts.agentStarts}`,
       mirror(
@@ -271,7 +276,9 @@ export class World {
           event: ({ code, level, message }) => this.trace(`agent ${level} ${code} ${message}`),
         },
         stopping.signal,
-      ).catch((thrown: unknown) => this.checks.violated('I0 the loop never ends by itself', String(thrown))),
+      )
+        .catch((thrown: unknown) => this.checks.violated('I0 the loop never ends by itself', String(thrown)))
+        .finally(() => spareBuffers.push(...buffers)),
     );
   }
 
