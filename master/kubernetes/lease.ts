@@ -3,8 +3,10 @@
  * it for its duration, by the watcher's own steady clock, may be taken; a taken one is renewed every 2 s.
  *
  * Guarantees: at most one master may write at any time, as long as no clock runs more than a third faster than another: a leader
- * that could not renew for `renewSeconds` stops before others may take over. `mayWrite` says so also to a process that was
- * stopped and goes on later, before it does anything. The lease's transitions count the leaders.
+ * that could not renew for `renewSeconds` writes nothing more, and ends before others may take over. `mayWrite` says so also to a process
+ * that was stopped and goes on later, before it does anything. Before a leader ends it tries once more: an answer may have been lost, or have
+ * come while this process was kept from running, and a lease that can be renewed was nobody else's meanwhile. The lease's transitions
+ * count the leaders.
  */
 import type { Clock } from '../../proto/effects.ts';
 import { messageOf, ReplicationError } from '../../proto/errors.ts';
@@ -13,6 +15,10 @@ import { ApiFault, type Api } from './api.ts';
 export const leaseSeconds = 15;
 const renewSeconds = 10;
 const retryMs = 2000;
+/** The last renewal that is tried has its answer by then, so that this process has ended when others may take over. */
+const lastMs = 13_000;
+/** Of a process that was kept from running beyond that. */
+const tryMs = 1000;
 
 interface LeaseSpec {
   holderIdentity?: string;
@@ -60,9 +66,9 @@ export async function lead(options: LeaseOptions, signal: AbortSignal): Promise<
   };
   const micro = (): string => new Date(clock.nowMs()).toISOString().replace('Z', '000Z');
 
-  async function get(): Promise<Lease | undefined> {
+  async function get(signal?: AbortSignal): Promise<Lease | undefined> {
     try {
-      return (await api.request('GET', `${base}/${name}`)) as Lease;
+      return (await api.request('GET', `${base}/${name}`, undefined, signal)) as Lease;
     } catch (error) {
       if (error instanceof ApiFault && error.status === 404) return undefined;
       throw error;
@@ -114,28 +120,47 @@ export async function lead(options: LeaseOptions, signal: AbortSignal): Promise<
   let renewedMs = startedMs;
   const lost = Promise.withResolvers<string>();
   const stopping = new AbortController();
-  const over = (): boolean => clock.monotonicMs() - renewedMs > renewSeconds * 1000;
+  const sinceMs = (): number => clock.monotonicMs() - renewedMs;
+  const over = (): boolean => sinceMs() > renewSeconds * 1000;
 
+  /** An answer that comes too late is of no use: the others may have taken over meanwhile. */
+  const soon = (): AbortSignal => {
+    const limitMs = Math.min(renewSeconds * 500, Math.max(tryMs, lastMs - sinceMs()));
+    return AbortSignal.any([stopping.signal, AbortSignal.timeout(limitMs)]);
+  };
+
+  /** Undefined: renewed. */
+  async function tryRenewal(): Promise<unknown> {
+    const askedMs = clock.monotonicMs();
+    try {
+      const body = { ...lease, spec: { ...lease.spec, renewTime: micro() } };
+      lease = (await api.request('PUT', `${base}/${name}`, body, soon())) as Lease;
+      renewedMs = askedMs;
+      return undefined;
+    } catch (error) {
+      return error;
+    }
+  }
   async function renew(): Promise<void> {
-    for (;;) {
-      await clock.sleep(retryMs, stopping.signal);
-      const askedMs = clock.monotonicMs();
-      try {
-        const body = { ...lease, spec: { ...lease.spec, renewTime: micro() } };
-        // An answer that comes too late is of no use: the others may have taken over meanwhile.
-        const signal = AbortSignal.any([stopping.signal, AbortSignal.timeout(renewSeconds * 500)]);
-        lease = (await api.request('PUT', `${base}/${name}`, body, signal)) as Lease;
-        renewedMs = askedMs;
-      } catch (error) {
-        if (stopping.signal.aborted) return;
-        if (error instanceof ApiFault && error.status === 409) {
-          const now = await get().catch(() => undefined);
-          if (now && now.spec.holderIdentity !== identity)
-            return lost.resolve(`${now.spec.holderIdentity ?? 'nobody'} leads now`);
-          if (now) lease = now;
-        }
-        if (over()) return lost.resolve(`the lease could not be renewed for ${renewSeconds} s: ${messageOf(error)}`);
+    for (let again = false; ;) {
+      if (!again) await clock.sleep(retryMs, stopping.signal);
+      const isLast = over();
+      const error = await tryRenewal();
+      if (stopping.signal.aborted) return;
+      if (error === undefined) {
+        again = false;
+        continue;
       }
+      const isConflict = error instanceof ApiFault && error.status === 409;
+      const now = isConflict ? await get(soon()).catch(() => undefined) : undefined;
+      if (now && now.spec.holderIdentity !== identity)
+        return lost.resolve(`${now.spec.holderIdentity ?? 'nobody'} leads now`);
+      // A renewal of ours whose answer did not come: from there on.
+      const isNewer = now !== undefined && now.metadata.resourceVersion !== lease.metadata.resourceVersion;
+      if (now) lease = now;
+      if (isLast && !isNewer)
+        return lost.resolve(`the lease could not be renewed for ${renewSeconds} s: ${messageOf(error)}`);
+      again = isNewer || over();
     }
   }
   renew().catch(() => undefined); // stopped
