@@ -79,6 +79,8 @@ export class BlockSource implements Source {
     this.#ways = new CutWays((event) => options.event?.(event));
   }
 
+  readonly readsOn = true;
+
   get isIndivisible(): boolean {
     return this.#spooled;
   }

@@ -3,7 +3,8 @@
  *
  * Guarantees: it never ends by itself; every fault becomes a trouble that says what to do, and a new session that asks
  * the replica where it stands (nothing is remembered of the old one that the replica does not confirm). A point is
- * committed only for a cut whose view held until its last byte was read.
+ * committed only for a cut whose view held until its last byte was read. Work that is saved meanwhile does not hold up the line:
+ * what comes after such a commit follows at once, where the source reads on; at most one is not yet acknowledged.
  */
 import { isDeepStrictEqual } from 'node:util';
 import type { Clock, Random } from '../proto/effects.ts';
@@ -37,7 +38,7 @@ export interface MirrorDependencies {
   event(event: { code: string; level: 'ERROR' | 'WARNING' | 'INFO'; message: string }): void;
 }
 
-/** Each stops the flow until the target's disk has it all; what it brings is what a broken line or a kill costs at most. */
+/** What it brings, and what goes out until it is acknowledged, is what a broken line or a kill costs at most. */
 const progressCommitBytes = 64 << 20;
 /** The same by time: what a slow line brings is not sent twice either. */
 const progressCommitMs = 1000;
@@ -127,13 +128,14 @@ async function session(
       signal,
     },
   );
+  let run: Session | undefined;
   try {
     const { welcome } = sender;
     const { head } = state;
     if (head && !(head.sequence === welcome.headSequence && head.digest.equals(welcome.digest)))
       state.progress.set({ unchangedSinceUs: 0 });
     const attached = await source.attach(welcome, () => sender.manifest());
-    const run: Session = {
+    run = {
       deps,
       state,
       source,
@@ -149,6 +151,7 @@ async function session(
       refused: false,
       verifying: undefined,
       saved: { bytes: 0, runs: 0, nodes: 0 },
+      committing: undefined,
     };
     await loop(run, onSuccess);
   } finally {
@@ -156,6 +159,8 @@ async function session(
     state.progress.closeSession();
     ending.abort();
     sender.close();
+    // Its acknowledgement may just have come; nobody else is to use the source then.
+    await run?.committing?.catch(() => undefined);
   }
 }
 
@@ -180,6 +185,8 @@ interface Session {
   verifying: { from: number; bad: number } | undefined;
   /** What the newest commit has of all that the sender has sent. */
   saved: { bytes: number; runs: number; nodes: number };
+  /** The newest commit, until it is acknowledged. */
+  committing: Promise<void> | undefined;
 }
 
 async function loop(run: Session, onSuccess: () => void): Promise<void> {
@@ -243,7 +250,9 @@ async function checkFacts(run: Session): Promise<void> {
 
 /** What was sent for a point that could not be made is work done: uncommitted it would add up until the replica takes no more. */
 async function sync(run: Session, step: Extract<Step, { kind: 'sync' }>, assignment: Assignment): Promise<void> {
-  if (!(await toPoint(run, step, assignment))) await saveProgress(run, () => true);
+  if (await toPoint(run, step, assignment)) return;
+  await saveProgress(run, () => true);
+  await run.committing;
 }
 
 /** A commit that is no point, of what was sent since the newest one, if that is anything, is `isDue`, and may be parted from what comes. */
@@ -270,14 +279,15 @@ async function toPoint(run: Session, step: Extract<Step, { kind: 'sync' }>, assi
     verifying.bad = Math.max(verifying.bad, bad);
   }
 
-  let [commits, savedMs] = [run.sequence, deps.clock.monotonicMs()];
+  let [saved, savedMs] = [run.saved, deps.clock.monotonicMs()];
   const isDue = (bytes: number, runs: number): boolean => {
     const nowMs = deps.clock.monotonicMs();
-    if (run.sequence > commits) [commits, savedMs] = [run.sequence, nowMs];
+    if (run.saved !== saved) [saved, savedMs] = [run.saved, nowMs];
     return (
       bytes >= (deps.progressCommitBytes ?? progressCommitBytes) ||
       runs >= progressCommitRuns ||
-      (bytes > 0 && nowMs - savedMs >= progressCommitMs)
+      // Not before the last one is through: it would be waited for.
+      (bytes > 0 && nowMs - savedMs >= progressCommitMs && !run.committing)
     );
   };
   const between = (): Promise<void> => saveProgress(run, isDue);
@@ -287,11 +297,13 @@ async function toPoint(run: Session, step: Extract<Step, { kind: 'sync' }>, assi
   );
   if (step.whole) run.whole = false;
 
-  const again = (): Promise<void> =>
-    sender.send(
-      source.round(false, () => undefined, signal),
-      between,
-    );
+  const again = async (): Promise<void> => {
+    const round = source.round(false, () => undefined, signal);
+    await sender.send(round, between);
+    await run.committing;
+  };
+  // A volume that stands still waits for no disk of the target's.
+  await run.committing;
   const taken = await takeCut(run, again);
   if (!taken) return false;
   const { cut, group } = taken;
@@ -390,6 +402,7 @@ function refuse(run: Session, { reason, message: why }: Refusal): void {
   state.progress.flush();
 }
 
+/** Returns when it is acknowledged, or, where the source reads on and it is no point, when it has gone out. */
 async function commit(
   run: Session,
   facts: {
@@ -403,25 +416,34 @@ async function commit(
     groupCut?: string;
   },
 ): Promise<void> {
-  const { sender } = run;
+  const { sender, source } = run;
+  await run.committing;
   const sequence = run.sequence + 1;
   await sender.settle();
   const saved = { bytes: sender.sentBytes, runs: sender.sentRuns, nodes: sender.sentNodes };
   // It may have been replaced or cut short while it was read.
   await checkFacts(run);
-  await run.source.prepare(sequence);
-  const digest = await sender.commit({
+  await source.prepare(sequence);
+  const durable = sender.commit({
     verified: false,
     mismatchedGranules: 0,
     groupCut: '',
     ...facts,
     sequence,
-    sizeBytes: run.source.commitSizeBytes(),
+    sizeBytes: source.commitSizeBytes(),
   });
-  run.sequence = sequence;
   run.saved = saved;
-  run.state.head = { sequence, digest };
-  await run.source.committed(sequence, facts.point, digest);
+  const committing = (async () => {
+    const digest = await durable;
+    run.sequence = sequence;
+    run.state.head = { sequence, digest };
+    await source.committed(sequence, facts.point, digest);
+    run.committing = undefined;
+  })();
+  run.committing = committing;
+  // It is the session's failure, which whatever is sent next meets too.
+  committing.catch(() => undefined);
+  if (facts.point || !source.readsOn) await committing;
 }
 
 /** Words of the conditions for what stops mirroring; what is not listed is told under its own code. */

@@ -424,9 +424,9 @@ export class Sender {
     await this.#out.run(() => this.#flush());
   }
 
-  /** Settles, then commits; durable at the replica when it returns. */
+  /** Goes out at once, after `settle`, one at a time; durable at the replica when it returns. What is sent meanwhile comes after it. */
   async commit(commit: Commit): Promise<Buffer> {
-    await this.settle();
+    assert(this.#outbox === undefined && this.#answering === undefined, 'every piece before it is sent');
     await this.#message({ commit });
     await this.#until(() => (this.#committed?.sequence ?? 0) >= commit.sequence);
     assert.equal(this.#committed?.sequence, commit.sequence);

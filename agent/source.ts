@@ -132,6 +132,8 @@ export interface Source {
   dirtyBytes(): number | undefined;
   /** The pieces so far only make sense with some that are to come: no commit may part them. */
   readonly isIndivisible: boolean;
+  /** Between `prepare` and `committed` more pieces may be taken: they belong to the commit after. */
+  readonly readsOn: boolean;
   /** `Commit.size_bytes` for what the pieces so far add up to. */
   commitSizeBytes(): number;
   /**

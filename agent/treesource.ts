@@ -129,6 +129,9 @@ export class TreeSource implements Source {
     return this.#finder.reason;
   }
 
+  /** Its manifest has one open commit. */
+  readonly readsOn = false;
+
   get isIndivisible(): boolean {
     return this.#isParted || this.#spooling || this.#manifest.isUnsettled;
   }

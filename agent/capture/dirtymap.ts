@@ -1,11 +1,12 @@
 /**
  * The durable dirty map of one block volume: which granules the replica may hold otherwise than the volume does.
  *
- * A granule's mark goes through three states: changed; being read; handed out and not yet committed. It leaves the map when
- * the commit that carries it is acknowledged, and goes back to "changed" when the session fails. A write that comes
+ * A granule's mark goes through four states: changed; being read; handed out; in a commit that went out. It leaves the map when
+ * that commit is acknowledged, and goes back to "changed" when the session fails. A write that comes
  * meanwhile marks it anew. Cleared before the read: what is written after the mark was taken is marked again.
+ * While a commit is under way others are read and handed out, for the next one.
  *
- * What is kept on disk is all three together, with the replica's head that they belong to and the capture's state. The order of
+ * What is kept on disk is all four together, with the replica's head that they belong to and the capture's state. The order of
  * the writes makes each crash harmless: marks before the state that says they are there, a new head before marks go. Nothing
  * is forced to the disk unless the capture's state is good beyond a reboot: what is written survives a killed agent.
  *
@@ -45,7 +46,9 @@ export class DirtyMap {
   readonly dirty: Bitmap;
   readonly #reading: Bitmap;
   readonly #taken: Bitmap;
-  /** All three, as on disk once persisted. */
+  /** Handed out before the commit that is under way. */
+  readonly #committing: Bitmap;
+  /** All four, as on disk once persisted. */
   readonly #kept: Bitmap;
   readonly #store: MapStore;
   readonly #touched = new Set<number>();
@@ -61,6 +64,7 @@ export class DirtyMap {
     this.dirty = new Bitmap(0);
     this.#reading = new Bitmap(0);
     this.#taken = new Bitmap(0);
+    this.#committing = new Bitmap(0);
     this.#kept = new Bitmap(0);
     this.#header = {
       sizeBytes: 0,
@@ -93,7 +97,7 @@ export class DirtyMap {
   }
 
   #clear(): void {
-    for (const bits of [this.dirty, this.#reading, this.#taken]) bits.clear();
+    for (const bits of [this.dirty, this.#reading, this.#taken, this.#committing]) bits.clear();
     this.#kept.clear((page) => this.#touched.add(page));
   }
 
@@ -115,7 +119,8 @@ export class DirtyMap {
   resize(sizeBytes: number): void {
     const before = this.sizeBytes;
     if (sizeBytes === before) return;
-    for (const bits of [this.dirty, this.#reading, this.#taken, this.#kept]) bits.resize(granuleCount(sizeBytes));
+    for (const bits of [this.dirty, this.#reading, this.#taken, this.#committing, this.#kept])
+      bits.resize(granuleCount(sizeBytes));
     this.#header.sizeBytes = sizeBytes;
     if (sizeBytes > before) this.markBytes(Math.max(0, before - 1), sizeBytes - before + 1);
     else if (sizeBytes > 0) this.markBytes(sizeBytes - 1, 1);
@@ -168,8 +173,10 @@ export class DirtyMap {
   /** What was handed out never came to a commit. */
   back(): void {
     this.unread();
-    this.dirty.addAll(this.#taken);
-    this.#taken.clear();
+    for (const bits of [this.#taken, this.#committing]) {
+      this.dirty.addAll(bits);
+      bits.clear();
+    }
   }
 
   /** A pass over all marks has ended: what comes from now on are changes. */
@@ -196,7 +203,10 @@ export class DirtyMap {
     this.#header.prepared = 0;
   }
 
+  /** The commit that carries what was handed out so far is about to go out; the one before it is acknowledged. */
   async prepare(sequence: number, generation: string): Promise<void> {
+    this.#committing.addAll(this.#taken);
+    this.#taken.clear();
     this.#header.prepared = sequence;
     this.#header.preparedBy = generation;
     await this.#keep(() => this.#writeHeader());
@@ -207,19 +217,20 @@ export class DirtyMap {
     const isHeadKept = await this.#keep(() => this.#writeHeader());
     // Else the old head stands on disk, and the marks that it needs must stand there too.
     if (!isHeadKept) return void this.back();
-    for (const { first, end } of this.#taken.runs()) {
+    for (const { first, end } of this.#committing.runs()) {
       for (let at = first; at < end;) {
         const marked = this.#nextMarked(at, end);
         this.#kept.delete(at, marked?.first ?? end, (page) => this.#touched.add(page));
         at = marked?.end ?? end;
       }
     }
-    this.#taken.clear();
+    this.#committing.clear();
   }
 
-  /** The first run within these that is changed or being read. */
+  /** The first run within these that the commit does not carry as it is now. */
   #nextMarked(from: number, end: number): { first: number; end: number } | undefined {
-    const runs = [this.dirty.next(from), this.#reading.next(from)].filter((run) => run && run.first < end);
+    const marked = [this.dirty, this.#reading, this.#taken].map((bits) => bits.next(from));
+    const runs = marked.filter((run) => run && run.first < end);
     return runs.sort((a, b) => (a?.first ?? 0) - (b?.first ?? 0))[0];
   }
 

@@ -197,7 +197,9 @@ const rows: Record<string, Row[]> = {
       'const end = Math.floor((offset + length) / granuleBytes);',
       [map, sim],
     ],
-    ['this.dirty.addAll(this.#taken);', '', [map, sim]],
+    ['of [this.#taken, this.#committing]) {', 'of [this.#committing]) {', [map, sim]],
+    ['of [this.#taken, this.#committing]) {', 'of [this.#taken]) {', [map, sim]],
+    ['[this.dirty, this.#reading, this.#taken].map', '[this.dirty, this.#reading].map', [map, sim]],
     [
       'this.markBytes(Math.max(0, before - 1), sizeBytes - before + 1)',
       'this.markBytes(before, sizeBytes - before)',

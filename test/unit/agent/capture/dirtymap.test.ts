@@ -85,6 +85,30 @@ t.test('what a commit did not carry stays: taken and not handed out, or of a ses
   t.same(map.next(0, 99), { first: 1, end: 4 });
 });
 
+t.test('what is handed out while a commit is under way belongs to the next one', async (t) => {
+  const map = await fresh(new DyingStore());
+  map.markBytes(0, 3 * granuleBytes);
+  map.take(0, 2);
+  map.handed(0, 2);
+  await map.prepare(3, '1');
+  // Written again, read again, and another one.
+  map.markBytes(0, 1);
+  map.take(0, 1);
+  map.handed(0, 1);
+  map.take(2, 3);
+  map.handed(2, 3);
+  await map.committed(3, digest(3));
+  t.equal(map.dirtyBytes, 2 * granuleBytes);
+  t.equal(map.next(0, 99), undefined, 'nothing is to be read anew');
+  map.back();
+  t.same([...map.dirty.runs()], [{ first: 0, end: 1 }, { first: 2, end: 3 }]); // prettier-ignore
+  map.take(0, 3);
+  map.handed(0, 3);
+  await map.prepare(4, '1');
+  map.back();
+  t.same([...map.dirty.runs()], [{ first: 0, end: 3 }], 'of a session that failed before the answer'); // prettier-ignore
+});
+
 t.test('growth is marked with the granule that was the last one', async (t) => {
   const map = await fresh(new DyingStore());
   map.resize(sizeBytes + 2 * granuleBytes);
@@ -112,7 +136,7 @@ t.test('the map belongs to the replica where it was left, or whose commit was on
 });
 
 t.test('killed at any step, the next agent finds every mark that the replica needs', async () => {
-  const step = fc.constantFrom('mark', 'read', 'commit', 'ack', 'fail', 'persist' as const);
+  const step = fc.constantFrom('mark', 'read', 'commit', 'send', 'ack', 'fail', 'persist' as const);
   await fc.assert(
     fc.asyncProperty(
       fc.array(fc.tuple(step, fc.nat(granules - 1), fc.integer({ min: 1, max: 6 })), { maxLength: 30 }),
@@ -128,6 +152,8 @@ t.test('killed at any step, the next agent finds every mark that the replica nee
         let writes = 0;
         store.left = killedAfter;
         let known = { sequence, writes: 0 };
+        // A commit that is durable and not yet acknowledged: what is read meanwhile belongs to the next.
+        let isSent = false;
         let killed = false;
         const noteFailure = (): void => {
           killed ||= map.failure !== undefined;
@@ -143,7 +169,11 @@ t.test('killed at any step, the next agent finds every mark that the replica nee
               for (let i = run.first; i < run.end; i++) read.set(i, volume[i] ?? 0);
               map.handed(run.first, run.end);
             }
-          } else if (kind === 'commit' || kind === 'ack') {
+          } else if (kind === 'ack' && isSent) {
+            await map.committed(sequence, digest(sequence));
+            isSent = false;
+          } else if (kind === 'commit' || kind === 'ack' || kind === 'send') {
+            if (isSent) continue;
             await map.prepare(sequence + 1, '1');
             noteFailure();
             if (killed) break;
@@ -151,10 +181,14 @@ t.test('killed at any step, the next agent finds every mark that the replica nee
             replica = replica.map((value, index) => read.get(index) ?? value);
             read = new Map();
             if (kind === 'commit') break; // durable, and killed before the answer
-            await map.committed(sequence, digest(sequence));
+            if (kind === 'ack') await map.committed(sequence, digest(sequence));
+            else isSent = true;
           } else if (kind === 'fail') {
             map.back();
             read = new Map();
+            // The next session finds what is durable.
+            assert(map.belongsTo(sequence, digest(sequence), '1'));
+            isSent = false;
           } else {
             const state = { at: writes };
             if (await map.persist('ftrace', state)) known = { sequence, writes };

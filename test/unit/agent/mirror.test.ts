@@ -1,0 +1,104 @@
+import t from 'tap';
+import { mirror } from '../../../agent/mirror.ts';
+import { systemClock, systemRandom } from '../../../proto/system.ts';
+import { bell, streamPair } from '../../../proto/stream.ts';
+import type { Assignment, Commit, MirrorReply, MirrorRequest } from '../../../proto/wire.ts';
+import { opener, sizeBytes, Volume } from './memoryvolume.ts';
+
+const assignment: Assignment = {
+  replicationUid: 'u',
+  name: 'n',
+  fencingGeneration: '1',
+  path: '/volume',
+  volumeMode: 'Block',
+  include: [],
+  exclude: [],
+  continuous: true,
+  cutIntervalSeconds: 3600,
+  consistency: '',
+  maxFreezeMs: 10_000,
+  compression: 'none',
+  bandwidthBytesPerSecond: 0,
+  readBytesPerSecond: 0,
+  paused: false,
+  syncRequest: 0,
+  resyncRequest: 0,
+  verifyRequest: 0,
+  force: false,
+  beforeFreeze: [],
+  afterThaw: [],
+  hookTimeoutSeconds: 0,
+  group: '',
+  snapshots: false,
+};
+
+t.test(
+  'work is saved while the line goes on: nobody waits for the target to make it durable, but a point',
+  async (t) => {
+    const volume = new Volume();
+    const open = opener(t, volume);
+    const pair = streamPair<MirrorRequest, MirrorReply>();
+    const ending = new AbortController();
+    const commits: Commit[] = [];
+    /** Content that came after a commit that was not answered yet. */
+    let behind = 0;
+    let contentBytes = 0;
+    const made = bell();
+    const master = async (): Promise<void> => {
+      let owed: Commit | undefined;
+      const answer = async (): Promise<void> => {
+        const { sequence } = owed ?? { sequence: 0 };
+        owed = undefined;
+        await pair.server.send({ committed: { sequence, digest: Buffer.alloc(16, sequence) } });
+      };
+      for await (const message of pair.server.receive) {
+        if (message.hello) {
+          const head = { headSequence: 0, initialized: false, sizeBytes: 0, digest: Buffer.alloc(16), sourceId: '' };
+          await pair.server.send({ welcome: { protocol: 1, ...head, blank: true, incomplete: false } });
+          continue;
+        }
+        if (message.commit) {
+          t.equal(owed, undefined, 'one at a time');
+          t.equal(message.commit.sequence, commits.length + 1);
+          commits.push((owed = message.commit));
+          // Others wait until more has come, or all of it.
+          if (owed.point || contentBytes === sizeBytes) await answer();
+          if (message.commit.point) made.ring();
+        } else if (message.data) {
+          contentBytes += message.data.rawBytes;
+          if (owed) {
+            behind++;
+            await answer();
+          }
+        }
+        await pair.server.send({ received: { number: message.number, workedUs: 0 } });
+      }
+    };
+    const serving = master().catch(() => undefined);
+    const running = mirror(
+      {
+        clock: systemClock,
+        random: systemRandom,
+        assignment: () => assignment,
+        changed: (signal) =>
+          new Promise((_, reject) => signal.addEventListener('abort', () => reject(new Error('over')))),
+        openSource: async () => open(),
+        connect: () => pair.client,
+        protocol: () => 1,
+        toMasterUs: async (agentUs) => agentUs,
+        report: () => undefined,
+        progressCommitBytes: 1 << 20,
+        event: ({ message }) => t.comment(message),
+      },
+      ending.signal,
+    );
+    while (commits.at(-1)?.point !== true) await made.rung();
+    t.equal(contentBytes, sizeBytes);
+    t.ok(commits.length >= 3, `${commits.length} commits`);
+    t.ok(behind >= 2, `${behind} of them had content behind them before they were answered`);
+    ending.abort(new Error('the test is over'));
+    await running;
+    pair.cut();
+    await serving;
+  },
+);
