@@ -123,8 +123,9 @@ export class Volume {
   ): string | undefined {
     const slots = new Uint32Array(Math.ceil(bytes.length / slotBytes));
     for (let i = 0; i < slots.length;) {
-      // Mostly many slots have one number.
-      const count = valueOf(bytes, i, runSlots) === undefined ? 1 : runSlots;
+      // Mostly many slots have one number. The last one may be shorter than that, and has another number then.
+      const isWhole = (i + runSlots) * slotBytes <= bytes.length;
+      const count = isWhole && valueOf(bytes, i, runSlots) !== undefined ? runSlots : 1;
       const value = valueOf(bytes, i, count);
       if (value === undefined) return `bytes at ${i * slotBytes} were never written like this`;
       slots.fill(value, i, i + count);
