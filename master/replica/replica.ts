@@ -479,7 +479,7 @@ export class Replica {
       checkpoint: this.#checkpoint,
       mode: this.#mode,
     };
-    const { readBytes, bad } = await this.#ofBase(() => scrubReplica(parts, this.#head.sequence, signal, progress));
+    const { readBytes, bad } = await this.#ofBase(() => scrubReplica(parts, signal, progress));
     return this.#writing.run(async () => {
       this.#mustWrite(session);
       try {

@@ -1,9 +1,11 @@
 /**
  * Re-reads base and journal against their hashes and answers what of the newest commit is not right: what the base has
- * wrong and no later epoch brings anew, what the journal has wrong, and of a block volume what the head says, the base has not and no
- * later epoch brings, although the base is right by itself.
+ * wrong and no later epoch brings anew, what the journal has wrong, and of a block volume where base and journal lead to other content
+ * than the head says, although each is right by itself.
+ * Failure: a journal that ends with another commit than was acknowledged, where no piece says why, is damaged (ReplicaDamaged).
  */
-import { granuleCount, hashBytes, unknownHash } from '../../proto/granule.ts';
+import { ReplicationError } from '../../proto/errors.ts';
+import { granuleCount, hashBytes, unknownHash, zeroHash } from '../../proto/granule.ts';
 import { unpack } from '../../proto/payload.ts';
 import type { Data, VolumeMode } from '../../proto/wire.ts';
 import type { Progress } from './base.ts';
@@ -21,7 +23,7 @@ export interface Scrubbed {
   bad: { object: number; granule: number }[];
 }
 
-/** Up to epoch `through`, the newest that is committed. */
+/** Up to the newest commit. */
 export async function scrubReplica(
   {
     head,
@@ -36,10 +38,11 @@ export async function scrubReplica(
     checkpoint: Checkpoint;
     mode: VolumeMode;
   },
-  through: number,
   signal: AbortSignal,
   progress: Progress,
 ): Promise<Scrubbed> {
+  const { newest } = head;
+  const through = head.sequence;
   const pin = timeline.pin(timeline.points[0]?.sequence ?? through);
   try {
     const bad = new Map<string, { object: number; granule: number }>();
@@ -53,6 +56,7 @@ export async function scrubReplica(
       return { readBytes: result.readBytes, from: base.index.sequence, lacking };
     });
     let journalRead = 0;
+    let endsElsewhere = false;
     for await (const record of journal.read(from, through)) {
       signal.throwIfAborted();
       if ('commit' in record && mode === 'Block') {
@@ -61,18 +65,28 @@ export async function scrubReplica(
         for (const [key, { granule }] of bad) if (granule >= count) bad.delete(key);
         for (const granule of lacking) if (granule >= count) lacking.delete(granule);
       }
+      if ('commit' in record && record.commit.sequence === through)
+        endsElsewhere = newest !== undefined && !record.commit.digest.equals(newest.digest);
       if (!('data' in record)) continue;
       journalRead += record.data.payload.length;
       // What was bad before and is good here is good from here on.
       const right = isRight(record.data);
-      eachGranule(record.data, (object, granule, zero) => {
-        lacking.delete(granule);
+      eachGranule(record.data, (object, granule, zero, hash) => {
+        if (isOther(head, granule, hash)) lacking.add(granule);
+        else lacking.delete(granule);
         if (right || zero) bad.delete(`${object}/${granule}`);
         else note(object, granule);
       });
       progress(readBytes + journalRead, readBytes + journalBytes);
     }
     for (const granule of lacking) note(0, granule);
+    if (endsElsewhere && bad.size === 0) {
+      journal.damaged = true;
+      throw new ReplicationError(
+        'ReplicaDamaged',
+        `the journal ends with another commit ${through} than was acknowledged`,
+      );
+    }
     return { readBytes: readBytes + journalRead, bad: [...bad.values()] };
   } finally {
     timeline.unpin(pin);
@@ -95,6 +109,14 @@ function* differing(head: VolumeIndex, base: VolumeIndex): Generator<number> {
   }
 }
 
+/** Than the head says, where that knows any. */
+function isOther(head: VolumeIndex, granule: number, hash: Buffer): boolean {
+  if (!(head instanceof BlockIndex)) return false;
+  if (granule >= granuleCount(head.sizeBytes)) return false;
+  const own = head.hashes(granule, 1);
+  return !own.equals(hash) && !own.equals(unknownHash);
+}
+
 function isRight(data: Data): boolean {
   try {
     unpack(data);
@@ -104,6 +126,12 @@ function isRight(data: Data): boolean {
   }
 }
 
-function eachGranule(data: Data, visit: (object: number, granule: number, zero: boolean) => void): void {
-  for (const run of data.runs) for (let i = 0; i < run.count; i++) visit(run.object, run.first + i, run.zero);
+function eachGranule(
+  { runs, hashes }: Data,
+  visit: (object: number, granule: number, zero: boolean, hash: Buffer) => void,
+): void {
+  let at = 0;
+  for (const { object, first, count, zero } of runs)
+    for (let i = 0; i < count; i++)
+      visit(object, first + i, zero, zero ? zeroHash : hashes.subarray(at, (at += hashBytes)));
 }
