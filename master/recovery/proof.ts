@@ -20,7 +20,7 @@ import type { Store } from '../store.ts';
 import { failbackName } from './failback.ts';
 import { messageFor } from './message.ts';
 import { awaitsProof, verifiedOf } from './proven.ts';
-import { pointBySequence } from './volume.ts';
+import { keptPoint } from './volume.ts';
 
 export interface ProofsOptions {
   store: Store;
@@ -109,7 +109,7 @@ async function prove(options: ProofsOptions, copy: Copy, stop: AbortSignal): Pro
   const { name, uid } = holder.metadata;
   const replica = mirrors.replica(uid);
   if (!replica?.prove) return lookEveryMs;
-  const point = pointBySequence(replica, task.point?.sequence);
+  const point = keptPoint(replica, task.point);
   if (!point) {
     conclude(options, copy, holder, { why: `point ${task.point?.sequence} is no longer kept` });
     return 0;

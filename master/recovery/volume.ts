@@ -21,7 +21,7 @@ import { replicaUid } from '../mirrorstate.ts';
 import type { FillOptions } from '../receiver/filling.ts';
 import type { Copied } from '../replica/copies.ts';
 import { demoted } from '../resources.ts';
-import type { Recovery, Replication, StorageClass } from '../resources.ts';
+import type { PointView, Recovery, Replication, StorageClass } from '../resources.ts';
 import type { Store } from '../store.ts';
 import {
   claimClass,
@@ -276,7 +276,7 @@ export function volumeEffects(options: VolumesOptions): Effects {
       const replication = replicationOf(recovery, index);
       const { spec, metadata } = replication;
       const task = recovery.status.tasks[index];
-      const point = pointBySequence(replica, task?.point?.sequence);
+      const point = keptPoint(replica, task?.point);
       const volume = volumeOf(recovery.spec, metadata.name);
       if (!point || typeof task?.path !== 'string') {
         // Another one is chosen when it is tried again.
@@ -443,9 +443,16 @@ function release(store: Store, recoveryUid: string, name: string): void {
   });
 }
 
-export function pointBySequence(replica: HeldReplica, sequence: number | undefined): Point | undefined {
-  const inJournal = replica.points.find((point) => point.sequence === sequence);
-  if (inJournal) return inJournal;
+/**
+ * What was chosen, if it is still kept. By number and digest: after damage to the journal commits that were lost with it have their
+ * numbers again, for other content.
+ */
+export function keptPoint(
+  replica: HeldReplica,
+  chosen: Pick<PointView, 'sequence' | 'digest'> | null | undefined,
+): Point | undefined {
+  const isChosen = (point: Point | undefined): boolean =>
+    point?.sequence === chosen?.sequence && point?.digest.toString('hex') === chosen?.digest;
   const snapshots = replica.snapshotNames.map((name) => replica.snapshotPoint(name));
-  return snapshots.find((point) => point?.sequence === sequence);
+  return replica.points.find(isChosen) ?? snapshots.find(isChosen);
 }

@@ -8,7 +8,9 @@ import { ask, type Action } from '../../../../master/recovery/machine.ts';
 import { runProofs } from '../../../../master/recovery/proof.ts';
 import { volumeEffects } from '../../../../master/recovery/volume.ts';
 import { pinnedPoints } from '../../../../master/references.ts';
+import type { Point } from '../../../../master/replica/horizon.ts';
 import { Replica } from '../../../../master/replica/replica.ts';
+import { pointView } from '../../../../master/status.ts';
 import { granuleBytes } from '../../../../proto/granule.ts';
 import { systemClock, systemEffects } from '../../../../proto/system.ts';
 import { commitOf, dataOf } from '../replica/blockreplica.ts';
@@ -53,7 +55,7 @@ async function start(t: Parameters<typeof world>[0]) {
 
   const mirrors = {
     replica: () => replica,
-    view: (_uid: string, { sequence }: { sequence: number }) => ({ sequence }),
+    view: (_uid: string, point: Point) => pointView(point, null, undefined),
     drilled: () => undefined,
   } as unknown as Mirrors;
   const mismatched: [string, number][] = [];

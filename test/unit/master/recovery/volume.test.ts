@@ -15,7 +15,7 @@ async function start(t: Parameters<typeof world>[0]) {
   const made = await world(t);
   const { store, folder } = made;
   const { uid } = addReplication(store, 'one').metadata;
-  const point = { sequence: 1, sourceUs: 1, committedUs: 1 };
+  const point = { sequence: 1, sourceUs: 1, committedUs: 1, digest: Buffer.alloc(16, 0xab) };
   const replica = {
     newestPoint: point,
     points: [point],
@@ -26,7 +26,11 @@ async function start(t: Parameters<typeof world>[0]) {
     },
     noteDrill: async () => undefined,
   };
-  const mirrors = { replica: () => replica, view: () => ({ sequence: 1 }), drilled: () => undefined };
+  const mirrors = {
+    replica: () => replica,
+    view: () => ({ sequence: 1, digest: 'ab'.repeat(16) }),
+    drilled: () => undefined,
+  };
   const allow = { mayWriteRecovery: async (path: string) => path, mayRun: async (path: string) => path };
   const options = {
     store,
@@ -95,11 +99,12 @@ t.test('a copy that cannot be removed is told once, and tried again at leisure',
 t.test('a master killed when the index had become the one of the fork stages the copy anew', async (t) => {
   const { store, folder, emitter, signal } = await world(t);
   addReplication(store, 'one', 'local', 'Filesystem');
-  const point = { sequence: 1, sourceUs: 1, committedUs: 1 };
+  const point = { sequence: 1, sourceUs: 1, committedUs: 1, digest: Buffer.alloc(16, 0xab) };
   let staged = 0;
   const replica = {
     newestPoint: point,
     points: [point],
+    snapshotNames: [],
     recover: async (_point: unknown, path: string, { keepIndexAt = '' }) => {
       await mkdir(path);
       const index = new TreeIndex(keepIndexAt);
@@ -120,9 +125,10 @@ t.test('a master killed when the index had become the one of the fork stages the
   const { metadata } = store.create('Recovery', 'back', {
     ...recoveryDraft('back', { ...body, target: { agent: 'node-b', path: '/srv' } }),
   });
-  const now = (): Recovery =>
-    store.update('Recovery', 'back', ({ status }) => {
-      status.tasks = [{ ...status.tasks[0], volume: 'one', path: '/srv', point: { sequence: 1 } } as never];
+  const now = (digest = 'ab'.repeat(16)): Recovery =>
+    store.update('Recovery', 'back', ({ status, job }) => {
+      job.volumes = [{ stage: 'chosen' } as never];
+      status.tasks = [{ ...status.tasks[0], volume: 'one', path: '/srv', point: { sequence: 1, digest } } as never];
     });
   await effects.copy(now(), 0, signal);
   t.equal(store.get('Replication', 'one')?.requests.fork?.sequence, 1);
@@ -131,4 +137,9 @@ t.test('a master killed when the index had become the one of the fork stages the
   store.putRecord('recovered-copies', `${metadata.uid}/one`, `${ino}:${birthtimeNs}`);
   await effects.copy(now(), 0, signal);
   t.equal(staged, 2, 'nothing is sent from an index that is not there');
+
+  const gone = { code: 'PointGone', message: /point 1 is no longer kept/ };
+  await t.rejects(Promise.resolve(effects.copy(now('cd'.repeat(16)), 0, signal)), gone, 'another one has its number');
+  t.equal(store.get('Recovery', 'back')?.job.volumes[0]?.stage, 'fenced', 'tried again, it chooses anew');
+  t.equal(staged, 2);
 });
