@@ -174,6 +174,9 @@ export class Checkpoint {
     if (applying === undefined || applying <= this.#head.sequence) return;
     const { bad } = await this.#base.verify(never, () => undefined);
     this.#forget(bad);
+    // Once the note says that all was read, nobody looks again.
+    makeDurable(this.#base.index.database);
+    makeDurable(this.#head.database);
     const { newest } = this.#base.index;
     this.#timeline.replace(bad.length === 0 && newest?.point === true ? [newest] : []);
     onDoubt(

@@ -25,7 +25,7 @@ import { Checkpoint } from './checkpoint.ts';
 import { Copies, type Copied, type CopyOptions } from './copies.ts';
 import type { CommitRecord, JournalRecord } from './frame.ts';
 import { noPins, type Pins, type Point } from './horizon.ts';
-import { removeIndex } from './indexdatabase.ts';
+import { makeDurable, removeIndex } from './indexdatabase.ts';
 import { headPathOf, openHead, renew, type KeptSnapshot, type Opened } from './open.ts';
 import type { Journal } from './journal.ts';
 import { readNote, type ReplicaNote } from './note.ts';
@@ -485,6 +485,8 @@ export class Replica {
       try {
         bad.push(...this.#head.unsound());
         for (const { object, granule } of bad) this.#head.markUnknown(object, granule);
+        // The digests of what is committed next are over that: no power cut may take it back alone.
+        if (bad.length > 0) makeDurable(this.#head.database);
       } catch (error) {
         throw this.#ofHead(error);
       }

@@ -1,3 +1,4 @@
+import { copyFileSync } from 'node:fs';
 import t from 'tap';
 import type { CommitRecord } from '../../../../master/replica/frame.ts';
 import { Journal } from '../../../../master/replica/journal.ts';
@@ -63,4 +64,33 @@ t.test('a journal that ends with another commit of the same content is damaged, 
   t.ok((await recovered(r, replica, 1)).equals(imageOf({ 0: 1 }, size)), 'which brings it to where it is whole');
   t.equal(replica.head.sequence, 1);
   await replica.close();
+});
+
+t.test('what a scrub found wrong is known after a power cut too: what was committed since is over that', async (t) => {
+  const r = await rig(t);
+  const replica = await r.open();
+  const session = await replica.attach(writer);
+  await put(replica, session, { 0: 1, 1: 2 }, size);
+  await replica.advance(0, none);
+  await put(replica, session, { 2: 3 }, size);
+  r.sim.flip('/class/r/base/image.raw', granuleBytes + 5);
+  t.equal((await replica.scrub(session, none, () => undefined)).badGranules, 1);
+  await put(replica, session, { 3: 4 }, size, { point: false });
+  // Only what was checkpointed is sure to be on the disk.
+  const heads = [`${r.indexFolder}/head.db`, `${r.indexFolder}/head.db.checkpointed`] as const;
+  copyFileSync(...heads);
+  r.sim.crash(true);
+  await replica.close();
+  copyFileSync(heads[1], heads[0]);
+  r.disk = r.sim.mount();
+  const after = await r.open();
+  t.same(r.doubts, []);
+  t.same(
+    after.points.map(({ sequence }) => sequence),
+    [1, 2],
+  );
+  t.match(after.head, { sequence: 3, unknown: 1 });
+  await put(after, await after.attach(writer), { 1: 2 }, size);
+  t.ok((await recovered(r, after, 4)).equals(imageOf({ 0: 1, 1: 2, 2: 3, 3: 4 }, size)));
+  await after.close();
 });
