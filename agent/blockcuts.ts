@@ -14,6 +14,7 @@ import { asReplicationError, messageOf } from '../proto/errors.ts';
 import { granuleBytes } from '../proto/granule.ts';
 import type { Consistency } from '../proto/wire.ts';
 import type { Drained } from './capture/block.ts';
+import type { StorageCopies } from './capture/csicbt.ts';
 import type { Tracking } from './capture/tracking.ts';
 import type { BlockDevice, Frozen, Readable, View } from './device.ts';
 import { allRefused, Refusal } from './refusal.ts';
@@ -64,9 +65,15 @@ export const ways: Way[] = [
 ];
 
 /** Longer in the making than a freeze may last, so nothing is frozen for it. */
-export const snapshotWays: Way[] = [{ name: 'snapshot of the storage', consistency: 'crash', take: snapshot }];
+export function storageWay(copies: StorageCopies): Way {
+  return {
+    name: `${copies === 'clones' ? 'clone' : 'snapshot'} of the storage`,
+    consistency: 'crash',
+    take: storageCopy,
+  };
+}
 
-async function snapshot(context: CutContext): Promise<Cut | Refusal> {
+async function storageCopy(context: CutContext): Promise<Cut | Refusal> {
   try {
     return await reflink(context);
   } catch (error) {

@@ -11,8 +11,9 @@ import { granuleBytes, granuleCount } from '../proto/granule.ts';
 import { Pace } from '../proto/pace.ts';
 import type { MirrorWelcome } from '../proto/wire.ts';
 import type { Consistency } from '../proto/wire.ts';
-import { snapshotWays, ways, type CutContext } from './blockcuts.ts';
+import { storageWay, ways, type CutContext } from './blockcuts.ts';
 import { Known, scan, type Buffers } from './blockscan.ts';
+import type { StorageCopies } from './capture/csicbt.ts';
 import type { Tracking } from './capture/tracking.ts';
 import { CutWays, type CutWayEvent } from './cutways.ts';
 import type { BlockDevice, Readable } from './device.ts';
@@ -26,6 +27,8 @@ const littleBytes = 2 << 20;
 /** A round that leaves more than this part of what the one before left is the last: writes come as fast as we read. */
 const shrinkRatio = 0.5;
 
+const copyMethods = { snapshots: 'Snapshot', clones: 'Clone' };
+
 export interface BlockSourceOptions {
   device: BlockDevice;
   tracking: Tracking;
@@ -34,8 +37,8 @@ export interface BlockSourceOptions {
   /** null: the best that works. */
   consistency: Consistency | null;
   maxFreezeMs: number;
-  /** Cuts are snapshots that its storage takes. */
-  snapshots?: boolean;
+  /** What its storage makes for each cut; absent: nothing. */
+  copies?: StorageCopies;
   /** 0 = no limit. */
   readBytesPerSecond: number;
   /** Fencing generation of the session. */
@@ -202,10 +205,14 @@ export class BlockSource implements Source {
     if (consistency === 'file') {
       throw new CutRefused('unsupported', 'spec.consistency "file" is for file volumes; use filesystem or crash');
     }
-    if (this.#options.snapshots === true && consistency === 'filesystem')
-      throw new CutRefused('unsupported', 'spec.copyMethod Snapshot makes crash-consistent points; use crash');
+    const { copies } = this.#options;
+    if (copies !== undefined && consistency === 'filesystem')
+      throw new CutRefused(
+        'unsupported',
+        `spec.copyMethod ${copyMethods[copies]} makes crash-consistent points; use crash`,
+      );
     const refusals: Refusal[] = [];
-    for (const way of this.#options.snapshots === true ? snapshotWays : ways) {
+    for (const way of copies === undefined ? ways : [storageWay(copies)]) {
       if (consistency !== null && way.consistency !== consistency) continue;
       this.#resize((await this.facts()).sizeBytes);
       this.#cutStamp = undefined;

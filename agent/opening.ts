@@ -63,13 +63,14 @@ export function sourceOpener(
     if (assignment.volumeMode === 'Block') {
       // Files' times are of the wall clock.
       const device = systemDevice({ path, clock: systemClock, guard, protectedPaths, kubelet: options.kubelet });
-      const { replicationUid: uid, snapshots } = assignment;
+      const { replicationUid: uid, snapshots, clones } = assignment;
+      const copies = !snapshots ? undefined : clones ? 'clones' : 'snapshots';
       const tracking = await options.trackings.of(
         uid,
         path,
         device,
         event,
-        snapshots ? options.snapshots(uid) : undefined,
+        copies && { kind: copies, open: options.snapshots(uid) },
       );
       return new BlockSource({
         device,
@@ -78,7 +79,7 @@ export function sourceOpener(
         clock,
         consistency,
         maxFreezeMs,
-        snapshots,
+        ...(copies && { copies }),
         readBytesPerSecond,
         generation: assignment.fencingGeneration,
         event,

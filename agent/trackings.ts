@@ -15,7 +15,7 @@ import type { Clock } from '../proto/effects.ts';
 import { countsReads, tryBlockStat } from './blockstat.ts';
 import type { BlockCapture } from './capture/block.ts';
 import { removeSnapshot } from './capture/btrfs.ts';
-import { CsiCbt, type CsiCbtOptions } from './capture/csicbt.ts';
+import { CsiCbt, type CsiCbtOptions, type StorageCopies } from './capture/csicbt.ts';
 import { DirtyMap } from './capture/dirtymap.ts';
 import { Extents, removeClones } from './capture/extents.ts';
 import { Ftrace } from './capture/ftrace.ts';
@@ -37,7 +37,7 @@ export interface Trackings {
     path: string,
     device: BlockDevice,
     event: (event: CaptureEvent) => void,
-    snapshots?: SnapshotOpener,
+    copies?: { kind: StorageCopies; open: SnapshotOpener },
   ): Promise<Tracking>;
   /** Drops what is kept of replications that are none of these: dirty maps, clones, snapshots, indexes of trees. */
   forgetOthers(uids: readonly string[]): Promise<void>;
@@ -75,10 +75,10 @@ export function openTrackings(options: TrackingsOptions): Trackings {
   }
 
   return {
-    async of(uid, path, device, event, snapshots) {
+    async of(uid, path, device, event, copies) {
       const found = known.get(uid);
-      const asked = snapshots !== undefined;
-      if (found?.asked === asked && goesOn(found, path)) {
+      const asked = copies?.kind;
+      if (found && found.asked === asked && goesOn(found, path)) {
         Object.assign(found.place, { path });
         found.device = device;
         return found.tracking.with(event);
@@ -87,8 +87,8 @@ export function openTrackings(options: TrackingsOptions): Trackings {
       const place = { path };
       const tracking = new Tracking({
         map: new DirtyMap(mapFile(`${folderOf(dataDir, uid)}/blockmap`)),
-        ...(snapshots
-          ? { capture: new CsiCbt(await snapshots()) }
+        ...(copies
+          ? { capture: new CsiCbt({ kind: copies.kind, ...(await copies.open()) }) }
           : {
               capture: choose(uid, place, device),
               fallBack: (why) => new Rescan(known.get(uid)?.device ?? device, why),
@@ -131,8 +131,8 @@ interface Known {
   place: { path: string };
   device: BlockDevice;
   tracking: Tracking;
-  /** For snapshots of its storage. */
-  asked: boolean;
+  /** For what its storage makes. */
+  asked: StorageCopies | undefined;
 }
 
 function goesOn({ place, tracking }: Known, path: string): boolean {

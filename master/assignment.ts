@@ -36,6 +36,7 @@ export function assignmentOf({ metadata, spec, status, requests }: Replication, 
     afterThaw: spec.hooks?.afterThaw ?? [],
     hookTimeoutSeconds: spec.hooks?.timeoutSeconds ?? 30,
     group: spec.group ?? '',
-    snapshots: spec.copyMethod === 'Snapshot',
+    snapshots: spec.copyMethod === 'Snapshot' || spec.copyMethod === 'Clone',
+    clones: spec.copyMethod === 'Clone',
   };
 }

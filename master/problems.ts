@@ -80,17 +80,28 @@ export function problemsOf(
       message: '"file" is for volumeMode Filesystem; use filesystem or crash',
     });
   }
-  if (spec.copyMethod === 'Snapshot') {
+  const { copyMethod } = spec;
+  if (copyMethod === 'Snapshot' || copyMethod === 'Clone') {
     const why =
       source.pvc === undefined
-        ? 'Snapshot needs source.pvc: its cluster takes the VolumeSnapshots'
+        ? `${copyMethod} needs source.pvc: its cluster takes the ${copyMethod === 'Snapshot' ? 'VolumeSnapshots' : 'clones'}`
         : source.volumeMode !== 'Block'
-          ? 'Snapshot is for claims with volumeMode Block; use Direct'
+          ? `${copyMethod} is for claims with volumeMode Block; use Direct`
           : consistency === 'filesystem'
-            ? 'Snapshot makes crash-consistent points: leave consistency out, or use Direct'
+            ? `${copyMethod} makes crash-consistent points: leave consistency out, or use Direct`
             : undefined;
     if (why !== undefined) problems.push({ path: 'spec.copyMethod', message: why });
   }
+  if (source.volumeSnapshotClassName !== undefined && copyMethod !== 'Snapshot')
+    problems.push({
+      path: 'spec.source.volumeSnapshotClassName',
+      message: 'is of VolumeSnapshots: use copyMethod Snapshot',
+    });
+  if (source.storageClassName !== undefined && copyMethod === 'Direct')
+    problems.push({
+      path: 'spec.source.storageClassName',
+      message: 'is of what shows snapshots and clones: use copyMethod Snapshot or Clone',
+    });
   const volume = volumes.find(({ path }) => path === source.path);
   if (volume && !volume.eligible)
     problems.push({ path: 'spec.source.path', message: volume.reason ?? 'is not eligible' });

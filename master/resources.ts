@@ -81,6 +81,10 @@ export interface ReplicationSpec {
     path: string;
     pvc?: ClaimRef;
     volumeMode: VolumeMode;
+    /** Of the VolumeSnapshots of copyMethod Snapshot; absent: the default one of the driver. */
+    volumeSnapshotClassName?: string;
+    /** Of the claims that show snapshots and clones; absent: the claim's own. */
+    storageClassName?: string;
     include: string[];
     exclude: string[];
   };
@@ -89,7 +93,7 @@ export interface ReplicationSpec {
   replicationState: 'primary' | 'secondary';
   trigger: { continuous?: true; schedule?: string; manual?: string };
   /** What of the source's storage is used for a cut. */
-  copyMethod: 'Direct' | 'Snapshot';
+  copyMethod: 'Direct' | 'Snapshot' | 'Clone';
   rpoSeconds: number;
   /** null: the best that the volume can have. */
   consistency: Consistency | null;

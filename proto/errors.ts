@@ -59,7 +59,7 @@ export const errorCodes = {
   NoConsistentCut: { retry: 'backoff', text: 'No way to take a consistent cut worked; the message says what would.' },
   SnapshotFailed: {
     retry: 'backoff',
-    text: 'The storage of the source takes no snapshot, or shows none; the message has its words or those of the cluster.',
+    text: 'The storage of the source takes no snapshot or clone, or shows none; the message has its words or those of the cluster.',
   },
   SnapshotLocked: {
     retry: 'never',

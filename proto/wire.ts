@@ -171,6 +171,7 @@ export interface Assignment {
   hookTimeoutSeconds: number;
   group: string;
   snapshots: boolean;
+  clones: boolean;
 }
 /** A recovery point that is to be written into a volume of the agent's node, or compared with one. */
 export interface Restore {

@@ -26,7 +26,12 @@ export interface VolumeSnapshots {
   list(): Promise<string[]>;
 }
 
+/** What storage makes of a volume at an instant; of clones it tells nothing. */
+export type StorageCopies = 'snapshots' | 'clones';
+
 export interface CsiCbtOptions {
+  /** Default snapshots. */
+  kind?: StorageCopies;
   snapshots: VolumeSnapshots;
   /** undefined: its driver has no such service. */
   metadata: SnapshotMetadata | undefined;
@@ -54,7 +59,9 @@ export class CsiCbt implements BlockCapture {
     this.method = options.metadata ? 'csi-cbt' : 'scan';
     this.reason = options.metadata
       ? 'its storage takes snapshots, and tells what differs between two of them'
-      : 'its storage takes snapshots; its driver offers no SnapshotMetadata service that tells what differs';
+      : options.kind === 'clones'
+        ? 'its storage makes clones, and nothing tells what differs between two of them'
+        : 'its storage takes snapshots; its driver offers no SnapshotMetadata service that tells what differs';
   }
 
   async begin(state: unknown): Promise<{ proven: boolean; reason: string }> {

@@ -1,14 +1,16 @@
 /**
- * The objects of one snapshot of a source's claim, in the claim's namespace and all of one name: the VolumeSnapshot, the claim that
- * is made from it, and the pod that makes the kubelet of the agent's node show that as a device. Pure.
+ * The objects of one snapshot or clone of a source's claim, in the claim's namespace and all of one name: the VolumeSnapshot with the claim that
+ * is made from it, or the claim that is a clone; and the pod that makes the kubelet of the agent's node show it as a device. Pure.
  *
- * Claim and pod belong to the snapshot: whoever deletes that removes all three.
+ * Claim and pod belong to the snapshot, the pod to the clone: whoever deletes that removes all.
  */
 import { group } from './kinds.ts';
 import { quantityOf, type Metadata } from './receiverobjects.ts';
 
-/** Its value is the uid of the replication. */
+/** Its value is the uid of the replication; on what shows a snapshot, and on clones, too. */
 export const snapshotLabel = `${group}/snapshot-of`;
+/** Besides, on claims that are clones. */
+export const cloneLabel = `${group}/clone`;
 export const snapshotGroup = 'snapshot.storage.k8s.io';
 
 export interface VolumeSnapshot {
@@ -35,52 +37,83 @@ function metadataOf(name: string, { uid, replication }: SnapshotOf): Metadata {
   };
 }
 
-/** @param claim that it is taken of; the class is the default one of its driver */
-export function snapshotOf(name: string, of: SnapshotOf, claim: string): object {
+/**
+ * @param claim that it is taken of
+ * @param volumeSnapshotClassName undefined: the default one of its driver
+ */
+export function snapshotOf(
+  name: string,
+  of: SnapshotOf,
+  claim: string,
+  volumeSnapshotClassName: string | undefined,
+): object {
   return {
     apiVersion: `${snapshotGroup}/v1`,
     kind: 'VolumeSnapshot',
     metadata: metadataOf(name, of),
-    spec: { source: { persistentVolumeClaimName: claim } },
+    spec: {
+      ...(volumeSnapshotClassName !== undefined && { volumeSnapshotClassName }),
+      source: { persistentVolumeClaimName: claim },
+    },
   };
 }
 
-function ownedBy(snapshot: VolumeSnapshot, of: SnapshotOf): Metadata {
-  const { name, uid } = snapshot.metadata;
-  return {
-    ...metadataOf(name, of),
-    ownerReferences: [{ apiVersion: `${snapshotGroup}/v1`, kind: 'VolumeSnapshot', name, uid }],
-  };
+/** A VolumeSnapshot, or a clone. */
+export interface Owner {
+  apiVersion: string;
+  kind: string;
+  metadata: { name: string; uid: string };
+}
+
+export function ownerOf({ metadata }: VolumeSnapshot): Owner {
+  return { apiVersion: `${snapshotGroup}/v1`, kind: 'VolumeSnapshot', metadata };
+}
+
+function ownedBy({ apiVersion, kind, metadata: { name, uid } }: Owner, of: SnapshotOf): Metadata {
+  return { ...metadataOf(name, of), ownerReferences: [{ apiVersion, kind, name, uid }] };
 }
 
 const mebi = 2 ** 20;
 
-export function shownClaimOf(
-  snapshot: VolumeSnapshot,
-  of: SnapshotOf,
-  { storageClassName, bytes }: { storageClassName: string | undefined; bytes: number },
-): object {
+interface OfVolume {
+  storageClassName: string;
+  bytes: number;
+}
+
+export function shownClaimOf(snapshot: VolumeSnapshot, of: SnapshotOf, volume: OfVolume): object {
+  const dataSource = { apiGroup: snapshotGroup, kind: 'VolumeSnapshot', name: snapshot.metadata.name };
+  return claimOf(ownedBy(ownerOf(snapshot), of), dataSource, volume);
+}
+
+/** @param claim that it is a clone of */
+export function cloneOf(name: string, of: SnapshotOf, claim: string, volume: OfVolume): object {
+  const { labels, ...metadata } = metadataOf(name, of);
+  const dataSource = { kind: 'PersistentVolumeClaim', name: claim };
+  return claimOf({ ...metadata, labels: { ...labels, [cloneLabel]: 'true' } }, dataSource, volume);
+}
+
+function claimOf(metadata: Metadata, dataSource: object, { storageClassName, bytes }: OfVolume): object {
   return {
     apiVersion: 'v1',
     kind: 'PersistentVolumeClaim',
-    metadata: ownedBy(snapshot, of),
+    metadata,
     spec: {
       accessModes: ['ReadWriteOnce'],
       volumeMode: 'Block',
-      ...(storageClassName !== undefined && { storageClassName }),
-      dataSource: { apiGroup: snapshotGroup, kind: 'VolumeSnapshot', name: snapshot.metadata.name },
+      storageClassName,
+      dataSource,
       resources: { requests: { storage: quantityOf(Math.ceil(bytes / mebi) * mebi) } },
     },
   };
 }
 
 /** It does nothing: that it is there makes its kubelet map the device. */
-export function showingPodOf(snapshot: VolumeSnapshot, of: SnapshotOf, node: string, image: string): object {
-  const { name } = snapshot.metadata;
+export function showingPodOf(owner: Owner, of: SnapshotOf, node: string, image: string): object {
+  const { name } = owner.metadata;
   return {
     apiVersion: 'v1',
     kind: 'Pod',
-    metadata: ownedBy(snapshot, of),
+    metadata: ownedBy(owner, of),
     spec: {
       // By the scheduler, as a volume may wait for its first consumer; onto this node whatever keeps others from it.
       affinity: {

@@ -95,14 +95,15 @@ async function agentFor({ store, look, bootId = ownBootId() }: FailbackOptions, 
 }
 
 /** As it is mirrored from now on: the sides changed, the rest as it was. */
-function reverse(
+export function reverse(
   { apiVersion, kind, metadata, spec, status, requests }: Replication,
   name: string,
   at: { pvc?: ClaimRef; agent: string; path: string },
 ) {
   const { displayName, namespace, labels, annotations } = metadata;
-  // What was recovered is no claim of the old cluster's.
-  const { pvc: _, ...source } = spec.source;
+  // What was recovered is no claim of the old cluster's, nor on its storage.
+  const { pvc: _, volumeSnapshotClassName: __, storageClassName: ___, ...source } = spec.source;
+  const copyMethod = at.pvc ? spec.copyMethod : 'Direct';
   return {
     apiVersion,
     kind,
@@ -113,7 +114,7 @@ function reverse(
       ...(labels === undefined ? {} : { labels }),
       ...(annotations === undefined ? {} : { annotations }),
     },
-    spec: { ...spec, replicationState: 'primary' as const, source: { ...source, ...at } },
+    spec: { ...spec, replicationState: 'primary' as const, copyMethod, source: { ...source, ...at } },
     status: {
       ...status,
       phase: 'Pending' as const,

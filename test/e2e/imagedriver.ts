@@ -16,7 +16,7 @@ export interface ThreadData {
   folder: string;
   socket: string;
 }
-/** How many of the next calls are refused: deltas with FAILED_PRECONDITION, the others with RESOURCE_EXHAUSTED. */
+/** How many of the next calls are refused: deltas with FAILED_PRECONDITION, clones with INVALID_ARGUMENT, snapshots with RESOURCE_EXHAUSTED. */
 export interface DriverOrder {
   deltas: number;
   snapshots: number;

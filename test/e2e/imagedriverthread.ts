@@ -108,7 +108,7 @@ async function serve({ folder, socket }: ThreadData): Promise<void> {
         // Asked again until it is known to be there.
         if (!fs.existsSync(image(name))) {
           if (source !== undefined) {
-            if (isRefused('clones')) throw Object.assign(new Error('the pool of clones is full'), { code: grpc.status.RESOURCE_EXHAUSTED }); // prettier-ignore
+            if (isRefused('clones')) throw Object.assign(new Error('this pool makes no clones'), { code: grpc.status.INVALID_ARGUMENT }); // prettier-ignore
             clone(image(source), image(name));
             took(name, image(name));
           } else if (from === undefined) fs.writeFileSync(image(name), '');

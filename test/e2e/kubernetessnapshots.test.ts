@@ -1,8 +1,8 @@
 /**
- * `copyMethod: Snapshot`: a block claim that is mirrored by VolumeSnapshots, against a real kube-apiserver and controller-manager and the
+ * `copyMethod: Snapshot` and `Clone`: a block claim that is mirrored by VolumeSnapshots, or by clones, against a real kube-apiserver and controller-manager and the
  * real sidecars of CSI (provisioner, snapshot controller, snapshotter, snapshot metadata), with exactly the rights of the
  * manifests. The driver is imagedriver.ts; imagenode.ts stands in for scheduler and kubelet. The writer never pauses, and each
- * point is the volume of one snapshot, byte for byte.
+ * point is the volume of one snapshot or clone, byte for byte.
  */
 import t from 'tap';
 import { spawn } from 'node:child_process';
@@ -108,13 +108,13 @@ t.test('points by VolumeSnapshots', { skip }, async (suite) => {
     const { path } = await world.copyOf('raw');
     return [...driver.taken.values()].includes(sha(path));
   };
-  const replicate = (spec: object): void =>
+  const replicate = (spec: object, source: object = {}): void =>
     apply({
       apiVersion: `${group}/v1`,
       kind: 'ReplicationInfo',
       metadata: { name: 'raw', namespace: 'cdm-replicator' },
       spec: {
-        source: { pvc: { namespace: 'shop', name: 'raw' } },
+        source: { pvc: { namespace: 'shop', name: 'raw' }, ...source },
         ...{ target: { storageClass: 'local' }, rpoSeconds: 2, ...spec },
       },
     });
@@ -133,7 +133,7 @@ t.test('points by VolumeSnapshots', { skip }, async (suite) => {
       spec: { source: { agent: 'node-a', path: image }, target: { storageClass: 'local' }, copyMethod: 'Snapshot' },
     });
     await t.rejects(refused, /Snapshot needs source.pvc/);
-    replicate({ copyMethod: 'Snapshot' });
+    replicate({ copyMethod: 'Snapshot' }, { volumeSnapshotClassName: 'images' });
     await world.until('raw is there', async () => world.get('raw').catch(() => false as const));
     const { status } = await world.degraded('raw', 'SnapshotFailed');
     t.match(JSON.stringify(status.conditions), /source-snapshots\.yaml/);
@@ -243,6 +243,39 @@ t.test('points by VolumeSnapshots', { skip }, async (suite) => {
     t.ok(await isOneInstant());
   });
 
+  /** What the cut is refused with. */
+  const refused = async (words: RegExp): Promise<unknown> =>
+    world.until(`a cut is refused with ${String(words)}`, async () => {
+      const { conditions } = (await world.get('raw')).status;
+      return conditions.some(({ reason, message }) => reason === 'NoConsistentCut' && words.test(message));
+    });
+
+  await t.test('classes that cannot be used are named with the reason', atLength, async (t) => {
+    apply(
+      {
+        apiVersion: 'snapshot.storage.k8s.io/v1',
+        kind: 'VolumeSnapshotClass',
+        metadata: { name: 'others' },
+        ...{ driver: 'others.example.com', deletionPolicy: 'Delete' },
+      },
+      {
+        apiVersion: 'storage.k8s.io/v1',
+        kind: 'StorageClass',
+        metadata: { name: 'kept' },
+        ...{ provisioner: driverName, reclaimPolicy: 'Retain' },
+      },
+    );
+    replicate({ copyMethod: 'Snapshot' }, { volumeSnapshotClassName: 'none' });
+    await refused(/there is no VolumeSnapshotClass none in the cluster/);
+    replicate({ copyMethod: 'Snapshot' }, { volumeSnapshotClassName: 'others' });
+    await refused(/VolumeSnapshotClass others is of the driver others\.example\.com, the volume .* of images/);
+    replicate({ copyMethod: 'Snapshot' }, { storageClassName: 'kept' });
+    await refused(/StorageClass kept has reclaimPolicy Retain/);
+    replicate({ copyMethod: 'Snapshot' });
+    await world.normal('raw', Date.now(), 90);
+    t.ok(await isOneInstant(), 'by the default classes');
+  });
+
   await t.test('who takes part is killed in the middle: it goes on, and little is left', atLength, async (t) => {
     for (const kill of ['master', 'agent', 'cluster', 'agent', 'master'] as const) {
       const taken = driver.taken.size;
@@ -267,6 +300,35 @@ t.test('points by VolumeSnapshots', { skip }, async (suite) => {
     }
     await until(() => ours('volumesnapshots').length <= 3);
     await until(() => ours('pods').length <= 1 && ours('pvc').length <= 1);
+  });
+
+  await t.test('by clones: each point is one, read whole; of VolumeSnapshots nothing is left', async (t) => {
+    replicate({ copyMethod: 'Clone' });
+    await world.until('clones are read', async () =>
+      (await code('CutWay')).some((text) => /clone of the storage/.test(text)),
+    );
+    write(5);
+    const { status } = await world.normal('raw', Date.now(), 90);
+    t.match(status, { captureMethod: 'scan', recoveryPoint: { consistency: 'crash' } });
+    t.ok(await isOneInstant());
+    await until(() => ours('volumesnapshots').length === 0);
+  });
+
+  await t.test('a clone that cannot be made says why; kills leave none behind', atLength, async (t) => {
+    driver.order({ clones: 1000 });
+    await refused(/this pool makes no clones/);
+    driver.order({ clones: 0 });
+    for (const kill of ['agent', 'master'] as const) {
+      await world.normal('raw', Date.now(), 90);
+      const taken = driver.taken.size;
+      write(3);
+      await world.until('a clone is made', async () => driver.taken.size > taken);
+      await world[kill].kill();
+      await (kill === 'master' ? world.startMaster() : world.startAgent());
+      await world.normal('raw', Date.now(), 90);
+      t.ok(await isOneInstant(), kill);
+    }
+    await until(() => ours('pods').length <= 1 && ours('pvc').length <= 2);
   });
 
   await t.test('each of the rights is used; with the replication all of it goes', async (t) => {

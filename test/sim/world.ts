@@ -188,6 +188,7 @@ export class World {
       afterThaw: [],
       hookTimeoutSeconds: 30,
       snapshots: false,
+      clones: false,
       group: '',
     };
     this.checks = new Checks(this);

@@ -34,6 +34,10 @@ const SnapshotSchedule = Type.Object({
   timeZone: Type.String({ maxLength: 64, default: 'UTC', description: 'such as Asia/Seoul' }),
 });
 
+/** As Kubernetes names most objects. */
+const objectName = (description: string) =>
+  Type.String({ pattern: '^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$', description });
+
 export const ReplicationSpec = Type.Object({
   source: Type.Object({
     agent: Type.String({
@@ -53,15 +57,22 @@ export const ReplicationSpec = Type.Object({
         {
           cluster: Type.Optional(name('of a cluster that the master knows; absent: its own')),
           namespace: name('of the claim'),
-          name: Type.String({
-            pattern: '^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$',
-            description: 'name of a PersistentVolumeClaim with access mode ReadWriteOnce or ReadWriteOncePod',
-          }),
+          name: objectName('name of a PersistentVolumeClaim with access mode ReadWriteOnce or ReadWriteOncePod'),
         },
         {
           additionalProperties: false,
           description: 'instead of agent and path: the claim is followed to whatever node its pod runs on',
         },
+      ),
+    ),
+    volumeSnapshotClassName: Type.Optional(
+      objectName(
+        'the VolumeSnapshotClass of the snapshots of copyMethod Snapshot; absent: the default one of the driver',
+      ),
+    ),
+    storageClassName: Type.Optional(
+      objectName(
+        "the StorageClass of the claims that show snapshots and clones, of the volume's driver and with reclaimPolicy Delete; absent: the claim's own",
       ),
     ),
     volumeMode: Type.Unsafe<Static<typeof VolumeMode>>({
@@ -97,11 +108,11 @@ export const ReplicationSpec = Type.Object({
       description: 'exactly one of continuous: true, schedule: CRON, manual: TAG',
     },
   ),
-  copyMethod: Type.Unsafe<'Direct' | 'Snapshot'>({
-    ...words('Direct', 'Snapshot'),
+  copyMethod: Type.Unsafe<'Direct' | 'Snapshot' | 'Clone'>({
+    ...words('Direct', 'Snapshot', 'Clone'),
     default: 'Direct',
     description:
-      "what of the source's storage is used for a cut: nothing, or a VolumeSnapshot at each cut (block volumes of source.pvc; source-snapshots.yaml)",
+      "what of the source's storage is used for a cut: nothing, or a VolumeSnapshot or a clone at each cut (block volumes of source.pvc; source-snapshots.yaml)",
   }),
   rpoSeconds: Type.Number({ minimum: 1, maximum: 2_592_000, default: 30 }),
   consistency: Type.Unsafe<Static<typeof Consistency> | null>({

@@ -30,6 +30,7 @@ const assignment: Assignment = {
   hookTimeoutSeconds: 0,
   group: '',
   snapshots: false,
+  clones: false,
 };
 
 t.test(
