@@ -96,6 +96,10 @@ export class BlockSource implements Source {
     return this.#tracking.capture.reason;
   }
 
+  needsRest(): boolean {
+    return !['ftrace', 'extents', 'csi-cbt'].includes(this.captureMethod);
+  }
+
   async facts(): Promise<SourceFacts> {
     const facts = await this.#options.device.facts();
     await this.#tracking.sized(facts.sizeBytes);

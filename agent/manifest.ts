@@ -69,6 +69,8 @@ export class Manifest {
   #preparedBy: string;
   #digest: Buffer;
   #dirtyBytes: number | undefined;
+  /** No row has a newer epoch. */
+  #newestEpoch: number;
   /** Slots sent in the open epoch whose names have changed since, and directories that moved on before they could be sent. */
   readonly #unsettled = new Set<number>();
 
@@ -80,6 +82,8 @@ export class Manifest {
     this.#prepared = Number(state['prepared']);
     this.#digest = bufferOf(state['digest']) ?? Buffer.alloc(0);
     this.#preparedBy = String(this.#rows.get('SELECT generation FROM preparation')?.['generation']);
+    // Once for all: a look at each row for each cut would cost more than the cut.
+    this.#newestEpoch = Number(this.#rows.get('SELECT max(epoch) AS newest FROM inode')?.['newest'] ?? 0);
   }
 
   // ---- sessions and commits
@@ -120,7 +124,7 @@ export class Manifest {
       `UPDATE state SET acked = -1, prepared = -1, digest = x'', whole = 'the manifest is being made anew'`,
     );
     [this.#acked, this.#prepared, this.#digest] = [-1, -1, Buffer.alloc(0)];
-    this.#dirtyBytes = undefined;
+    [this.#dirtyBytes, this.#newestEpoch] = [undefined, 0];
     this.#rows.commit();
   }
 
@@ -219,10 +223,15 @@ export class Manifest {
       signed(key.ino),
       signed(key.birthNs),
       sizeBytes,
-      this.#acked + 1,
+      this.#openEpoch(),
     );
     if (this.#dirtyBytes !== undefined) this.#dirtyBytes += Number(sizeBytes);
     return slot;
+  }
+
+  /** A row has it from now on. */
+  #openEpoch(): number {
+    return (this.#newestEpoch = this.#acked + 1);
   }
 
   #freeSlot(): number {
@@ -281,6 +290,7 @@ export class Manifest {
 
   /** What went out since the newest commit did not all arrive: it goes out again. */
   unsend(): void {
+    if (this.#newestEpoch <= this.#acked) return;
     this.#rows.run('UPDATE inode SET dirty = 2, root = NULL, hash = NULL WHERE epoch > ?', this.#acked);
     this.#dirtyBytes = undefined;
   }
@@ -422,7 +432,7 @@ export class Manifest {
     ));
   }
 
-  /** Size of all files. */
+  /** Size of all files. Looks at each row. */
   get totalBytes(): number {
     return Number(this.#rows.get('SELECT coalesce(sum(size), 0) AS bytes FROM inode WHERE type = 8')?.['bytes']);
   }
@@ -442,7 +452,7 @@ export class Manifest {
       signature.sizeBytes,
       signed(signature.mtimeNs),
       signed(signature.ctimeNs),
-      sent ? this.#acked + 1 : row.epoch,
+      sent ? this.#openEpoch() : row.epoch,
       dirty ? 1 : 0,
       root ?? null,
       signature.sizeBytes,
@@ -460,7 +470,7 @@ export class Manifest {
   /** The row's node goes out with its new names and the content it had; the rest of it is still to be read. */
   renamed(slot: number, hash: Buffer): void {
     this.#unsettled.delete(slot);
-    this.#rows.run('UPDATE inode SET epoch = ?, dirty = 1, hash = ? WHERE slot = ?', this.#acked + 1, hash, slot);
+    this.#rows.run('UPDATE inode SET epoch = ?, dirty = 1, hash = ? WHERE slot = ?', this.#openEpoch(), hash, slot);
   }
 
   /** Highest slot in use + 1; slots whose end was not sent yet are in use. */
@@ -473,7 +483,7 @@ export class Manifest {
 
   /** Sent and not yet acknowledged, or to be sent. */
   get isBehind(): boolean {
-    return this.hasDirty || this.#rows.get('SELECT 1 FROM inode WHERE epoch > ? LIMIT 1', this.#acked) !== undefined;
+    return this.hasDirty || this.#newestEpoch > this.#acked;
   }
 
   /** Durable as it stands. */

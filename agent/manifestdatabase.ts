@@ -19,7 +19,7 @@ export class ManifestDatabase {
     this.#database = new DatabaseSync(path);
     this.#database.exec(`
       PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
-      PRAGMA cache_size = -8192; PRAGMA temp_store = FILE;
+      PRAGMA cache_size = -8192; PRAGMA temp_store = FILE; PRAGMA journal_size_limit = 16777216;
       CREATE TABLE IF NOT EXISTS state (id INTEGER PRIMARY KEY CHECK (id = 0), acked INTEGER, prepared INTEGER,
         digest BLOB, whole TEXT);
       INSERT OR IGNORE INTO state VALUES (0, 0, 0, x'', '');

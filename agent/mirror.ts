@@ -212,14 +212,10 @@ async function loop(run: Session, onSuccess: () => void): Promise<void> {
     } else {
       await sync(run, step, assignment);
     }
-    run.last = { startMs, endMs: deps.clock.monotonicMs(), whole: step.whole || isFirst || isTracked(source) };
+    const needsRest = source.needsRest();
+    run.last = { startMs, endMs: deps.clock.monotonicMs(), whole: step.whole || isFirst || !needsRest };
     onSuccess();
   }
-}
-
-/** A sync reads what changed and no more, so that it needs no rest after it. */
-function isTracked({ captureMethod }: Source): boolean {
-  return captureMethod === 'ftrace' || captureMethod === 'extents' || captureMethod === 'csi-cbt';
 }
 
 /** What the session was opened with is not what is asked for any more; what the plan looks at may change at any time. */

@@ -19,7 +19,7 @@ export interface PlanInput {
   initialized: boolean;
   /** What the replica holds is not known: the next round offers everything. */
   whole: boolean;
-  /** `whole`: how long it took says nothing about what the next cut costs (first copy, resync, verify, tracked changes). */
+  /** `whole`: how long it took says nothing about what the next cut costs (first copy, resync, verify, no need for a rest). */
   last: { startMs: number; endMs: number; whole: boolean } | undefined;
   /** The group that this replication is a member of takes a cut. */
   called: boolean;

@@ -128,6 +128,11 @@ export interface Source {
    * undefined when there is no such proof (something changed, or it cannot be known).
    */
   unchangedUntil(): Promise<number | undefined>;
+  /**
+   * The work since the last call took time by the size of the volume, and at no pace of its own: twice as long without must
+   * follow, so that it is not read all the time.
+   */
+  needsRest(): boolean;
   /** Known to be changed and not yet committed; undefined when the capture cannot say. */
   dirtyBytes(): number | undefined;
   /** The pieces so far only make sense with some that are to come: no commit may part them. */

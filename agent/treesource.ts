@@ -40,6 +40,8 @@ const freezeRatio = 0.8;
 const freezeTries = 3;
 /** After a freeze that failed or did not fit, `file` cuts for so long when the caller leaves the choice. */
 const freezeAgainMs = 60_000;
+/** Up to so many dirty files a cut file by file flushes one by one. */
+const flushedAlone = 32;
 /** Looks at what had moved on, per cut. */
 const vanishTries = 5;
 /** Slots remembered between two of these; with more of them everything dirty is read again. */
@@ -101,6 +103,7 @@ export class TreeSource implements Source {
   #backlog = false;
   #noFreeze: { why: Refusal; untilMs: number } | undefined;
   readonly #told: Told;
+  #total: { scan: Finder['scan']; bytes: number } | undefined;
 
   constructor(options: TreeSourceOptions) {
     this.#options = options;
@@ -132,6 +135,10 @@ export class TreeSource implements Source {
   /** Its manifest has one open commit. */
   readonly readsOn = false;
 
+  needsRest(): boolean {
+    return this.#finder.needsRest();
+  }
+
   get isIndivisible(): boolean {
     return this.#isParted || this.#spooling || this.#manifest.isUnsettled;
   }
@@ -141,7 +148,14 @@ export class TreeSource implements Source {
     const facts = await sourceFacts(path, 'Filesystem');
     if (!facts.exists) throw new ReplicationError('SourceGone', `${path} does not exist; bring it back`);
     await using _tree = await this.#open(false); // is it empty?
-    return { sizeBytes: facts.sizeBytes || this.#manifest.totalBytes, sourceId: facts.sourceId };
+    return { sizeBytes: facts.sizeBytes || this.#totalBytes(), sourceId: facts.sourceId };
+  }
+
+  /** As of the last scan: to add it up takes a look at each row. */
+  #totalBytes(): number {
+    const { scan } = this.#finder;
+    if (!this.#total || this.#total.scan !== scan) this.#total = { scan, bytes: this.#manifest.totalBytes };
+    return this.#total.bytes;
   }
 
   /** @throws SourceGone, SourceEmptied */
@@ -398,8 +412,10 @@ export class TreeSource implements Source {
     // Once for all instead of once for each file, see `standing`.
     const waitMs = Number(looks.newestNs / 1_000_000n) + tickMs + 1 - clock.nowMs();
     if (waitMs > 0) await clock.sleep(Math.min(waitMs, tickMs), signal);
-    const how = { mode: 'still' as const, sinceMs: clock.nowMs() };
-    if (manifest.hasDirty) await syncfs(tree.fd);
+    // Of a few each is flushed by itself (`standing`): all of the filesystem would have to wait for what others write.
+    const isFew = manifest.dirty(-1, flushedAlone + 1).length <= flushedAlone;
+    const how = { mode: 'still' as const, sinceMs: isFew ? -Infinity : clock.nowMs() };
+    if (!isFew) await syncfs(tree.fd);
     let only: Set<number> | undefined;
     for (let left = vanishTries; ; left--) {
       const collected: Collected = yield* collect({ ...this.#collecting(tree, how, signal), only, held: looks.held });

@@ -15,6 +15,8 @@ import type { Tree } from './tree.ts';
 
 const usualScanRatio = 0.05;
 const mostScanRatio = 0.2;
+/** Reasons of scans that do not come one after another: the first ones of a session, and those that time is left for. */
+const atTheirPace = ['start', 'round', 'pace'];
 
 /** The same instant on both clocks: the wall clock, which files' times are of, and the one of cuts. */
 export interface Instant {
@@ -51,6 +53,8 @@ export class Finder {
   #scan: { startedUs: number; startedMonotonicMs: number; costMs: number; foreign: number } | undefined;
   /** Why the next look must be a scan; empty = it need not. */
   #scanReason = 'start';
+  /** There was a scan for a reason that may come again with each look. */
+  #wasForced = false;
 
   constructor(options: FinderOptions) {
     this.#options = options;
@@ -67,6 +71,13 @@ export class Finder {
   /** The last completed scan since `begin`: when it began (clock of cuts), what it cost, directories that are mount points. */
   get scan(): { readonly startedUs: number; readonly costMs: number; readonly foreign: number } | undefined {
     return this.#scan;
+  }
+
+  /** As Source's. Prompt hints lead to what changed alone; beside them a scan keeps the pace of `isDue`, unless it is forced. */
+  needsRest(): boolean {
+    const wasForced = this.#wasForced;
+    this.#wasForced = false;
+    return wasForced || this.#hints?.isPrompt !== true;
   }
 
   /** A new session: nothing is known, hints come from now on. */
@@ -154,6 +165,7 @@ export class Finder {
     const startedMonotonicMs = clock.monotonicMs();
     counters.fullScans++;
     counters.fullScanReason = this.#scanReason || 'pace';
+    if (!atTheirPace.includes(counters.fullScanReason)) this.#wasForced = true;
     const found = await walk(tree, manifest, undefined, signal);
     this.#scan = {
       startedUs: started.agentUs,

@@ -62,6 +62,8 @@ export interface PeerOptions {
   isChange: boolean;
   /** Between the two sides. */
   distance: Distance;
+  /** Of rsync: durable by one sync of the target's filesystem at the end, not by an fsync of each file. */
+  syncsOnce?: boolean;
 }
 
 interface Built {
@@ -129,12 +131,8 @@ export async function rsyncDaemon(target: string): Promise<{ port: number; daemo
 }
 
 /** rsync with a daemon at the other end; through stunnel with a shared key, as VolSync has it, or in the clear. */
-async function rsync(
-  name: string,
-  flags: string,
-  isEncrypted: boolean,
-  { folder, distance }: PeerOptions,
-): Promise<Subject> {
+async function rsync(name: string, flags: string, isEncrypted: boolean, options: PeerOptions): Promise<Subject> {
+  const { folder, distance, syncsOnce = false } = options;
   need('rsync', 'rsync');
   if (isEncrypted) need('stunnel', 'stunnel4');
   const target = join(folder, name);
@@ -165,12 +163,14 @@ async function rsync(
     daemons.push(await tunnel(ownPort, ['client = yes', `connect = 127.0.0.1:${await distance.far(tlsPort)}`]));
   }
   const url = `rsync://127.0.0.1:${isEncrypted ? ownPort : await distance.far(port)}/data`;
+  const way = `${isEncrypted ? 'through stunnel (TLS, shared key) to ' : ''}an rsync daemon`;
+  const [fsync, sync] = syncsOnce ? ['', ` && sync -f '${target}'`] : [' --fsync', ''];
   return subject(name, target, {
-    command: `rsync ${flags} --fsync SOURCE ${isEncrypted ? 'through stunnel (TLS, shared key) to ' : ''}an rsync daemon`,
+    command: `rsync ${flags}${fsync} SOURCE ${way}${syncsOnce ? ', then sync -f' : ''}`,
     wireBytes: () => distance.wireBytes(isEncrypted ? 3 : 1),
     daemons,
     target: (volume) => join(target, nameIn(volume)),
-    line: (volume) => `rsync ${flags} --fsync '${withSlash(volume)}' '${url}/${nameIn(volume)}'`,
+    line: (volume) => `rsync ${flags}${fsync} '${withSlash(volume)}' '${url}/${nameIn(volume)}'${sync}`,
   });
 }
 

@@ -238,6 +238,16 @@ for line in sys.stdin:
       await write(`${round} after`);
       t.equal(await sync(source, replica), undefined);
       t.strictSame(await differing(place.root, replica), []);
+      // The same with a cut alone, which flushes few files one by one and many together.
+      for (const others of [0, 50]) {
+        for (let at = 0; at < others; at++) fs.writeFileSync(`${place.root}/other${at}`, `${round}`);
+        await write(`${round} cut`);
+        await sleep(tickMs * 3);
+        t.equal(await sync(source, replica), undefined);
+        await write(`${round} cut ${others}`);
+        t.equal(await sync(source, replica), undefined);
+        t.strictSame(await differing(place.root, replica), [], `beside ${others}`);
+      }
     }
   },
 );
