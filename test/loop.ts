@@ -26,7 +26,7 @@ export function run(program: string, ...args: string[]): string {
 }
 
 /** A loop device over a new sparse image, with partitions if the image gets a table. */
-export function loopDevice(t: Test, sizeMiB: number): { image: string; device: string } {
+export function loopDevice(t: Pick<Test, 'teardown'>, sizeMiB: number): { image: string; device: string } {
   const directory = mkdtempSync(join(tmpdir(), 'loop-'));
   t.teardown(() => rmSync(directory, { recursive: true, force: true }));
   const image = join(directory, 'image');

@@ -37,14 +37,16 @@ export async function bench(
   if (theirs && !other.kinds.includes(one.kind)) return undefined;
   const peer =
     theirs &&
-    (await other.start({ folder, isChange: one.isChange, distance: distances[1] }).catch((error: unknown) => {
-      if (!(error instanceof Missing)) throw error;
-      say(`${name}, ${peerName}: skipped, ${error.message}`);
-      return undefined;
-    }));
+    (await other
+      .start({ folder, isChange: one.isChange, distance: distances[1], sizeBytes: size })
+      .catch((error: unknown) => {
+        if (!(error instanceof Missing)) throw error;
+        say(`${name}, ${peerName}: skipped, ${error.message}`);
+        return undefined;
+      }));
   if (theirs && !peer) return undefined;
-  const volumes = join(folder, 'volumes');
-  mkdirSync(volumes);
+  const volumes = peer?.volumes ?? join(folder, 'volumes');
+  mkdirSync(volumes, { recursive: true });
   const volume = make(volumes, one.kind, size, content);
   const ours = await startOurs(volumes, distances[0]);
   const sides: Side[] = [

@@ -11,6 +11,7 @@ import { parseChoice, parseSize, parseText } from '../../proto/value.ts';
 import { ageOfPgbench } from './age.ts';
 import { bench } from './bench.ts';
 import { cases } from './cases.ts';
+import { benchGranule, granuleSizes } from './granuledurable.ts';
 import { benchManyFiles, manyFilesPeers, manyFilesTable, type ManyFilesResult } from './manyfiles.ts';
 import { peers } from './peers.ts';
 import { emptyResults, kept, report, resultsFolder, save, type Result } from './results.ts';
@@ -19,11 +20,13 @@ import { contents, remove } from './volumes.ts';
 
 const manyFiles = 'many-files';
 const age = 'age-pgbench';
-const names = [...Object.keys(cases), age];
+const granule = 'granule-durable';
+const names = [...Object.keys(cases), age, granule];
 
 const program = {
   name: 'npm run bench --',
-  summary: 'Measure ours against peers, side by side.',
+  summary:
+    'Measure ours against peers, side by side. Not among them: diskrsync and kopia, which the Go module proxy did not give where this was written.',
   flags: {
     case: optional(
       'NAME',
@@ -97,6 +100,15 @@ if (options.report) {
   };
   try {
     for (const name of options.case === undefined ? names : [options.case]) {
+      if (name === granule) {
+        for (const size of granuleSizes) {
+          await benchGranule(size, options.runs, say).then(keep, (error: unknown) => {
+            if (!(error instanceof Missing)) throw error;
+            say(`${name}: skipped, ${error.message}`);
+          });
+        }
+        continue;
+      }
       if (name === age) {
         await ageOfPgbench(options, say).then(keep, (error: unknown) => {
           if (!(error instanceof Missing)) throw error;

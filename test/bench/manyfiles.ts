@@ -165,7 +165,13 @@ async function ours(volumes: string, volume: Volume): Promise<Way> {
 async function walking(name: string, folder: string, volume: Volume): Promise<Way> {
   const peer = peers[name];
   if (!peer?.kinds.includes('tree')) throw new Error(`${name} copies no trees`);
-  const subject = await peer.start({ folder, isChange: false, distance: near, syncsOnce: true });
+  const subject = await peer.start({
+    folder,
+    isChange: false,
+    distance: near,
+    sizeBytes: volume.sizeBytes,
+    syncsOnce: true,
+  });
   await subject.reset(volume);
   return {
     ...subject,

@@ -8,6 +8,7 @@ import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { connect, createServer, type AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { btrfs, rclone, restic } from './backuppeers.ts';
 import type { Distance } from './distance.ts';
 import { Shell } from './processes.ts';
 import { Missing, type Subject } from './subject.ts';
@@ -26,7 +27,7 @@ export function need(command: string, packageName: string): void {
   if (!has()) throw new Missing(`needs ${command} (package ${packageName})`);
 }
 
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');
   const { port } = server.address() as AddressInfo;
@@ -50,7 +51,7 @@ async function listens(port: number, daemon: ChildProcess): Promise<void> {
   throw new Error(`nothing listens at port ${port}`);
 }
 
-async function daemonOf(port: number, command: string, args: string[]): Promise<ChildProcess> {
+export async function daemonOf(port: number, command: string, args: string[]): Promise<ChildProcess> {
   const daemon = spawn('setpriv', ['--pdeathsig', 'KILL', command, ...args], { stdio: 'ignore' });
   await listens(port, daemon);
   return daemon;
@@ -62,6 +63,7 @@ export interface PeerOptions {
   isChange: boolean;
   /** Between the two sides. */
   distance: Distance;
+  sizeBytes: number;
   /** Of rsync: durable by one sync of the target's filesystem at the end, not by an fsync of each file. */
   syncsOnce?: boolean;
 }
@@ -75,7 +77,7 @@ interface Built {
   line(volume: Volume): string;
 }
 
-async function subject(name: string, target: string, { daemons, ...built }: Built): Promise<Subject> {
+export async function subject(name: string, target: string, { daemons, ...built }: Built): Promise<Subject> {
   const shell = new Shell();
   return {
     name,
@@ -113,7 +115,7 @@ function nameIn(volume: Volume): string {
   return volume.kind === 'image' ? 'image' : 'tree/';
 }
 
-function withSlash(volume: Volume): string {
+export function withSlash(volume: Volume): string {
   return volume.kind === 'image' ? volume.path : `${volume.path}/`;
 }
 
@@ -219,4 +221,7 @@ export const peers: Record<string, { kinds: Volume['kind'][]; start(options: Pee
       rsync('rsync', options.isChange ? '-a --no-W --inplace --delete' : '-aW --inplace --delete', false, options),
   },
   nbdcopy: { kinds: ['image'], start: nbdcopy },
+  rclone: { kinds: ['image', 'tree'], start: rclone },
+  restic: { kinds: ['image', 'tree'], start: restic },
+  btrfs: { kinds: ['image', 'tree'], start: btrfs },
 };

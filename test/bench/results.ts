@@ -88,8 +88,10 @@ export function save(path: string, results: Results): void {
 /** What is there of the same commit stays, but of the same case and peer. */
 export function kept(path: string, results: Results): Results {
   const before = existsSync(path) ? (JSON.parse(readFileSync(path, 'utf8')) as Results).results : [];
-  const isNew = ({ case: name, peer }: Result): boolean =>
-    !results.results.some((one) => one.case === name && one.peer === peer);
+  // Of granule-durable each size is one of its own.
+  const key = ({ case: name, peer, size }: Result): string =>
+    JSON.stringify([name, peer, name === 'granule-durable' ? size : null]);
+  const isNew = (result: Result): boolean => !results.results.some((one) => key(one) === key(result));
   return { ...results, results: [...before.filter(isNew), ...results.results] };
 }
 

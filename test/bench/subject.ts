@@ -15,6 +15,8 @@ export interface Subject {
   copy(volume: Volume): Promise<void>;
   /** @throws when the target is not the source */
   check(volume: Volume): Promise<void>;
+  /** Where the volume must lie, when anywhere else will not do. */
+  volumes?: string;
   stop(): Promise<void>;
 }
 

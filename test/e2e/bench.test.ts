@@ -6,6 +6,7 @@ import t from 'tap';
 import { ageOfPgbench, bucketQuantile, quantile } from '../bench/age.ts';
 import { bench } from '../bench/bench.ts';
 import { cases } from '../bench/cases.ts';
+import { benchGranule } from '../bench/granuledurable.ts';
 import { benchManyFiles, manyFilesPeers, manyFilesTable, steps } from '../bench/manyfiles.ts';
 import { peers } from '../bench/peers.ts';
 import { emptyResults, plot, table, type Result } from '../bench/results.ts';
@@ -19,6 +20,7 @@ const few = [
   ['change-image', 'rsync-stunnel'],
   ['move-tree', 'rsync'],
   ['wan-unchanged', 'rsync-stunnel'],
+  ['change-tree', 'btrfs'],
 ] as const;
 
 const line = { roundTripMs: 50, bitsPerSecond: 1e8 };
@@ -55,6 +57,11 @@ t.test('each case runs, and what was copied is right', async (t) => {
       t.equal(result.theirs !== null, cases[name]?.theirs !== undefined);
     });
   }
+  await t.test('granule-durable', { skip: missingForLoop('ext4') }, async (t) => {
+    const { ours, size } = await benchGranule(1 << 30, 1, () => undefined);
+    t.equal(size, 1 << 30);
+    t.ok(ours.wallSeconds > 0 && ours.rssMaxMiB > 20);
+  });
   await t.test('age-pgbench', { skip: missingForLoop('ext4') || missingPostgres() }, async (t) => {
     const result = await ageOfPgbench({ runs: 1, size: 160 << 20, seconds: 3 }, () => undefined);
     const { age } = result;
