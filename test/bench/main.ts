@@ -46,6 +46,7 @@ const program = {
     content: withDefault('KIND', 'mixed', `of the image: ${contents.join(' ')}`, parseChoice(...contents)),
     files: withDefault('N', '1000000', `of ${manyFiles}`, parseCount),
     'file-bytes': withDefault('SIZE', '10KiB', `of ${manyFiles}, on average`, parseSize),
+    'take-over': toggle(`of ${manyFiles}: rsync begins with our copy, it makes no first one`),
     json: optional('FILE', 'where the results go (default: test/bench/results, by commit)', parseText),
     profile: optional(
       'FOLDER',
@@ -70,7 +71,7 @@ if (options.report) {
   const folder = realpathSync(mkdtempSync(join(tmpdir(), 'replicator-bench-')));
   // All that is made lies in it, also what is left when this is cut off.
   process.env['TMPDIR'] = folder;
-  const { files, runs, 'file-bytes': meanBytes } = options;
+  const { files, runs, 'file-bytes': meanBytes, 'take-over': takeOver } = options;
   const check = files <= 100_000;
   const beside = options.peer === undefined ? manyFilesPeers : [options.peer].filter((name) => name !== 'none');
   const say = (line: string): unknown => process.stdout.write(`${line}\n`);
@@ -83,7 +84,7 @@ if (options.report) {
   };
   process.once('SIGINT', stopped).once('SIGTERM', stopped);
   try {
-    await benchManyFiles({ folder, files, meanBytes, runs, check, peers: beside }, say, results);
+    await benchManyFiles({ folder, files, meanBytes, runs, check, peers: beside, takeOver }, say, results);
     say(manyFilesTable(results));
   } finally {
     remove(folder);

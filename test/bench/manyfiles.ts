@@ -1,11 +1,12 @@
 /**
  * One tree of very many small files, ours and peers one after another: the first copy, a start over what is there already, one
  * file that changes. A peer's copy is removed before the next one begins, so that the disk holds two trees. lsyncd takes over the
- * copy that rsync has made: its own first copy is such a run of rsync.
+ * copy that rsync has made: its own first copy is such a run of rsync. With `takeOver` rsync takes over ours, where a first copy by
+ * it would take too long.
  */
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, renameSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, globSync, mkdirSync, renameSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { Dice } from '../sim/dice.ts';
 import { startLsyncd } from './lsyncd.ts';
 import { near } from './distance.ts';
@@ -26,6 +27,8 @@ export interface ManyFilesOptions {
   check: boolean;
   /** Beside ours, one after another: lsyncd or a name of `peers`. */
   peers: readonly string[];
+  /** rsync begins with the replica that ours has made instead of a first copy of its own. */
+  takeOver?: boolean;
 }
 
 export const steps = ['first copy', 'restart', 'one file'] as const;
@@ -49,7 +52,14 @@ interface Way {
   follow(change: () => void, path: string): Promise<void>;
   check(): Promise<void>;
   agentMiB(): number | null;
+  /** What it has copied goes there; it is of no use any more. */
+  leave?(to: string): void;
   stop(): Promise<void>;
+}
+
+/** Where rsync has its copy. */
+function copyAt(folder: string): string {
+  return join(folder, 'rsync', 'rsync', 'tree');
 }
 
 const progressEveryMs = 30_000;
@@ -66,14 +76,28 @@ export async function benchManyFiles(
   mkdirSync(volumes);
   const volume = makeManyFiles(join(volumes, 'tree'), files, meanBytes);
   say(`${files} files, ${(volume.sizeBytes / 2 ** 20).toFixed(0)} MiB`);
+  await benchTree(volume, volumes, options, say, results);
+  remove(join(folder, 'rsync'));
+  return results;
+}
+
+async function benchTree(
+  volume: Volume,
+  volumes: string,
+  options: ManyFilesOptions,
+  say: (line: string) => void,
+  results: ManyFilesResult[],
+): Promise<void> {
+  const { folder } = options;
   for (const name of ['ours', ...options.peers]) {
     const own = join(folder, name);
-    mkdirSync(own);
+    mkdirSync(own, { recursive: true });
     try {
       const way = await start(name, own, volumes, volume);
       try {
         await time(way, volume, options, say, results);
       } finally {
+        if (options.takeOver === true) way.leave?.(copyAt(folder));
         await way.stop();
       }
     } catch (error) {
@@ -82,8 +106,6 @@ export async function benchManyFiles(
     }
     if (name !== 'rsync') remove(own);
   }
-  remove(join(folder, 'rsync'));
-  return results;
 }
 
 async function time(
@@ -157,6 +179,12 @@ async function ours(volumes: string, volume: Volume): Promise<Way> {
     follow: (change) => subject.follow(change),
     check: () => subject.check(volume),
     agentMiB: () => subject.agentMiB(),
+    leave(to) {
+      const [tree] = globSync(join(subject.replicas, '*', 'base', 'tree'));
+      if (tree === undefined) throw new Error(`no tree in ${subject.replicas}`);
+      mkdirSync(dirname(to), { recursive: true });
+      renameSync(tree, to);
+    },
     stop: () => subject.stop(),
   };
 }
@@ -172,10 +200,11 @@ async function walking(name: string, folder: string, volume: Volume): Promise<Wa
     sizeBytes: volume.sizeBytes,
     syncsOnce: true,
   });
-  await subject.reset(volume);
+  const hasCopy = existsSync(copyAt(join(folder, '..')));
+  if (!hasCopy) await subject.reset(volume);
   return {
     ...subject,
-    first: () => subject.copy(volume),
+    first: hasCopy ? undefined : () => subject.copy(volume),
     restart: () => subject.copy(volume),
     async follow(change) {
       change();
@@ -188,7 +217,7 @@ async function walking(name: string, folder: string, volume: Volume): Promise<Wa
 
 async function lsyncd(folder: string, volume: Volume): Promise<Way> {
   const daemon = await startLsyncd(folder);
-  const copied = join(folder, '..', 'rsync', 'rsync', 'tree');
+  const copied = copyAt(join(folder, '..'));
   const hasCopy = existsSync(copied);
   if (hasCopy) {
     remove(daemon.target);

@@ -1,5 +1,6 @@
 /** Agent and master as in production, mutual TLS and all checks on; a replication is made, or goes on after a pause. */
 import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import type { Recovery } from '../../master/resources.ts';
 import { openWorld } from '../e2e/world.ts';
 import type { Distance } from './distance.ts';
@@ -15,6 +16,8 @@ export interface Ours extends Subject {
   follow(change: () => void): Promise<void>;
   /** Of the agent's process, at most since it was started. */
   agentMiB(): number;
+  /** The folder in which its replicas lie. */
+  replicas: string;
   /** Agent killed and started again: until there is a new point. */
   restart(volume: Volume): Promise<void>;
   /** Both sides read whole. */
@@ -51,6 +54,7 @@ export async function startOurs(folder: string, distance: Distance): Promise<Our
     name: 'ours',
     command: 'replicator-agent and replicator-master, running; POST /replications, then resume after each change',
     wireBytes: () => distance.wireBytes(1),
+    replicas: join(world.masterDir, 'volumes'),
     roots: () => [world.agent.pid, world.master.pid],
     async reset() {
       if (isMade) {

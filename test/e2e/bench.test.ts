@@ -94,19 +94,23 @@ t.test('each case runs, and what was copied is right', async (t) => {
   );
 });
 
-t.test('many files: each step is timed for each, and the copies are right', async (t) => {
-  const folder = realpathSync(mkdtempSync(join(tmpdir(), 'replicator-bench-')));
-  t.teardown(() => remove(folder));
-  const said: string[] = [];
-  const results = await benchManyFiles(
-    { folder, files: 300, meanBytes: 2000, runs: 1, check: true, peers: manyFilesPeers },
-    (line) => said.push(line),
-  );
-  const skipped = said.filter((line) => line.startsWith('skipped'));
-  t.equal(results.length + skipped.length, 3, skipped.join('; '));
-  for (const { subject, figures } of results)
-    for (const step of steps.slice(subject === 'lsyncd' ? 1 : 0))
-      t.ok((figures[step]?.wallSeconds ?? 0) > 0, `${subject}, ${step}`);
-  t.ok((results[0]?.agentMiB ?? 0) > 20);
-  t.equal(manyFilesTable(results).split('\n').length, 2 + results.length);
-});
+for (const takeOver of [false, true])
+  t.test(`many files: each step is timed for each, and the copies are right (taken over: ${takeOver})`, async (t) => {
+    const folder = realpathSync(mkdtempSync(join(tmpdir(), 'replicator-bench-')));
+    t.teardown(() => remove(folder));
+    const said: string[] = [];
+    const results = await benchManyFiles(
+      { folder, files: 300, meanBytes: 2000, runs: 1, check: true, peers: manyFilesPeers, takeOver },
+      (line) => said.push(line),
+    );
+    const skipped = said.filter((line) => line.startsWith('skipped'));
+    t.equal(results.length + skipped.length, 3, skipped.join('; '));
+    for (const { subject, figures } of results) {
+      const isFirst = subject === 'ours' || (subject === 'rsync' && !takeOver);
+      t.equal(figures['first copy'] !== undefined, isFirst, subject);
+      for (const step of steps.slice(isFirst ? 0 : 1))
+        t.ok((figures[step]?.wallSeconds ?? 0) > 0, `${subject}, ${step}`);
+    }
+    t.ok((results[0]?.agentMiB ?? 0) > 20);
+    t.equal(manyFilesTable(results).split('\n').length, 2 + results.length);
+  });

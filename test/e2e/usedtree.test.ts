@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { loopMount, missingForLoop, run } from '../loop.ts';
 import { long, openWorld } from './world.ts';
 
-t.setTimeout(900_000);
+t.setTimeout(long ? 7_200_000 : 900_000);
 const missing =
   missingForLoop('xfs') || (spawnSync('git', ['--version'], { stdio: 'ignore' }).status !== 0 && 'needs git');
 
