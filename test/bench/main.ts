@@ -11,6 +11,7 @@ import { parseChoice, parseSize, parseText } from '../../proto/value.ts';
 import { ageOfPgbench } from './age.ts';
 import { bench } from './bench.ts';
 import { cases } from './cases.ts';
+import { drawFlames } from './flame.ts';
 import { benchGranule, granuleSizes } from './granuledurable.ts';
 import { benchManyFiles, manyFilesPeers, manyFilesTable, type ManyFilesResult } from './manyfiles.ts';
 import { peers } from './peers.ts';
@@ -50,7 +51,7 @@ const program = {
     json: optional('FILE', 'where the results go (default: test/bench/results, by commit)', parseText),
     profile: optional(
       'FOLDER',
-      'CPU profiles of agent and master go there (.cpuprofile, for any flame graph viewer)',
+      'CPU profiles of agent and master go there (.cpuprofile), each with its flame graph (.svg)',
       parseText,
     ),
     report: toggle("measure nothing: write README's table and the plot from the newest results that are kept"),
@@ -131,3 +132,5 @@ if (options.report) {
   }
   process.stdout.write(`${path}\n`);
 }
+if (options.profile !== undefined)
+  for (const path of drawFlames(resolve(options.profile))) process.stdout.write(`${path}\n`);
