@@ -125,7 +125,7 @@ export async function lead(options: LeaseOptions, signal: AbortSignal): Promise<
 
   /** An answer that comes too late is of no use: the others may have taken over meanwhile. */
   const soon = (): AbortSignal => {
-    const limitMs = Math.min(renewSeconds * 500, Math.max(tryMs, lastMs - sinceMs()));
+    const limitMs = Math.min(renewSeconds * 500, Math.max(tryMs, Math.floor(lastMs - sinceMs())));
     return AbortSignal.any([stopping.signal, AbortSignal.timeout(limitMs)]);
   };
 
