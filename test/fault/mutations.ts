@@ -116,11 +116,11 @@ const rows: Record<string, Row[]> = {
     [
       'Math.min(this.#base.index.sequence, this.#timeline.oldestPinned ?? Infinity)',
       'this.#base.index.sequence',
-      [replica, 'unit/master/replica/sharing.test.ts', sim],
+      ['unit/master/replica/sharing.test.ts', replica, sim],
     ],
   ],
   'master/replica/base.ts': [
-    ['base.index.discard();', '', [replica, sim, treeBase]],
+    ['base.index.discard();', '', ['unit/master/replica/redo.test.ts', replica, sim, treeBase]],
     ['bytes >= settleBytes || isResized', 'bytes >= settleBytes', [replica, sim]],
     ["error.code !== 'HashMismatch'", "error.code === 'HashMismatch'", [replica, rot]],
   ],
@@ -133,7 +133,12 @@ const rows: Record<string, Row[]> = {
       [sim, power],
       'recover has synced that folder; only files of SQLite are removed after it',
     ],
-    ['sequence >= journalBase', 'sequence >= journalBase - 1', [replica, sim]],
+    [
+      'sequence >= journalBase',
+      'sequence >= journalBase - 1',
+      [replica, sim],
+      'base and listed points are never before it, and the journal reads nothing from before where it begins',
+    ],
     ['if (read && read.bad.length > 0) {', 'if (read && read.bad.length > 1) {', [replica, rot]],
   ],
   'master/replica/open.ts': [
@@ -141,7 +146,7 @@ const rows: Record<string, Row[]> = {
     [
       'head.unknown === 0 && !head.digest.equals(expected.digest)',
       'head.unknown === 0 && expected.sequence < 0',
-      [replica, rot],
+      ['unit/master/replica/opening.test.ts', replica, rot],
     ],
     ['if (commit.sequence > base.index.sequence) commits.push(commit);', 'commits.push(commit);', [replica, sim]],
     ['if (isOfStorage(error)) throw error;\n      wrong', 'wrong', [replica, sim]],

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
+import { DatabaseSync } from 'node:sqlite';
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
 import { BlockIndex } from '../../../../master/replica/blockindex.ts';
@@ -109,4 +110,28 @@ t.test('unknown pieces are counted until they come again or are no part of the v
   index.discard();
   t.equal(index.stagedUnknown(size), 3);
   index.close();
+});
+
+t.test('a page that became another one while the index is open is not told of, and nothing is written on top', (t) => {
+  const path = `${folder(t)}/i`;
+  const index = new BlockIndex(path);
+  const size = 600 * granuleBytes;
+  commit(index, { 1: 1, 300: 2 }, size);
+  const other = new DatabaseSync(path);
+  const flipped = Buffer.from(index.hashes(256, 256));
+  flipped[(300 - 256) * hashBytes] = (flipped[(300 - 256) * hashBytes] ?? 0) ^ 1;
+  other.prepare('UPDATE page SET hashes = ? WHERE number = 1').run(flipped);
+  t.equal(index.want(0, 1, granuleHash(Buffer.alloc(granuleBytes, 1)))[0], 0, 'another page is as it was');
+  t.notOk(index.damaged);
+  const damage = { code: 'ReplicaDamaged', message: /page 1 / };
+  t.throws(() => index.want(0, 300, granuleHash(Buffer.alloc(granuleBytes, 2))), damage);
+  t.ok(index.damaged, 'its owner makes it anew');
+  t.throws(() => index.hashes(300, 1), damage);
+  t.throws(() => dataOf({ 301: 3 }, size).forEach((data) => index.stageData(data)), damage);
+  t.throws(() => index.markUnknown(0, 301), damage);
+  other.prepare('DELETE FROM page WHERE number = 1').run();
+  t.throws(() => index.hashes(300, 1), damage, 'one that is gone is not one of zeros');
+  other.close();
+  index.close();
+  t.end();
 });

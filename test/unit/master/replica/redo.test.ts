@@ -1,8 +1,17 @@
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import t from 'tap';
+import { redo } from '../../../../master/replica/base.ts';
+import { Journal } from '../../../../master/replica/journal.ts';
+import { TreeBase } from '../../../../master/replica/treebase.ts';
 import type { Disk } from '../../../../proto/effects.ts';
 import { granuleBytes } from '../../../../proto/granule.ts';
+import { nodeTypes } from '../../../../proto/wire.ts';
 import { Dice } from '../../../sim/dice.ts';
-import { imageOf, put, recovered, rig, writer } from './blockreplica.ts';
+import { imageOf, none, put, quietDisk, recovered, rig, writer } from './blockreplica.ts';
+import { bytes, commitOf, randomOf, TreeModel } from './treemodel.ts';
+import { expected, walk } from './treestate.ts';
 
 const size = 40 * granuleBytes;
 
@@ -76,4 +85,37 @@ t.test('whatever was written, zeroed, cut off and grown again on the way, the co
     }
     await replica.close();
   }
+});
+
+t.test('a tree whose redo was broken off some commits later is redone from where its index stands', async (t) => {
+  const folder = mkdtempSync(`${tmpdir()}/redo-`);
+  t.teardown(() => rmSync(folder, { recursive: true }));
+  const journal = await Journal.open(quietDisk().mount(), '/j', 1 << 30, () => undefined);
+  const model = new TreeModel(randomOf(1), process.geteuid?.() === 0);
+  const content = (...values: number[]): Buffer =>
+    Buffer.concat(values.map((value) => Buffer.alloc(granuleBytes, value)));
+  const { slot } = model.create(nodeTypes.file, { parent: 0, name: bytes('a') }, content(1, 2));
+  // One granule after the other: what a later commit put there does not add up to the node of an earlier one.
+  for (const [at, next] of [content(1, 2), content(3, 2), content(3, 4), content(5, 4)].entries()) {
+    model.write(slot, next);
+    const { data, nodes } = model.epoch();
+    for (const one of data) await journal.append(at + 1, { data: one });
+    await journal.append(at + 1, { nodes: { nodes } });
+    await journal.commit(commitOf(at + 1, model.slots));
+  }
+  const base = await TreeBase.open(`${folder}/tree`, `${folder}/index.db`);
+  await redo(base, journal, 1, none);
+  const stop = new AbortController();
+  let granules = 0;
+  const atLast = (): void => {
+    if (++granules === 3) stop.abort(new Error('stopped'));
+  };
+  await t.rejects(redo(base, journal, 4, stop.signal, atLast), { message: 'stopped' });
+  t.equal(base.index.sequence, 1);
+  await redo(base, journal, 4, none);
+  t.equal(base.index.sequence, 4);
+  assert.deepEqual(await walk(`${folder}/tree`), expected(model));
+  t.same((await base.verify(none, () => undefined)).bad, []);
+  await base.close();
+  await journal.close();
 });

@@ -2,7 +2,7 @@ import t from 'tap';
 import { SharedLock } from '../../../../proto/lock.ts';
 import { granuleBytes } from '../../../../proto/granule.ts';
 import { systemClock } from '../../../../proto/system.ts';
-import { imageOf, none, put, rig, writer } from './blockreplica.ts';
+import { imageOf, none, put, recovered, rig, writer } from './blockreplica.ts';
 
 const size = 10 * granuleBytes;
 const quiet = { verify: true, signal: none, progress: () => undefined };
@@ -96,6 +96,39 @@ t.test('what is pinned is asked for when the base is about to move, not before',
   await first;
   await advanced;
   t.equal(asked, 1);
+});
+
+t.test('what a copy in the making still takes from the journal stays there, also where the base has it', async (t) => {
+  const own = await rig(t);
+  const { disk } = own;
+  let atRead: (() => Promise<void>) | undefined;
+  own.disk = {
+    ...disk,
+    async open(path, mode) {
+      if (path.endsWith('.log') && mode === 'read' && atRead) {
+        const meanwhile = atRead;
+        atRead = undefined;
+        await meanwhile();
+      }
+      return disk.open(path, mode);
+    },
+  };
+  const replica = await own.open({ segmentBytes: 1 });
+  t.teardown(() => replica.close());
+  const session = await replica.attach(writer);
+  await put(replica, session, { 0: 1 }, size, { point: false });
+  // The first point brings nothing anew: the base stays before it, and copies begin there.
+  await put(replica, session, {}, size);
+  await put(replica, session, { 1: 2 }, size);
+  t.equal(replica.baseSequence, 1);
+  atRead = async () => {
+    await replica.advance(0, none);
+    t.equal(replica.baseSequence, 2, 'the base goes to the first point while a copy is on its way from before it');
+  };
+  t.ok((await recovered(own, replica, 3)).equals(imageOf({ 0: 1, 1: 2 }, size)));
+  const { journalBytes } = replica;
+  await replica.advance(0, none);
+  t.ok(replica.journalBytes < journalBytes, 'and goes when the copy is done');
 });
 
 t.test('a shared lock: alone or shared, in order of arrival, and a failure lets the next one in', async (t) => {
