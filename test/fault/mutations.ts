@@ -23,6 +23,8 @@ const map = 'unit/agent/capture/dirtymap.test.ts';
 const sender = 'unit/agent/sender.test.ts';
 const plan = 'unit/agent/plan.test.ts';
 const scan = 'unit/agent/blockscan.test.ts';
+const source = 'unit/agent/blocksource.test.ts';
+const session = 'unit/master/session.test.ts';
 const sim = 'sim/sim.test.ts';
 const power = 'fault/powerloss.test.ts';
 const rot = 'fault/rot.test.ts';
@@ -189,9 +191,9 @@ const rows: Record<string, Row[]> = {
     [
       'if (hello.protocol < ours.oldest || hello.protocol > ours.newest) {',
       'if (hello.protocol > ours.newest) {',
-      ['unit/proto/wire.test.ts', 'conformance/rpc.test.ts', sim],
+      [session],
     ],
-    ['    await replica.detach(session);', '', [sim, replica]],
+    ['    await replica.detach(session);', '', [session]],
   ],
   'agent/sender.ts': [
     ['    await this.#until(() => !this.#pending.meets(piece));\n', '', ['unit/agent/sender.test.ts', sim]],
@@ -206,8 +208,8 @@ const rows: Record<string, Row[]> = {
     ['of [this.#taken, this.#committing]) {', 'of [this.#taken]) {', [map, sim]],
     ['[this.dirty, this.#reading, this.#taken].map', '[this.dirty, this.#reading].map', [map, sim]],
     [
-      'this.markBytes(Math.max(0, before - 1), sizeBytes - before + 1)',
       'this.markBytes(before, sizeBytes - before)',
+      'this.markBytes(before + granuleBytes, sizeBytes - before)',
       [map, sim],
     ],
     [
@@ -227,7 +229,7 @@ const rows: Record<string, Row[]> = {
     ['if (proven && map.belongsTo(headSequence,', 'if (map.belongsTo(headSequence,', [sim]],
   ],
   'agent/blocksource.ts': [
-    ['if (doubts === this.#tracking.doubtCount) map.passed();', 'map.passed();', [sim]],
+    ['if (doubts === this.#tracking.doubtCount) map.passed();', 'map.passed();', [source]],
     ['return (await this.#stampNow()) === this.#committedStamp ? agentUs : undefined;', 'return agentUs;', [sim]],
   ],
   'agent/mirror.ts': [
@@ -238,7 +240,7 @@ const rows: Record<string, Row[]> = {
       [sim, sender],
       'send() has settled already; between pieces of a round, the commit is queued behind them',
     ],
-    ['whole: attached.whole || welcome.incomplete,', 'whole: attached.whole,', [sim]],
+    ['whole: attached.whole || welcome.incomplete,', 'whole: attached.whole,', [session, sim]],
   ],
   'agent/plan.ts': [['if (input.whole) return pacedSync', 'if (input.whole && last) return pacedSync', [plan, sim]]],
   'proto/payload.ts': [

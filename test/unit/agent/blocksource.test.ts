@@ -53,6 +53,36 @@ t.test('another device at the path: what is compared then is that one, not the o
   t.ok(replica.bytes(0, sizeBytes).equals(volume.bytes), 'the point is the device that stands at the path');
 });
 
+t.test('what a doubt has marked while a little was read is offered, not sent', async (t) => {
+  const volume = new Volume();
+  const open = opener(t, volume);
+  const replica = new ModelReplica('Block');
+  const source = open();
+  await attach(source, replica);
+  t.equal(await sync(source, replica), undefined);
+  await source.close();
+
+  const next = open();
+  t.equal((await attach(next, replica)).whole, false, 'proven');
+  t.equal(await sync(next, replica), undefined);
+  volume.write(3);
+  volume.write(40);
+  volume.onRead = () => {
+    volume.onRead = () => undefined;
+    volume.replaceAt({ bytes: volume.bytes });
+  };
+  let sentBytes = 0;
+  for (let round = 0; round < 3; round++) {
+    for await (const piece of next.round(false, () => undefined, never)) {
+      if (piece.kind === 'content' && !piece.offer) sentBytes += piece.bytes.length;
+      replica.take(piece);
+      // Looks at the volume: the doubt comes in the middle of the round.
+      await next.unchangedUntil();
+    }
+  }
+  t.ok(sentBytes <= 4 * granuleBytes, `${sentBytes / granuleBytes} granules were sent without being asked for`);
+});
+
 t.test('a write that landed while the volume was read and is told after it is no quiet interval', async (t) => {
   const volume = new Volume();
   const source = opener(t, volume, { consistency: 'crash' })();

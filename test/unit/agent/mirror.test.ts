@@ -2,36 +2,9 @@ import t from 'tap';
 import { mirror } from '../../../agent/mirror.ts';
 import { systemClock, systemRandom } from '../../../proto/system.ts';
 import { bell, streamPair } from '../../../proto/stream.ts';
-import type { Assignment, Commit, MirrorReply, MirrorRequest } from '../../../proto/wire.ts';
+import type { Commit, MirrorReply, MirrorRequest } from '../../../proto/wire.ts';
+import { assignment } from './assignment.ts';
 import { opener, sizeBytes, Volume } from './memoryvolume.ts';
-
-const assignment: Assignment = {
-  replicationUid: 'u',
-  name: 'n',
-  fencingGeneration: '1',
-  path: '/volume',
-  volumeMode: 'Block',
-  include: [],
-  exclude: [],
-  continuous: true,
-  cutIntervalSeconds: 3600,
-  consistency: '',
-  maxFreezeMs: 10_000,
-  compression: 'none',
-  bandwidthBytesPerSecond: 0,
-  readBytesPerSecond: 0,
-  paused: false,
-  syncRequest: 0,
-  resyncRequest: 0,
-  verifyRequest: 0,
-  force: false,
-  beforeFreeze: [],
-  afterThaw: [],
-  hookTimeoutSeconds: 0,
-  group: '',
-  snapshots: false,
-  clones: false,
-};
 
 t.test(
   'work is saved while the line goes on: nobody waits for the target to make it durable, but a point',

@@ -42,6 +42,10 @@ t.test('the first copy goes before a verify, and is not held up by an interval t
   t.same(nextStep(first), { ...sync, why: 'InitialSync' });
 });
 
+t.test('what the replica holds is not known: the first round offers all of it, at once', async (t) => {
+  t.same(nextStep(given({ whole: true, last: undefined })), { ...sync, why: 'Resyncing', whole: true });
+});
+
 t.test('what is done is not done again', async (t) => {
   const asked = given(
     { done: { sync: 2, resync: 3, verify: 4 } },

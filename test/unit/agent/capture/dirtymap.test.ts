@@ -117,6 +117,24 @@ t.test('growth is marked with the granule that was the last one', async (t) => {
   t.equal(map.dirtyBytes, sizeBytes + 2 * granuleBytes, 'and never more than the volume has');
 });
 
+t.test('a commit whose head cannot be written leaves the marks that the head of before needs', async (t) => {
+  const store = new DyingStore();
+  const map = await fresh(store);
+  map.markBytes(0, 1);
+  await map.persist('ftrace', { at: 1 });
+  map.take(0, 1);
+  map.handed(0, 1);
+  await map.prepare(3, '1');
+  // Pages can be written, and no header any more.
+  store.writeHeader = async () => Promise.reject(new Error('full'));
+  await map.committed(3, digest(3));
+  await map.persist('ftrace', { at: 1 });
+  const next = new DirtyMap(store);
+  await next.load();
+  t.ok(next.belongsTo(2, digest(2), '2'), 'the replica may lose its newest commit with its disk');
+  t.ok(next.dirty.has(0));
+});
+
 t.test('the map belongs to the replica where it was left, or whose commit was on its way', async (t) => {
   const store = new DyingStore();
   const map = await fresh(store);

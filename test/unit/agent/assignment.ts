@@ -1,0 +1,30 @@
+/** What an agent mirrors in tests: a block volume, without a wait for the next cut. */
+import type { Assignment } from '../../../proto/wire.ts';
+
+export const assignment: Assignment = {
+  replicationUid: 'u',
+  name: 'n',
+  fencingGeneration: '1',
+  path: '/volume',
+  volumeMode: 'Block',
+  include: [],
+  exclude: [],
+  continuous: true,
+  cutIntervalSeconds: 3600,
+  consistency: '',
+  maxFreezeMs: 10_000,
+  compression: 'none',
+  bandwidthBytesPerSecond: 0,
+  readBytesPerSecond: 0,
+  paused: false,
+  syncRequest: 0,
+  resyncRequest: 0,
+  verifyRequest: 0,
+  force: false,
+  beforeFreeze: [],
+  afterThaw: [],
+  hookTimeoutSeconds: 0,
+  group: '',
+  snapshots: false,
+  clones: false,
+};
