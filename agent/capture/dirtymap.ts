@@ -115,14 +115,14 @@ export class DirtyMap {
     return Math.min(this.#kept.count * granuleBytes, this.sizeBytes);
   }
 
-  /** What a growth adds is changed, with it the last granule of before where that was not a whole one. */
+  /** What a growth adds is changed, the last granule of before with it. */
   resize(sizeBytes: number): void {
     const before = this.sizeBytes;
     if (sizeBytes === before) return;
     for (const bits of [this.dirty, this.#reading, this.#taken, this.#committing, this.#kept])
       bits.resize(granuleCount(sizeBytes));
     this.#header.sizeBytes = sizeBytes;
-    if (sizeBytes > before) this.markBytes(before, sizeBytes - before);
+    if (sizeBytes > before) this.markBytes(Math.max(0, before - 1), sizeBytes - before + 1);
     else if (sizeBytes > 0) this.markBytes(sizeBytes - 1, 1);
   }
 

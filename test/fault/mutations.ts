@@ -208,8 +208,8 @@ const rows: Record<string, Row[]> = {
     ['of [this.#taken, this.#committing]) {', 'of [this.#taken]) {', [map, sim]],
     ['[this.dirty, this.#reading, this.#taken].map', '[this.dirty, this.#reading].map', [map, sim]],
     [
+      'this.markBytes(Math.max(0, before - 1), sizeBytes - before + 1)',
       'this.markBytes(before, sizeBytes - before)',
-      'this.markBytes(before + granuleBytes, sizeBytes - before)',
       [map, sim],
     ],
     [

@@ -115,6 +115,11 @@ t.test('growth is marked with the granule that was the last one', async (t) => {
   t.same(map.next(0, 99), { first: granules - 1, end: granules + 2 });
   map.markBytes(0, Infinity);
   t.equal(map.dirtyBytes, sizeBytes + 2 * granuleBytes, 'and never more than the volume has');
+  const aligned = await fresh(new DyingStore());
+  aligned.resize(granules * granuleBytes);
+  aligned.take(0, granules);
+  aligned.resize((granules + 1) * granuleBytes);
+  t.same(aligned.next(0, 99), { first: granules - 1, end: granules + 1 }, 'a whole one too: nobody tells of it');
 });
 
 t.test('a commit whose head cannot be written leaves the marks that the head of before needs', async (t) => {
