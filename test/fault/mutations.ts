@@ -24,6 +24,7 @@ const sender = 'unit/agent/sender.test.ts';
 const plan = 'unit/agent/plan.test.ts';
 const scan = 'unit/agent/blockscan.test.ts';
 const source = 'unit/agent/blocksource.test.ts';
+const payload = 'unit/proto/payload.test.ts';
 const session = 'unit/master/session.test.ts';
 const sim = 'sim/sim.test.ts';
 const power = 'fault/powerloss.test.ts';
@@ -245,7 +246,7 @@ const rows: Record<string, Row[]> = {
   'agent/plan.ts': [['if (input.whole) return pacedSync', 'if (input.whole && last) return pacedSync', [plan, sim]]],
   'proto/payload.ts': [
     ['if (sum.compare(data.hashes, hashAt, hashAt + hashBytes) !== 0) {', 'if (hashAt < 0) {', [replica, rot, sim]],
-    ['granule === run.count - 1 ? run.tailBytes : granuleBytes', 'granuleBytes', [replica, sim]],
+    ['granule === run.count - 1 ? run.tailBytes : granuleBytes', 'granuleBytes', [payload]],
   ],
   'proto/system.ts': [['await file.datasync();', '', [power]]],
 };
