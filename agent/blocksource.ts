@@ -97,7 +97,7 @@ export class BlockSource implements Source {
   }
 
   needsRest(): boolean {
-    return !['ftrace', 'extents', 'csi-cbt'].includes(this.captureMethod);
+    return this.captureMethod === 'scan';
   }
 
   async facts(): Promise<SourceFacts> {

@@ -9,7 +9,6 @@
 import type { Clock, Disk, Effects, Random } from '../proto/effects.ts';
 import { asReplicationError, messageOf, ReplicationError } from '../proto/errors.ts';
 import type { VolumeMode } from '../proto/wire.ts';
-import { isOfStorage } from '../proto/sqlite.ts';
 import { Permits } from '../proto/lock.ts';
 import type { HeldReplica } from './held.ts';
 import { OnDemandReplica } from './replica/ondemand.ts';
@@ -84,8 +83,6 @@ export function isReplicaFolder(name: string): boolean {
 
 /** Storage that hangs keeps no other class waiting. */
 const openingAtOnce = 16;
-/** With less free nothing can be opened for writing. */
-const leastBytes = 1 << 20;
 
 /**
  * `clock` is the one by which locks and journals end.
@@ -107,25 +104,12 @@ export function openStorage(
   const find = async (uid: string): Promise<string | undefined> =>
     (await disk.list(folder)).find((name) => name.endsWith(`-${uid}`));
 
-  /** A database that cannot make its files says that it cannot open them, or of an I/O error, and not of what. */
-  async function fullOr(path: string, error: unknown): Promise<unknown> {
-    if (!isOfStorage(error)) return error;
-    const { freeBytes } = await disk.space(path);
-    return freeBytes < leastBytes
-      ? new ReplicationError('TargetFull', `no space left on ${path}: ${messageOf(error)}`, { cause: error })
-      : error;
-  }
-
   const driver: FolderDriver = {
     async open({ name, uid, mustExist, onChange: _, sourceBytes: __, ...options }) {
       if (mustExist === true && (await find(uid)) === undefined) throw lost(folder, name);
       await own(folder);
       const place = await driver.provision(name, uid);
-      try {
-        return await OnDemandReplica.open({ ...options, effects, place, trusted: clock, openSet, opening });
-      } catch (error) {
-        throw await fullOr(place.folder, error);
-      }
+      return OnDemandReplica.open({ ...options, effects, place, trusted: clock, openSet, opening });
     },
     async provision(name, uid) {
       try {

@@ -7,7 +7,7 @@
 import { quantity } from './claimplace.ts';
 import { clusterSteps, failed, hide, type Steps, type StepsOptions } from './clustersteps.ts';
 import type { Claim } from './receiverobjects.ts';
-import { cloneLabel, cloneOf, showingPodOf, snapshotLabel } from './snapshotobjects.ts';
+import { cloneLabel, cloneOf, nameOf, showingPodOf, snapshotLabel } from './snapshotobjects.ts';
 
 type Clone = Claim & { metadata: { uid: string; namespace: string } };
 
@@ -47,7 +47,7 @@ export function cloneSteps(options: StepsOptions): Steps {
       for (const name of await list()) if (!keep.includes(name)) await remove(name);
       const source = await cluster.source();
       const storageClassName = await cluster.storageClass();
-      const name = `cdmr-${of.uid.slice(0, 8)}-${Math.floor(clock.nowMs()).toString(36)}`;
+      const name = nameOf(of, clock.nowMs());
       const bytes = quantity(source.status?.capacity?.storage ?? '');
       const object = cloneOf(name, of, pvc.name, { storageClassName, bytes });
       try {

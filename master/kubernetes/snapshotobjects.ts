@@ -29,6 +29,11 @@ export interface SnapshotOf {
   replication: string;
 }
 
+/** Of a snapshot or clone that is taken now. */
+export function nameOf({ uid }: SnapshotOf, nowMs: number): string {
+  return `cdmr-${uid.slice(0, 8)}-${Math.floor(nowMs).toString(36)}`;
+}
+
 function metadataOf(name: string, { uid, replication }: SnapshotOf): Metadata {
   return {
     name,

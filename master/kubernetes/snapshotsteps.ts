@@ -9,6 +9,7 @@ import { quantity } from './claimplace.ts';
 import { atWork, clusterSteps, failed, hide, type Steps, type StepsOptions } from './clustersteps.ts';
 import { absent } from './receivers.ts';
 import {
+  nameOf,
   ownerOf,
   shownClaimOf,
   showingPodOf,
@@ -95,7 +96,7 @@ export function snapshotSteps(options: StepsOptions): Steps {
     async take(keep) {
       for (const { metadata } of await list()) if (!keep.includes(metadata.name)) await remove(metadata.name);
       await checkClass();
-      const name = `cdmr-${of.uid.slice(0, 8)}-${Math.floor(clock.nowMs()).toString(36)}`;
+      const name = nameOf(of, clock.nowMs());
       const object = snapshotOf(name, of, pvc.name, volumeSnapshotClassName);
       await rightsTold(() => api.request('POST', snapshotPath(namespace), object, signal));
       try {

@@ -2,8 +2,8 @@
 import type { Disk } from '../../proto/effects.ts';
 import type { VolumeMode } from '../../proto/wire.ts';
 import type { Base } from './base.ts';
-import { messageOf, ReplicationError } from '../../proto/errors.ts';
-import { isSqliteDamage } from '../../proto/sqlite.ts';
+import { messageOf, ReplicationError, systemErrorCode } from '../../proto/errors.ts';
+import { isOfStorage, isSqliteDamage } from '../../proto/sqlite.ts';
 import { BlockBase } from './blockbase.ts';
 import { BlockIndex } from './blockindex.ts';
 import { IndexDamaged } from './indexdatabase.ts';
@@ -58,4 +58,15 @@ export function named(error: unknown, indexPath: string): unknown {
     `${indexPath} is damaged: ${messageOf(error)}. Put it back from a backup, or delete the replication and make it anew`,
     { cause: error },
   );
+}
+
+/** With less free nothing can be opened for writing. */
+const leastBytes = 1 << 20;
+
+/** Where the disk is full a database that cannot make its files says that it cannot open them, or of an I/O error, and not of what. */
+export async function fullOr(disk: Disk, { folder }: Place, error: unknown): Promise<unknown> {
+  if (systemErrorCode(error) !== 'ERR_SQLITE_ERROR' || !isOfStorage(error)) return error;
+  const { freeBytes } = await disk.space(folder);
+  if (freeBytes >= leastBytes) return error;
+  return new ReplicationError('TargetFull', `no space left on ${folder}: ${messageOf(error)}`, { cause: error });
 }

@@ -31,7 +31,7 @@ import type { Journal } from './journal.ts';
 import { readNote, type ReplicaNote } from './note.ts';
 import { defaultLimits, type ReplicaLimits } from './limits.ts';
 import { Placing } from './placing.ts';
-import { named, type Place } from './place.ts';
+import { fullOr, named, type Place } from './place.ts';
 import { scrubReplica } from './scrub.ts';
 import { Timeline } from './timeline.ts';
 import type { VolumeIndex } from './volumeindex.ts';
@@ -96,6 +96,14 @@ export class Replica {
 
   /** Opens, or makes a blank one. */
   static async open(options: ReplicaOptions): Promise<Replica> {
+    try {
+      return await Replica.#open(options);
+    } catch (error) {
+      throw await fullOr(options.effects.disk, options.place, error);
+    }
+  }
+
+  static async #open(options: ReplicaOptions): Promise<Replica> {
     const { effects, place, mode, limits = defaultLimits, onDoubt = () => undefined } = options;
     await effects.disk.mkdir(place.folder);
     await effects.disk.syncDirectory(dirname(place.folder));

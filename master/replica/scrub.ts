@@ -131,7 +131,10 @@ function eachGranule(
   visit: (object: number, granule: number, zero: boolean, hash: Buffer) => void,
 ): void {
   let at = 0;
-  for (const { object, first, count, zero } of runs)
-    for (let i = 0; i < count; i++)
-      visit(object, first + i, zero, zero ? zeroHash : hashes.subarray(at, (at += hashBytes)));
+  for (const { object, first, count, zero } of runs) {
+    for (let i = 0; i < count; i++) {
+      visit(object, first + i, zero, zero ? zeroHash : hashes.subarray(at, at + hashBytes));
+      if (!zero) at += hashBytes;
+    }
+  }
 }

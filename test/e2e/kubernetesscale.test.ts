@@ -9,6 +9,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { group } from '../../master/kubernetes/kinds.ts';
+import { cpuSeconds } from '../bench/processes.ts';
 import { skipKubernetes, until } from '../kubernetes.ts';
 import { account, namespace, openKubernetesWorld, type AnyObject } from './kubernetesworld.ts';
 import { simulatedAgents } from './simulatedagents.ts';
@@ -28,13 +29,6 @@ const path = `/apis/${group}/v1/namespaces/${namespace}/replicationinfoes`;
  * disk changes with all that runs here.
  */
 const idle = /^(watch |(get|update) coordination|update \/secrets|update .*\/replicationstorageclasses\/status)/;
-
-/** Seconds of CPU so far. */
-function cpuSeconds(pid: number): number {
-  const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
-  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-  return (Number(fields[11]) + Number(fields[12])) / 100;
-}
 
 function counted(requests: string[]): Record<string, number> {
   const counts: Record<string, number> = {};
@@ -63,10 +57,10 @@ t.test(`${total} ReplicationInfos`, { skip: skipKubernetes, timeout: 7_200_000 }
   async function cost(
     work: () => Promise<void>,
   ): Promise<{ seconds: number; cpu: number; asked: Record<string, number> }> {
-    const [sinceMs, before] = [Date.now(), cpuSeconds(world.master.pid)];
+    const [sinceMs, before] = [Date.now(), cpuSeconds([world.master.pid])];
     await work();
     const asked = counted(cluster.requestsSince(namespace, account, sinceMs).filter((one) => !idle.test(one)));
-    return { seconds: (Date.now() - sinceMs) / 1000, cpu: cpuSeconds(world.master.pid) - before, asked };
+    return { seconds: (Date.now() - sinceMs) / 1000, cpu: cpuSeconds([world.master.pid]) - before, asked };
   }
   const per = (what: string, count: number, { seconds, cpu, asked }: Awaited<ReturnType<typeof cost>>): string => {
     const requests = Object.entries(asked).map(([one, times]) => `${one} ${(times / count).toFixed(2)}`);

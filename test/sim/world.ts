@@ -26,6 +26,7 @@ import { asReplicationError, ReplicationError } from '../../proto/errors.ts';
 import { Permits } from '../../proto/lock.ts';
 import { bell } from '../../proto/stream.ts';
 import type { Assignment, Report } from '../../proto/wire.ts';
+import { assignment } from '../assignment.ts';
 import { Checks } from './checks.ts';
 import { SimClock } from './clock.ts';
 import { SimDevice, type Abilities } from './device.ts';
@@ -164,32 +165,15 @@ export class World {
     this.journalSeconds = dice.pick([0, 5, 20, 60]);
     this.#agentAheadMs = dice.between(-100_000, 100_000);
     this.assignment = {
+      ...assignment,
       replicationUid: uid,
-      name: 'volume',
-      fencingGeneration: '1',
       path: '/dev/sim',
-      volumeMode: 'Block',
-      include: [],
-      exclude: [],
-      continuous: true,
       cutIntervalSeconds: dice.pick([1, 2, 5]),
       consistency: dice.pick(['', '', '', 'crash']),
       maxFreezeMs: dice.pick([20, 100, 500]),
       // Thread pools have their own time: what they compress would finish at another virtual instant in each run.
       compression: 'none',
       bandwidthBytesPerSecond: dice.chance(0.1) ? 4 << 20 : 0,
-      readBytesPerSecond: 0,
-      paused: false,
-      syncRequest: 0,
-      resyncRequest: 0,
-      verifyRequest: 0,
-      force: false,
-      beforeFreeze: [],
-      afterThaw: [],
-      hookTimeoutSeconds: 30,
-      snapshots: false,
-      clones: false,
-      group: '',
     };
     this.checks = new Checks(this);
   }

@@ -1,9 +1,8 @@
 import t from 'tap';
 import { mirror } from '../../../agent/mirror.ts';
-import { systemClock, systemRandom } from '../../../proto/system.ts';
 import { bell, streamPair } from '../../../proto/stream.ts';
 import type { Commit, MirrorReply, MirrorRequest } from '../../../proto/wire.ts';
-import { assignment } from './assignment.ts';
+import { mirroring } from './mirroring.ts';
 import { opener, sizeBytes, Volume } from './memoryvolume.ts';
 
 t.test(
@@ -49,23 +48,7 @@ t.test(
       }
     };
     const serving = master().catch(() => undefined);
-    const running = mirror(
-      {
-        clock: systemClock,
-        random: systemRandom,
-        assignment: () => assignment,
-        changed: (signal) =>
-          new Promise((_, reject) => signal.addEventListener('abort', () => reject(new Error('over')))),
-        openSource: async () => open(),
-        connect: () => pair.client,
-        protocol: () => 1,
-        toMasterUs: async (agentUs) => agentUs,
-        report: () => undefined,
-        progressCommitBytes: 1 << 20,
-        event: ({ message }) => t.comment(message),
-      },
-      ending.signal,
-    );
+    const running = mirror(mirroring(t, { openSource: async () => open(), connect: () => pair.client }), ending.signal);
     while (commits.at(-1)?.point !== true) await made.rung();
     t.equal(contentBytes, sizeBytes);
     t.ok(commits.length >= 3, `${commits.length} commits`);

@@ -6,9 +6,9 @@ import { readHello, serveSession } from '../../../master/session.ts';
 import type { Replica } from '../../../master/replica/replica.ts';
 import { granuleBytes } from '../../../proto/granule.ts';
 import { bell, streamPair } from '../../../proto/stream.ts';
-import { systemClock, systemRandom } from '../../../proto/system.ts';
+import { systemClock } from '../../../proto/system.ts';
 import { protocolVersion, type MirrorHello, type MirrorReply, type MirrorRequest } from '../../../proto/wire.ts';
-import { assignment } from '../agent/assignment.ts';
+import { mirroring } from '../agent/mirroring.ts';
 import { opener, sizeBytes, Volume } from '../agent/memoryvolume.ts';
 import { commitOf, dataOf, folder, none, recovered, rig } from './replica/blockreplica.ts';
 
@@ -78,12 +78,7 @@ async function mirrored(
   const look = bell();
   let calls = 0;
   const running = mirror(
-    {
-      clock: systemClock,
-      random: systemRandom,
-      assignment: () => assignment,
-      changed: (signal) =>
-        new Promise((_, reject) => signal.addEventListener('abort', () => reject(new Error('over')))),
+    mirroring(t, {
       openSource: async () => open(),
       connect: () => {
         const pair = streamPair<MirrorRequest, MirrorReply>();
@@ -96,12 +91,7 @@ async function mirrored(
           });
         return pair.client;
       },
-      protocol: () => protocolVersion,
-      toMasterUs: async (agentUs) => agentUs,
-      report: () => undefined,
-      progressCommitBytes: 1 << 20,
-      event: ({ message }) => t.comment(message),
-    },
+    }),
     ending.signal,
   );
   while (!isDone(calls)) await look.rung();

@@ -1,5 +1,5 @@
-/** What an agent mirrors in tests: a block volume, without a wait for the next cut. */
-import type { Assignment } from '../../../proto/wire.ts';
+/** What an agent mirrors in tests, where they say nothing else: a block volume, without a wait for the next cut. */
+import type { Assignment } from '../proto/wire.ts';
 
 export const assignment: Assignment = {
   replicationUid: 'u',
