@@ -86,7 +86,7 @@ export async function walk(
   holding?: Holding,
 ): Promise<Walk> {
   const found = nothingFound();
-  noteRoot(tree, manifest, found);
+  await noteRoot(tree, manifest, found);
   await drain({ tree, manifest, found, search, holding }, [{ slot: 0, full: sinceNs === undefined }], sinceNs, signal);
   return found;
 }
@@ -102,7 +102,7 @@ export async function visit(
   const found = nothingFound();
   const looking: Looking = { tree, manifest, found, search: 'everything', holding };
   const waiting: Waiting[] = [];
-  noteRoot(tree, manifest, found);
+  await noteRoot(tree, manifest, found);
   // A directory that was moved is found once its own name was looked at: again, as long as that gets on.
   let left = hints;
   for (let before = Infinity; left.size > 0 && left.size < before;) {
@@ -158,14 +158,16 @@ function nothingFound(): Walk {
   return { restless: false, entries: 0, newestNs: 0n, listed: 0, foreign: 0, missed: [] };
 }
 
-function noteRoot(tree: Tree, manifest: Manifest, found: Walk): void {
+/** As it is now: the tree may have been opened some time ago. */
+async function noteRoot(tree: Tree, manifest: Manifest, found: Walk): Promise<void> {
+  const stat = await fstat(tree.fd);
   const row = manifest.row(0);
-  const key = keyOf(tree, tree.stat);
+  const key = keyOf(tree, stat);
   if (!row) manifest.insert(key, 0n, 0);
   else if (manifest.isAdopted(row)) manifest.claim(0, key);
-  else if (row.ctimeNs !== BigInt.asIntN(64, tree.stat.ctimeNs)) manifest.markDirty(0, 0n);
+  else if (row.ctimeNs !== BigInt.asIntN(64, stat.ctimeNs)) manifest.markDirty(0, 0n);
   else return;
-  found.newestNs = tree.stat.ctimeNs;
+  found.newestNs = stat.ctimeNs;
 }
 
 /** A name that came or went changes the times of the directory, which nobody hints at. */

@@ -6,6 +6,7 @@ import t, { type Test } from 'tap';
 import { tickMs } from '../../../agent/capture/collect.ts';
 import { startGuard } from '../../../agent/guard.ts';
 import { lsetxattr, mknod, utimensat } from '../../../proto/libc.ts';
+import { systemClock } from '../../../proto/system.ts';
 import { nodeTypes } from '../../../proto/wire.ts';
 import { loopMount, missingForLoop } from '../../loop.ts';
 import { attach, captureConformance, sync } from '../../conformance/capture.ts';
@@ -457,3 +458,18 @@ async function movedWithoutPause(t: Test, scanRatio: number): Promise<void> {
   t.same([...missing], [], 'no file is missing from a point');
   t.ok(points > 5, `${points} of 15 cuts made a point`);
 }
+
+t.test('what changed of the root before the instant that a point claims is in it', async (t) => {
+  let before = (): void => undefined;
+  const agentUs = (): number => {
+    before();
+    before = () => undefined;
+    return Math.floor(systemClock.nowMs() * 1000);
+  };
+  const { root, again } = await mirrored(t, (root) => fs.writeFileSync(`${root}/file`, 'x'), {
+    hints: 'scan',
+    agentUs,
+  });
+  before = () => fs.chmodSync(root, 0o711);
+  await again();
+});
