@@ -2,7 +2,7 @@
  * Many ReplicationInfos on a real API server: what the master asks of it for each of them, for a change, after history is gone, and at
  * rest, and what that takes of CPU. Agents are simulated (simulatedagents.ts), all else is real.
  *
- * `npm run e2e -- kubernetesscale` has 2,000 of 200 agents (REPLICATOR_AGENTS: of so many, ten each); its figures are in scale.md.
+ * `npm run e2e -- kubernetesscale` has 2,000 of 200 agents (REPLICATOR_AGENTS: of so many, ten each); scale.md has what a run told.
  */
 import t from 'tap';
 import { readFileSync } from 'node:fs';

@@ -43,17 +43,23 @@ export async function simulatedAgent(options: {
   const sessions = new Map<string, Session>();
   const mirrored = new Set<string>();
 
-  function assign(items: Assignment[]): void {
-    for (const item of items) {
-      const uid = item.replicationUid;
-      if (sessions.has(uid)) continue;
+  /** A call that fails before its first point is begun anew, as an agent's loop does. */
+  async function mirror(item: Assignment): Promise<void> {
+    const uid = item.replicationUid;
+    for (; !sessions.has(uid); await systemClock.sleep(1000, signal)) {
       const session = new Session(identity.client().mirror(signal), item);
       sessions.set(uid, session);
-      session.commit().then(
-        () => mirrored.add(uid),
-        () => sessions.delete(uid),
-      );
+      try {
+        await session.commit();
+        mirrored.add(uid);
+        return;
+      } catch {
+        sessions.delete(uid);
+      }
     }
+  }
+  function assign(items: Assignment[]): void {
+    for (const item of items) mirror(item).catch(() => undefined); // stopped
   }
 
   const line = control({
