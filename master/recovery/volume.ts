@@ -234,7 +234,10 @@ export function volumeEffects(options: VolumesOptions): Effects {
       const { metadata, requests, spec: own } = replicationOf(recovery, index);
       const volume = volumeOf(recovery.spec, metadata.name);
       // The source is not stopped for what cannot be done.
-      if (volume && requests.fencedBy !== uid) await mustBeWritable(options, volume, own.source.volumeMode);
+      if (volume && requests.fencedBy !== uid)
+        await mustBeWritable(options, volume, own.source.volumeMode, signal, () =>
+          step(recovery, index, `waiting for agent ${volume.agent}`, 0, 0),
+        );
       if (requests.fencedBy === demoted)
         change(recovery, ({ job }) => void Object.assign(job.volumes[index] ?? {}, { wasDemoted: true }));
       const { status } = store.update('Replication', metadata.name, ({ spec, status, requests }) => {

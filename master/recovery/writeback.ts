@@ -1,7 +1,8 @@
 /**
  * Recovering into a volume of an agent's node: a staged copy of the point here, and what of it the volume lacks sent there.
  *
- * Guarantees: asked before anything is fenced whether the volume may be written now; done only when the agent has read the
+ * Guarantees: asked before anything is fenced whether the volume may be written now (of an agent that is away for up to half
+ * a minute: after a start of the master they all are); done only when the agent has read the
  * volume whole and it has the point's digest. A start of the master goes on with the staged copy where it is whole; what the
  * volume has already is not sent again. Failure: an agent that is away is waited for; what it refuses fails the volume.
  */
@@ -34,6 +35,9 @@ export function volumeOf(spec: Recovery['spec'], member: string): { agent: strin
   return target?.agent === undefined ? undefined : { agent: target.agent, path: target.path };
 }
 
+const answerMs = 30_000;
+const askAgainMs = 500;
+
 export const stagedIndex = (staged: string): string => `${staged}.index`;
 
 export async function removeStaged(staged: string): Promise<void> {
@@ -41,13 +45,21 @@ export async function removeStaged(staged: string): Promise<void> {
   await removeIndex(stagedIndex(staged));
 }
 
-/** @throws TargetRefused */
+/** @throws TargetRefused, also when the agent has not answered in `answerMs` */
 export async function mustBeWritable(
-  { look }: Pick<WriteBackOptions, 'look'>,
+  { clock, look }: Pick<WriteBackOptions, 'clock' | 'look'>,
   { agent, path }: { agent: string; path: string },
   volumeMode: VolumeMode,
+  signal: AbortSignal,
+  waiting: () => void,
 ): Promise<void> {
-  const volume = await look(agent, path, true);
+  const untilMs = clock.monotonicMs() + answerMs;
+  let volume = await look(agent, path, true);
+  if (!volume) waiting();
+  while (!volume && clock.monotonicMs() < untilMs) {
+    await clock.sleep(askAgainMs, signal);
+    volume = await look(agent, path, true);
+  }
   if (!volume)
     throw new ReplicationError(
       'TargetRefused',

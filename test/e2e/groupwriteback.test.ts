@@ -69,7 +69,8 @@ t.test('a group goes back into the volumes that it came from', async (t) => {
   const back = { metadata: { name: asked.stdout.trim().replace(/^.*\//, '') } };
   // The master may be gone at any moment of it.
   await killed(world, 'master');
-  await reaches(world, back, 'Completed');
+  const { status: came } = await reaches(world, back, 'Completed', 'Failed');
+  t.same(came.tasks.map(({ state, message }) => message ?? state), ['Completed', 'Completed']); // prettier-ignore
   for (const name of names) t.ok(sameBytes(now(`${name}.raw`), join(world.sources, name)));
   await act(world, back, 'confirm');
   await reaches(world, back, 'Confirmed');
