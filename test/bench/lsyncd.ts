@@ -1,16 +1,19 @@
 /** lsyncd as its users run it: a daemon that watches by inotify and runs rsync for what it heard of, to an rsync daemon. */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { need, rsyncDaemon } from './peers.ts';
 import type { Volume } from './volumes.ts';
 
-export interface Lsyncd {
+/** Daemons that hear of changes and copy them. */
+export interface Follower {
+  name: string;
   command: string;
   roots(): number[];
-  /** Started, or killed and started again: until all is there that was there. It goes on. */
+  halt(): Promise<void>;
+  /** Started: until all is there that was there. It goes on. */
   begin(volume: Volume): Promise<void>;
   /** The file's new content is durable at the target. */
   follow(change: () => void, path: string): Promise<void>;
@@ -18,8 +21,14 @@ export interface Lsyncd {
   stop(): Promise<void>;
 }
 
+/** Until the copy has what `path` has. */
+export async function appears(path: string, copy: string): Promise<void> {
+  const wanted = readFileSync(path);
+  while (!existsSync(copy) || !readFileSync(copy).equals(wanted)) await sleep(5);
+}
+
 /** @throws Missing */
-export async function startLsyncd(folder: string): Promise<Lsyncd> {
+export async function startLsyncd(folder: string): Promise<Follower> {
   need('lsyncd', 'lsyncd');
   need('rsync', 'rsync');
   const target = join(folder, 'lsyncd');
@@ -34,11 +43,12 @@ export async function startLsyncd(folder: string): Promise<Lsyncd> {
     await exited;
   };
   return {
+    name: 'lsyncd',
     command: 'lsyncd (delay 1) with rsync --fsync to an rsync daemon, in the clear',
     target,
+    halt: kill,
     roots: () => [...(child?.pid === undefined ? [] : [child.pid]), daemon.pid ?? 0],
     async begin({ path }) {
-      await kill();
       source = path;
       const config = join(folder, 'lsyncd.lua');
       writeFileSync(
@@ -58,9 +68,7 @@ sync { default.rsync, source = "${path}", target = "rsync://127.0.0.1:${port}/da
     },
     async follow(change, path) {
       change();
-      const wanted = readFileSync(path);
-      const copy = join(target, path.slice(source.length));
-      while (!readFileSync(copy).equals(wanted)) await sleep(5);
+      await appears(path, join(target, path.slice(source.length)));
     },
     async stop() {
       await kill();

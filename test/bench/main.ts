@@ -13,7 +13,7 @@ import { bench } from './bench.ts';
 import { cases } from './cases.ts';
 import { drawFlames } from './flame.ts';
 import { benchGranule, granuleSizes } from './granuledurable.ts';
-import { benchManyFiles, manyFilesPeers, manyFilesTable, type ManyFilesResult } from './manyfiles.ts';
+import { benchManyFiles, followerNames, manyFilesPeers, manyFilesTable, type ManyFilesResult } from './manyfiles.ts';
 import { peers } from './peers.ts';
 import { emptyResults, kept, report, resultsFolder, save, type Result } from './results.ts';
 import { Missing } from './subject.ts';
@@ -31,13 +31,13 @@ const program = {
   flags: {
     case: optional(
       'NAME',
-      `one of ${names.join(' ')} (default: all), or ${manyFiles} (with --files, beside rsync and lsyncd)`,
+      `one of ${names.join(' ')} (default: all), or ${manyFiles} (with --files, beside ${manyFilesPeers.join(', ')})`,
       parseChoice(...names, manyFiles),
     ),
     peer: optional(
       'NAME',
-      `one of ${Object.keys(peers).join(' ')} (default: all); of ${manyFiles} also lsyncd or none (default: ${manyFilesPeers.join(' and ')})`,
-      parseChoice(...Object.keys(peers), 'lsyncd', 'none'),
+      `one of ${Object.keys(peers).join(' ')} (default: all); of ${manyFiles} also ${followerNames.join(', ')} or none (default: ${manyFilesPeers.join(', ')})`,
+      parseChoice(...Object.keys(peers), ...followerNames, 'none'),
     ),
     runs: withDefault('N', '5', 'runs of each, in turn', parseCount),
     size: withDefault('SIZE', '2GiB', 'of the image; a tree has a third of it', parseSize),

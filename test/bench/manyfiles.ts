@@ -1,20 +1,21 @@
 /**
  * One tree of very many small files, ours and peers one after another: the first copy, a start over what is there already, one
  * file that changes. A peer's copy is removed before the next one begins, so that the disk holds two trees. lsyncd takes over the
- * copy that rsync has made: its own first copy is such a run of rsync. With `takeOver` rsync takes over ours, where a first copy by
+ * copy that rsync has made: its own first copy is such a run of rsync. syncthing makes its own. With `takeOver` rsync takes over ours, where a first copy by
  * it would take too long.
  */
 import { spawnSync } from 'node:child_process';
 import { existsSync, globSync, mkdirSync, renameSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { Dice } from '../sim/dice.ts';
-import { startLsyncd } from './lsyncd.ts';
+import { startLsyncd, type Follower } from './lsyncd.ts';
 import { near } from './distance.ts';
 import { startOurs } from './ours.ts';
 import { peers } from './peers.ts';
 import { cpuSeconds, dropCaches, loopbackBytes, measure, type Figures } from './processes.ts';
 import { median } from './results.ts';
 import { Missing } from './subject.ts';
+import { startSyncthing } from './syncthing.ts';
 import { makeManyFiles, manyFile, remove, type Volume } from './volumes.ts';
 
 export interface ManyFilesOptions {
@@ -25,7 +26,7 @@ export interface ManyFilesOptions {
   runs: number;
   /** Compare what was copied, which takes long with a million files. */
   check: boolean;
-  /** Beside ours, one after another: lsyncd or a name of `peers`. */
+  /** Beside ours, one after another: names of `followers` or of `peers`. */
   peers: readonly string[];
   /** rsync begins with the replica that ours has made instead of a first copy of its own. */
   takeOver?: boolean;
@@ -48,6 +49,8 @@ interface Way {
   roots(): number[];
   /** Undefined: it takes over what another one has copied. */
   first: (() => Promise<void>) | undefined;
+  /** Before it is timed how it starts again: those whose CPU time would be taken for that of the new ones. */
+  halt?(): Promise<void>;
   restart(): Promise<void>;
   follow(change: () => void, path: string): Promise<void>;
   check(): Promise<void>;
@@ -63,7 +66,12 @@ function copyAt(folder: string): string {
 }
 
 const progressEveryMs = 30_000;
-export const manyFilesPeers = ['rsync', 'lsyncd'];
+const followers: Record<string, (folder: string) => Promise<Follower>> = {
+  lsyncd: startLsyncd,
+  syncthing: startSyncthing,
+};
+export const followerNames = Object.keys(followers);
+export const manyFilesPeers = ['rsync', ...followerNames];
 
 /** Peers that cannot be had are left out: `say` hears why. `results` has each step as soon as it is done. */
 export async function benchManyFiles(
@@ -138,6 +146,7 @@ async function time(
     return figures;
   };
   if (way.first) result.figures['first copy'] = await step('first copy', way.first);
+  await way.halt?.();
   result.figures.restart = await step('restart', () => way.restart());
   // Its own for each: what another one has written there already is no change.
   const dice = new Dice(runs).fork(way.name);
@@ -162,9 +171,10 @@ function medians(all: Figures[]): Figures {
 }
 
 /** @throws Missing */
-function start(name: string, folder: string, volumes: string, volume: Volume): Promise<Way> {
+async function start(name: string, folder: string, volumes: string, volume: Volume): Promise<Way> {
   if (name === 'ours') return ours(volumes, volume);
-  return name === 'lsyncd' ? lsyncd(folder, volume) : walking(name, folder, volume);
+  const follower = followers[name];
+  return follower ? following(await follower(folder), folder, volume) : walking(name, folder, volume);
 }
 
 async function ours(volumes: string, volume: Volume): Promise<Way> {
@@ -215,8 +225,8 @@ async function walking(name: string, folder: string, volume: Volume): Promise<Wa
   };
 }
 
-async function lsyncd(folder: string, volume: Volume): Promise<Way> {
-  const daemon = await startLsyncd(folder);
+/** Takes over what rsync has copied, where nobody else has. */
+function following(daemon: Follower, folder: string, volume: Volume): Way {
   const copied = copyAt(join(folder, '..'));
   const hasCopy = existsSync(copied);
   if (hasCopy) {
@@ -225,12 +235,11 @@ async function lsyncd(folder: string, volume: Volume): Promise<Way> {
   }
   return {
     ...daemon,
-    name: 'lsyncd',
     first: hasCopy ? undefined : () => daemon.begin(volume),
     restart: () => daemon.begin(volume),
     async check() {
       const { status, stdout } = spawnSync('diff', ['-r', volume.path, daemon.target], { encoding: 'utf8' });
-      if (status !== 0) throw new Error(`lsyncd copied something else: ${stdout.slice(0, 1000)}`);
+      if (status !== 0) throw new Error(`${daemon.name} copied something else: ${stdout.slice(0, 1000)}`);
     },
     agentMiB: () => null,
   };

@@ -104,9 +104,9 @@ for (const takeOver of [false, true])
       (line) => said.push(line),
     );
     const skipped = said.filter((line) => line.startsWith('skipped'));
-    t.equal(results.length + skipped.length, 3, skipped.join('; '));
+    t.equal(results.length + skipped.length, 1 + manyFilesPeers.length, skipped.join('; '));
     for (const { subject, figures } of results) {
-      const isFirst = subject === 'ours' || (subject === 'rsync' && !takeOver);
+      const isFirst = ['ours', 'syncthing', ...(takeOver ? [] : ['rsync'])].includes(subject);
       t.equal(figures['first copy'] !== undefined, isFirst, subject);
       for (const step of steps.slice(isFirst ? 0 : 1))
         t.ok((figures[step]?.wallSeconds ?? 0) > 0, `${subject}, ${step}`);
