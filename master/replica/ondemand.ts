@@ -352,7 +352,10 @@ export class OnDemandReplica implements HeldReplica {
     try {
       await this.#closing;
       if (this.#isEnded || this.#lost !== undefined)
-        throw new ReplicationError('TargetFailed', 'the replica was closed; try again');
+        throw new ReplicationError(
+          'TargetFailed',
+          `the replica was closed${this.#lost === undefined ? '' : ` (${this.#lost})`}; try again`,
+        );
       const replica = await this.#options.opening.run(() => Replica.open(this.#options));
       this.#replica = replica;
       this.#options.onOpened?.(this);

@@ -161,6 +161,8 @@ export class Checks {
     const ofDisk = ['TargetFailed', 'TargetFull', 'ReplicaDamaged'].includes(code) || /EIO|ENOSPC/.test(message);
     if (this.faulty && ofDisk) return;
     if (this.rotten && code === 'ReplicaDamaged') return;
+    // It failed while the disk did, and is told to whoever needs the replica next.
+    if (/\((closing it|opening it again) failed: EIO/.test(message)) return;
     this.violated(
       'nothing fails by itself',
       `${during}: ${code} ${message} ${error instanceof Error ? (error.stack ?? '') : ''}`,
