@@ -26,6 +26,7 @@ export class Checks {
   /** When they were, whatever the master's clock said. */
   readonly #committedMs = new Map<string, number>();
   #lastPoint: CommitRecord | undefined;
+  #forcedTo: CommitRecord | undefined;
   /** Oldest point at the newest look at which the journal was over its limit. */
   #overAt: number | undefined;
   /** Bytes were flipped: what they spoil may be refused, and is to be repaired. */
@@ -60,7 +61,9 @@ export class Checks {
     if (commit.point) {
       if (world.masterClock.trueMs(commit.sourceUs) > world.clock.nowMs)
         this.violated('I1 captured before committed', `point ${commit.sequence} is of a time after its commit`);
-      const before = this.#lastPoint;
+      if (this.forced) this.#forcedTo = commit;
+      // The point that came by force may be lost with a damaged journal: what it was of is meant all the same.
+      const before = this.rotten && commit.sourceId === this.#forcedTo?.sourceId ? this.#forcedTo : this.#lastPoint;
       if (before && !this.forced && commit.sizeBytes < before.sizeBytes)
         this.violated('no loss is mirrored', `point ${commit.sequence} shrank to ${commit.sizeBytes} without force`);
       if (before && !this.forced && commit.sourceId !== before.sourceId)
