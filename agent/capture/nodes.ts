@@ -95,6 +95,8 @@ export function* sendNodes(options: Sending, result: Collection, outgoing: Outgo
       vanish(manifest, result, row.slot);
       continue;
     }
+    // One of its names was in a directory that went out after the first try.
+    result.vanished.delete(row.slot);
     const hash = nodeHash(node);
     const isKnown =
       row.dirty === 1 && row.hash?.equals(hash) === true && (node.type !== nodeTypes.file || hasKnownContent(row));

@@ -103,6 +103,17 @@ else {
     t.strictSame(await differing(root, replica), []);
   });
 
+  t.test('a file that gets a second name in a new directory is in the same cut', async (t) => {
+    const root = subvolume(mountPoint);
+    fs.writeFileSync(`${root}/file`, 'x');
+    const { source, replica } = await opened(t, root, options);
+    t.equal(await sync(source, replica), undefined);
+    fs.mkdirSync(`${root}/new`);
+    fs.linkSync(`${root}/file`, `${root}/new/link`);
+    t.equal(await sync(source, replica), undefined);
+    t.strictSame(await differing(root, replica), []);
+  });
+
   t.test('where a snapshot would be seen, or shows other than the tree, it is said why there is none', async (t) => {
     const events: string[] = [];
     const event: TreeSourceOptions['event'] = ({ message }) => events.push(message);
