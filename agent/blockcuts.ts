@@ -14,7 +14,7 @@ import { asReplicationError, messageOf } from '../proto/errors.ts';
 import { granuleBytes } from '../proto/granule.ts';
 import type { Consistency } from '../proto/wire.ts';
 import type { Drained } from './capture/block.ts';
-import type { StorageCopies } from './capture/csicbt.ts';
+import { copyWays, type StorageCopies } from './capture/csicbt.ts';
 import type { Tracking } from './capture/tracking.ts';
 import type { BlockDevice, Frozen, Readable, View } from './device.ts';
 import { allRefused, Refusal } from './refusal.ts';
@@ -67,7 +67,7 @@ export const ways: Way[] = [
 /** Longer in the making than a freeze may last, so nothing is frozen for it. */
 export function storageWay(copies: StorageCopies): Way {
   return {
-    name: `${copies === 'clones' ? 'clone' : 'snapshot'} of the storage`,
+    name: copyWays[copies],
     consistency: 'crash',
     take: storageCopy,
   };

@@ -13,7 +13,7 @@ import type { MirrorWelcome } from '../proto/wire.ts';
 import type { Consistency } from '../proto/wire.ts';
 import { storageWay, ways, type CutContext } from './blockcuts.ts';
 import { Known, scan, type Buffers } from './blockscan.ts';
-import type { StorageCopies } from './capture/csicbt.ts';
+import { copyMethods, type StorageCopies } from './capture/csicbt.ts';
 import type { Tracking } from './capture/tracking.ts';
 import { CutWays, type CutWayEvent } from './cutways.ts';
 import type { BlockDevice, Readable } from './device.ts';
@@ -26,8 +26,6 @@ const maxRounds = 5;
 const littleBytes = 2 << 20;
 /** A round that leaves more than this part of what the one before left is the last: writes come as fast as we read. */
 const shrinkRatio = 0.5;
-
-const copyMethods = { snapshots: 'Snapshot', clones: 'Clone' };
 
 export interface BlockSourceOptions {
   device: BlockDevice;

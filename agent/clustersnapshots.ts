@@ -1,5 +1,5 @@
 /**
- * Snapshots of a claim's volume, taken by the storage of its cluster. The agent may not speak to the cluster's API: the master does,
+ * Snapshots and clones of a claim's volume, taken by the storage of its cluster. The agent may not speak to the cluster's API: the master does,
  * and is asked for each step. What differs between two snapshots the driver's own service tells the agent.
  *
  * Failure: what the cluster or the storage refuses is SnapshotFailed with their words, a line that breaks is Disconnected; a snapshot
@@ -11,30 +11,31 @@ import type { Clock, Random } from '../proto/effects.ts';
 import { ReplicationError } from '../proto/errors.ts';
 import type { Stream } from '../proto/stream.ts';
 import type { SnapshotReply, SnapshotRequest } from '../proto/wire.ts';
-import type { CsiCbtOptions, VolumeSnapshots } from './capture/csicbt.ts';
+import type { CsiCbtOptions, StorageCopies, VolumeSnapshots } from './capture/csicbt.ts';
 import { snapshotMetadata } from './capture/snapshotmetadata.ts';
 import type { BlockDevice } from './device.ts';
+import type { TreeCopies } from './treecopies.ts';
 
-export interface ClusterSnapshotsOptions {
+interface Asking {
   replicationUid: string;
   ask(signal: AbortSignal): Stream<SnapshotRequest, SnapshotReply>;
-  /** Checked against what may be read on this node. */
-  openDevice(path: string): Promise<BlockDevice>;
-  clock: Clock;
-  random: Random;
   /** Of the agent. */
   signal: AbortSignal;
 }
 
-/** @throws SnapshotFailed, Disconnected, NotAssigned */
-export async function clusterSnapshots(options: ClusterSnapshotsOptions): Promise<CsiCbtOptions> {
-  const { replicationUid, clock, random, signal } = options;
+export interface ClusterSnapshotsOptions extends Asking {
+  /** Checked against what may be read on this node. */
+  openDevice(path: string): Promise<BlockDevice>;
+  clock: Clock;
+  random: Random;
+}
 
-  async function ask(
-    action: SnapshotRequest['action'],
-    name = '',
-    keep: readonly string[] = [],
-  ): Promise<SnapshotReply> {
+/** @throws SnapshotFailed, Disconnected, NotAssigned */
+type Ask = (action: SnapshotRequest['action'], name?: string, keep?: readonly string[]) => Promise<SnapshotReply>;
+
+function asking(options: Asking): Ask {
+  const { replicationUid, signal } = options;
+  return async (action, name = '', keep = []) => {
     const stream = options.ask(signal);
     try {
       await stream.send({ replicationUid, action, name, keep: [...keep] });
@@ -44,15 +45,55 @@ export async function clusterSnapshots(options: ClusterSnapshotsOptions): Promis
       stream.cancel();
     }
     throw new ReplicationError('Disconnected', 'the master ended the call without an answer');
-  }
+  };
+}
 
-  const snapshots: VolumeSnapshots = {
-    async take(keep) {
-      const { names } = await ask('take', '', keep);
-      const [name] = names;
-      if (name === undefined) throw new ReplicationError('BadMessage', 'SnapshotReply.names is empty');
-      return name;
+async function takeOne(ask: Ask, keep: readonly string[]): Promise<string> {
+  const { names } = await ask('take', '', keep);
+  const [name] = names;
+  if (name === undefined) throw new ReplicationError('BadMessage', 'SnapshotReply.names is empty');
+  return name;
+}
+
+export interface ClusterTreesOptions extends Asking {
+  kind: StorageCopies;
+  /** The path with links followed. @throws SourceRefused when it may not be read on this node */
+  mayRead(path: string): Promise<string>;
+}
+
+/** Of a file volume: each is there while it is read, and none between cuts. */
+export function clusterTrees(options: ClusterTreesOptions): TreeCopies {
+  const ask = asking(options);
+  return {
+    kind: options.kind,
+    async take() {
+      const name = await takeOne(ask, []);
+      const release = async (): Promise<void> => void (await ask('remove', name).catch(() => undefined));
+      try {
+        const { path } = await ask('open', name);
+        return {
+          path: await options.mayRead(path),
+          release,
+          // A volume goes after its claim, which stays as long as its pod: the same pod has had it all the time.
+          async lost() {
+            const now = await ask('open', name);
+            return now.path === path ? undefined : `${path} was taken away while it was read`;
+          },
+        };
+      } catch (error) {
+        await release();
+        throw error;
+      }
     },
+  };
+}
+
+/** @throws SnapshotFailed, Disconnected, NotAssigned */
+export async function clusterSnapshots(options: ClusterSnapshotsOptions): Promise<CsiCbtOptions> {
+  const { clock, random } = options;
+  const ask = asking(options);
+  const snapshots: VolumeSnapshots = {
+    take: (keep) => takeOne(ask, keep),
     async open(name) {
       const { path } = await ask('open', name);
       const device = await options.openDevice(path);

@@ -201,6 +201,11 @@ async function run(signal: AbortSignal): Promise<void> {
             random: systemRandom,
             signal,
           }),
+        treeCopies: async (replicationUid, kind) =>
+          (await import('./clustersnapshots.ts')).clusterTrees({
+            ...{ replicationUid, kind, mayRead: allow.mayRead, signal },
+            ask: (signal) => identity.client().snapshots(signal),
+          }),
       }),
     });
     let isFirst = true;

@@ -245,7 +245,7 @@ export class Manifest {
 
   /** An adopted slot was found in the source. Dirty. */
   claim(slot: number, key: Key): void {
-    const sql = 'UPDATE inode SET ino = ?, birth = ?, dirty = 1 WHERE slot = ?';
+    const sql = 'UPDATE inode SET ino = ?, birth = ?, dirty = max(dirty, 1) WHERE slot = ?';
     this.#rows.run(sql, signed(key.ino), signed(key.birthNs), slot);
   }
 
@@ -285,6 +285,14 @@ export class Manifest {
 
   markAllDirty(): void {
     this.#rows.run('UPDATE inode SET dirty = max(dirty, 1)');
+    this.#dirtyBytes = undefined;
+  }
+
+  /** No times of before count, so that a scan finds all changed; `byPath`: no inode numbers either, as if all were adopted. */
+  doubtAll(byPath: boolean): void {
+    this.#rows.run('UPDATE inode SET ctime = -1 WHERE ctime <> -1');
+    if (byPath)
+      this.#rows.run('UPDATE inode SET ino = ?, birth = 0, dirty = max(dirty, 1) WHERE type <> 0', adoptedIno);
     this.#dirtyBytes = undefined;
   }
 

@@ -13,6 +13,7 @@ import type { Assignment } from '../proto/wire.ts';
 import type { Consistency } from '../proto/wire.ts';
 import type { BufferPool } from './blockscan.ts';
 import { BlockSource } from './blocksource.ts';
+import type { StorageCopies } from './capture/csicbt.ts';
 import type { SnapshotOpener, Trackings } from './trackings.ts';
 import { systemDevice } from './device-system.ts';
 import type { Guard } from './guard.ts';
@@ -20,6 +21,7 @@ import { withHooks } from './hooks.ts';
 import type { MirrorDependencies } from './mirror.ts';
 import type { RestoreMarks } from './restoremarks.ts';
 import type { Source } from './source.ts';
+import type { TreeCopies } from './treecopies.ts';
 import { TreeSource } from './treesource.ts';
 
 export interface OpeningOptions {
@@ -35,6 +37,8 @@ export interface OpeningOptions {
   marks: Pick<RestoreMarks, 'halfWritten' | 'forget'>;
   /** Of the cluster that a replication's volume is a claim of. */
   snapshots: (replicationUid: string) => SnapshotOpener;
+  /** The same of a file volume. */
+  treeCopies: (replicationUid: string, kind: StorageCopies) => Promise<TreeCopies>;
 }
 
 /** @throws SourceRefused, SourceGone, SourceHalfWritten */
@@ -60,11 +64,11 @@ export function sourceOpener(
       markerPath: `${dataDir}/after-thaw-owed`,
       warn: (message) => event({ code: 'HookFailed', level: 'WARNING', message }),
     });
+    const { replicationUid: uid, snapshots, clones } = assignment;
+    const copies = !snapshots ? undefined : clones ? 'clones' : 'snapshots';
     if (assignment.volumeMode === 'Block') {
       // Files' times are of the wall clock.
       const device = systemDevice({ path, clock: systemClock, guard, protectedPaths, kubelet: options.kubelet });
-      const { replicationUid: uid, snapshots, clones } = assignment;
-      const copies = !snapshots ? undefined : clones ? 'clones' : 'snapshots';
       const tracking = await options.trackings.of(
         uid,
         path,
@@ -100,6 +104,7 @@ export function sourceOpener(
       generation: assignment.fencingGeneration,
       guard,
       protectedPaths,
+      ...(copies && { copies: await options.treeCopies(uid, copies) }),
       event,
     });
   };

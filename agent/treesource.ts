@@ -5,13 +5,13 @@
  * Cuts: `filesystem` when the tree is all of a mounted filesystem of its own that may be frozen: live rounds until the rest is
  * read within one freeze into a bounded spool. Else `crash` where a snapshot shows the tree as of one instant (btrfs). Else `file`:
  * each file whole and from one moment, no common instant. Which of them, and why none better, is told when it changes.
+ * With `copies` there is one way alone: what the storage makes of the volume is read whole at each cut (`crash`), and nothing else is.
  * A cut claims the beginning of the last scan as its time, never that of a look by hints alone: hints get lost without a word.
  * What cannot be proven (another head than the manifest knows, a commit of another generation, another root) makes the manifest anew from the
  * replica's, and everything is compared.
  * Failures: SourceGone, SourceEmptied (nothing is deleted at the replica), NoConsistentCut naming what did not stand still.
  */
 import assert from 'node:assert/strict';
-import { opendir } from 'node:fs/promises';
 import type { Consistency } from '../proto/wire.ts';
 import type { Clock } from '../proto/effects.ts';
 import { asReplicationError, messageOf, ReplicationError } from '../proto/errors.ts';
@@ -20,17 +20,19 @@ import { Pace } from '../proto/pace.ts';
 import type { MirrorWelcome, Node } from '../proto/wire.ts';
 import { removeSnapshot, snapshotRefusal, snapshotTree } from './capture/btrfs.ts';
 import { collect, tickMs, type Collecting } from './capture/collect.ts';
+import { copyMethods, copyWays } from './capture/csicbt.ts';
 import { Filter } from './capture/filter.ts';
 import { Finder, type Instant } from './capture/finder.ts';
 import type { Hints } from './capture/hints.ts';
 import type { Collected } from './capture/nodes.ts';
-import { isSame, keyOf, openTree, type Tree } from './capture/tree.ts';
+import { isEmpty, isSame, keyOf, openTree, type Tree } from './capture/tree.ts';
 import { freezable, type Freeze, type Guard } from './guard.ts';
 import { openManifest, type Manifest } from './manifest.ts';
 import { mountOf, readBlockDevices, readMounts } from './mounts.ts';
 import { CutRefused, Refusal, refusalOf } from './refusal.ts';
 import { sourceFacts } from './source-facts.ts';
 import type { Cut, Hold, Piece, Source, SourceCounters, SourceFacts } from './source.ts';
+import { takeTreeCopy, type TreeCopies, type TreeCopy } from './treecopies.ts';
 import { Told, type TreeEvent } from './treetold.ts';
 
 /** What a freeze may read into memory. */
@@ -70,6 +72,8 @@ export interface TreeSourceOptions {
   guard: Guard | undefined;
   /** As `freezable` wants them. */
   protectedPaths: readonly string[];
+  /** What its storage makes for each cut; absent: nothing. */
+  copies?: TreeCopies | undefined;
   event?(event: TreeEvent): void;
   /** Where hints come from; left out: from the best that works. */
   hints?: Hints['method'];
@@ -103,6 +107,9 @@ export class TreeSource implements Source {
   #backlog = false;
   #noFreeze: { why: Refusal; untilMs: number } | undefined;
   readonly #told: Told;
+  /** Of copies: the next one is to be compared with all that the replica has. */
+  #owesWhole = false;
+  #progress: (bytesDone: number, bytesTotal: number) => void = () => undefined;
   #total: { scan: Finder['scan']; bytes: number } | undefined;
 
   constructor(options: TreeSourceOptions) {
@@ -112,7 +119,7 @@ export class TreeSource implements Source {
     this.#manifest = openManifest(options.dataDir);
     this.#pace = new Pace(options.clock, options.readBytesPerSecond);
     this.#told = new Told(this.#manifest, (event) => options.event?.(event));
-    const { clock, cutIntervalSeconds, hints, scanRatio } = options;
+    const { clock, cutIntervalSeconds, copies, hints = copies && 'scan', scanRatio } = options;
     this.#finder = new Finder({
       manifest: this.#manifest,
       clock,
@@ -129,7 +136,8 @@ export class TreeSource implements Source {
   }
 
   get captureReason(): string {
-    return this.#finder.reason;
+    const { copies } = this.#options;
+    return copies ? `${copyWays[copies.kind]} at each cut, read whole` : this.#finder.reason;
   }
 
   /** Its manifest has one open commit. */
@@ -188,7 +196,7 @@ export class TreeSource implements Source {
     manifest: () => AsyncIterable<Node>,
   ): Promise<{ whole: boolean; reason: string }> {
     return this.#alone(async () => {
-      [this.#wholeDone, this.#headIsPoint] = [false, false];
+      [this.#wholeDone, this.#headIsPoint, this.#owesWhole] = [false, false, false];
       this.#backlog = true;
       this.#blank = welcome.blank;
       const { headSequence, digest } = welcome;
@@ -197,7 +205,9 @@ export class TreeSource implements Source {
       await removeSnapshot(this.#options.dataDir);
       await this.#finder.begin(tree);
       const root = mine.row(0);
-      const isOther = root !== undefined && !mine.isAdopted(root) && !isSame(keyOf(tree, tree.stat), root);
+      // What is known of inodes is of a copy.
+      const isOther =
+        !this.#options.copies && root !== undefined && !mine.isAdopted(root) && !isSame(keyOf(tree, tree.stat), root);
       if (!isOther && mine.settle(headSequence, digest, this.#options.generation)) {
         const reason = mine.wholeReason;
         return { whole: reason !== '', reason: reason || 'the manifest knows what the replica has' };
@@ -224,6 +234,11 @@ export class TreeSource implements Source {
     progress: (bytesDone: number, bytesTotal: number) => void,
     signal: AbortSignal,
   ): AsyncGenerator<Piece> {
+    if (this.#options.copies) {
+      this.#owesWhole ||= whole;
+      this.#progress = progress;
+      return;
+    }
     // After the first one a cut finds and brings everything by itself.
     if (!whole && !this.#backlog) return;
     this.#enter();
@@ -305,6 +320,11 @@ export class TreeSource implements Source {
   async *#cutPieces(made: Made, signal: AbortSignal, group: Hold | undefined): AsyncGenerator<Piece> {
     this.#enter();
     try {
+      const { copies } = this.#options;
+      if (copies) {
+        yield* this.#copyCut(made, copies, signal, group);
+        return;
+      }
       const refusal = await this.#freezeRefusal();
       let why = refusal;
       for (let left = group ? 1 : freezeTries; refusal === undefined && left > 0; left--) {
@@ -388,15 +408,49 @@ export class TreeSource implements Source {
     }
   }
 
-  async *#snapshotCut(made: Made, { tree, started }: Snapshot, signal: AbortSignal): AsyncGenerator<Piece> {
+  /** Of all of the volume, as the storage copies it. */
+  async *#copyCut(made: Made, copies: TreeCopies, signal: AbortSignal, group: Hold | undefined): AsyncGenerator<Piece> {
+    const { consistency } = this.#options;
+    const refused = (why: string): void => {
+      made.broken = new Refusal('unsupported', `spec.copyMethod ${copyMethods[copies.kind]} ${why}`);
+    };
+    if (group) return refused('of a file volume has no instant in common with other volumes: use Direct in a group');
+    if (consistency === 'filesystem' || consistency === 'file')
+      return refused('makes crash-consistent points; use crash');
+    const started = this.#finder.now();
+    const copy = await takeTreeCopy(copies, () => this.#open(false), this.#filter);
+    if (copy instanceof Refusal) {
+      made.broken = copy.prefixed(`${copyWays[copies.kind]}: `);
+      return;
+    }
+    const { tree, lost } = copy;
+    const root = this.#manifest.row(0);
+    const isKept = root !== undefined && root.birthNs !== 0n && isSame(keyOf(tree, tree.stat), root);
+    this.#manifest.doubtAll(!isKept);
+    this.#finder.doubt('snapshot');
+    this.#told.way('crash', copyWays[copies.kind]);
+    yield* this.#snapshotCut(made, { tree, started, lost }, signal);
+    if (made.broken === undefined && this.#owesWhole) [this.#owesWhole, this.#wholeDone] = [false, true];
+  }
+
+  async *#snapshotCut(made: Made, { tree, started, lost }: Snapshot, signal: AbortSignal): AsyncGenerator<Piece> {
     try {
       await this.#finder.fullScan(tree, started, signal);
       // Nothing moves: what was not found is nowhere.
       this.#manifest.buryOrphans();
-      // What was written while the snapshot was made may be in it by its time only: it is racy, as what a freeze caught.
-      const how = { mode: 'frozen' as const, sinceMs: started.wallMs };
-      const { vanished } = yield* collect(this.#collecting(tree, how, signal));
+      // What was written while the snapshot was made may be in it by its time only: it is racy, as what a freeze caught. Of a copy all is.
+      const how = { mode: 'frozen' as const, sinceMs: lost ? -Infinity : started.wallMs };
+      const { dirtyBytes } = this.#manifest;
+      let bytesDone = 0;
+      const { vanished, torn } = yield* collect({
+        ...this.#collecting(tree, how, signal),
+        whole: this.#owesWhole,
+        progress: (bytes) => this.#progress((bytesDone += bytes), Math.max(bytesDone, dirtyBytes)),
+      });
       if (vanished.size > 0) made.broken = new Refusal('busy', 'the snapshot does not have what it was seen to have');
+      if (torn !== undefined) made.broken = new Refusal('busy', `${torn} changed in the snapshot`);
+      const why = await lost?.();
+      if (why !== undefined) made.broken = new Refusal('other', why);
       made.consistency = 'crash';
       made.agentUs = started.agentUs;
     } finally {
@@ -515,7 +569,7 @@ export class TreeSource implements Source {
   // ---- between cuts
 
   async unchangedUntil(): Promise<number | undefined> {
-    if (this.#busy || !this.#headIsPoint || this.#manifest.isBehind) return undefined;
+    if (this.#busy || !this.#headIsPoint || this.#manifest.isBehind || this.#options.copies) return undefined;
     return this.#alone(async () => {
       await using tree = await this.#open(true);
       await this.#look(tree, false, new AbortController().signal);
@@ -524,7 +578,7 @@ export class TreeSource implements Source {
   }
 
   dirtyBytes(): number | undefined {
-    return this.#finder.scan ? this.#manifest.dirtyBytes : undefined;
+    return this.#finder.scan && !this.#options.copies ? this.#manifest.dirtyBytes : undefined;
   }
 
   commitSizeBytes(): number {
@@ -576,6 +630,8 @@ export class TreeSource implements Source {
 interface Snapshot {
   tree: Tree;
   started: Instant;
+  /** Of a copy by the storage. */
+  lost?: TreeCopy['lost'];
 }
 
 interface Made {
@@ -584,9 +640,4 @@ interface Made {
   freezeUs: number;
   /** Why this is no cut. */
   broken: Refusal | undefined;
-}
-
-async function isEmpty(tree: Tree): Promise<boolean> {
-  await using directory = await opendir(`/proc/self/fd/${tree.fd}`, { encoding: 'latin1' });
-  return (await directory.read()) === null;
 }

@@ -85,11 +85,9 @@ export function problemsOf(
     const why =
       source.pvc === undefined
         ? `${copyMethod} needs source.pvc: its cluster takes the ${copyMethod === 'Snapshot' ? 'VolumeSnapshots' : 'clones'}`
-        : source.volumeMode !== 'Block'
-          ? `${copyMethod} is for claims with volumeMode Block; use Direct`
-          : consistency === 'filesystem'
-            ? `${copyMethod} makes crash-consistent points: leave consistency out, or use Direct`
-            : undefined;
+        : consistency === 'filesystem' || consistency === 'file'
+          ? `${copyMethod} makes crash-consistent points: leave consistency out, or use Direct`
+          : undefined;
     if (why !== undefined) problems.push({ path: 'spec.copyMethod', message: why });
   }
   if (source.volumeSnapshotClassName !== undefined && copyMethod !== 'Snapshot')

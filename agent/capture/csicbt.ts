@@ -28,6 +28,9 @@ export interface VolumeSnapshots {
 
 /** What storage makes of a volume at an instant; of clones it tells nothing. */
 export type StorageCopies = 'snapshots' | 'clones';
+/** As a spec asks for them, and as ways of a cut. */
+export const copyMethods = { snapshots: 'Snapshot', clones: 'Clone' };
+export const copyWays = { snapshots: 'snapshot of the storage', clones: 'clone of the storage' };
 
 export interface CsiCbtOptions {
   /** Default snapshots. */

@@ -7,7 +7,7 @@
  * and fifos are never opened. The descriptor is held for one pass only, so nothing keeps a volume from being unmounted.
  */
 import fs, { constants, type BigIntStats } from 'node:fs';
-import { realpath } from 'node:fs/promises';
+import { opendir, realpath } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import { ReplicationError, systemErrorCode } from '../../proto/errors.ts';
 import { nodeTypes } from '../../proto/wire.ts';
@@ -46,6 +46,11 @@ export async function openTree(path: string, filter?: Filter): Promise<Tree> {
       cause: error,
     });
   }
+}
+
+export async function isEmpty(tree: Pick<Tree, 'fd'>): Promise<boolean> {
+  await using directory = await opendir(`/proc/self/fd/${tree.fd}`, { encoding: 'latin1' });
+  return (await directory.read()) === null;
 }
 
 /** To be closed. */

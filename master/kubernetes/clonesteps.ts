@@ -1,5 +1,5 @@
 /**
- * Cuts of one claim by clones: a claim that is made from it by the storage, shown to the claim's agent as a device of its node, and removed when
+ * Cuts of one claim by clones: a claim that is made from it by the storage, shown to the claim's agent on its node, and removed when
  * it was read. It is of one instant, and consistent, as far as the storage's clones are.
  *
  * A clone whose class waits for its first consumer is made when the pod that shows it has a node, so that pod is made with it.
@@ -12,7 +12,7 @@ import { cloneLabel, cloneOf, nameOf, showingPodOf, snapshotLabel } from './snap
 type Clone = Claim & { metadata: { uid: string; namespace: string } };
 
 export function cloneSteps(options: StepsOptions): Steps {
-  const { api, clock, of, pvc, node, image, signal } = options;
+  const { api, clock, of, pvc, volumeMode, signal } = options;
   const cluster = clusterSteps(options);
   const { core, claimPath, get, rightsTold, waited, make } = cluster;
 
@@ -49,13 +49,13 @@ export function cloneSteps(options: StepsOptions): Steps {
       const storageClassName = await cluster.storageClass();
       const name = nameOf(of, clock.nowMs());
       const bytes = quantity(source.status?.capacity?.storage ?? '');
-      const object = cloneOf(name, of, pvc.name, { storageClassName, bytes });
+      const object = cloneOf(name, of, pvc.name, { volumeMode, storageClassName, bytes });
       try {
         const clone = (await rightsTold(() =>
           api.request('POST', `${core}/persistentvolumeclaims`, object, signal),
         )) as Clone;
         const owner = { apiVersion: 'v1', kind: 'PersistentVolumeClaim', metadata: clone.metadata };
-        await make(`${core}/pods`, showingPodOf(owner, of, node, image));
+        await make(`${core}/pods`, showingPodOf(owner, of, options));
         const waits = cluster.unbound();
         return await waited<string>(async () => {
           const made = await own(name);

@@ -6,7 +6,7 @@
  */
 import type { Clock } from '../../proto/effects.ts';
 import { ReplicationError } from '../../proto/errors.ts';
-import type { SnapshotReply } from '../../proto/wire.ts';
+import type { SnapshotReply, VolumeMode } from '../../proto/wire.ts';
 import type { ClaimRef } from '../resources.ts';
 import { ApiFault, type Api } from './api.ts';
 import { pathIn } from './claimplace.ts';
@@ -21,6 +21,8 @@ export interface StepsOptions {
   clock: Clock;
   of: SnapshotOf;
   pvc: ClaimRef;
+  /** Of the claim, and of those that are made of it. */
+  volumeMode: VolumeMode;
   /** Of VolumeSnapshots; absent: the default one of the driver. */
   volumeSnapshotClassName: string | undefined;
   /** Of the claims that show them; absent: the claim's own. */
@@ -77,6 +79,7 @@ export function clusterSteps({
   view,
   clock,
   pvc,
+  volumeMode,
   storageClassName,
   node,
   kubelet,
@@ -224,8 +227,11 @@ export function clusterSteps({
         if (!pod || !claim) throw failed(`the claim or the pod ${name} was removed by somebody else`);
         const { volumeName = '' } = claim.spec;
         if (volumeName === '') return waits(claim);
-        if (pod.status?.phase !== 'Running') return podTrouble(pod, claim) ?? 'its volume is bound';
-        return { found: pathIn(kubelet, pod.metadata.uid ?? '', 'Block', volumeName) };
+        const phase = pod.status?.phase;
+        if (phase === 'Failed' || phase === 'Succeeded')
+          throw failed(`the pod ${name} has ended: it was evicted, or somebody ended it`);
+        if (phase !== 'Running') return podTrouble(pod, claim) ?? 'its volume is bound';
+        return { found: pathIn(kubelet, pod.metadata.uid ?? '', volumeMode, volumeName) };
       });
     },
   };

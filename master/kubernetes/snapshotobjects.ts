@@ -1,9 +1,10 @@
 /**
  * The objects of one snapshot or clone of a source's claim, in the claim's namespace and all of one name: the VolumeSnapshot with the claim that
- * is made from it, or the claim that is a clone; and the pod that makes the kubelet of the agent's node show it as a device. Pure.
+ * is made from it, or the claim that is a clone; and the pod that makes the kubelet of the agent's node show it, as a device or mounted. Pure.
  *
  * Claim and pod belong to the snapshot, the pod to the clone: whoever deletes that removes all.
  */
+import type { VolumeMode } from '../../proto/wire.ts';
 import { group } from './kinds.ts';
 import { quantityOf, type Metadata } from './receiverobjects.ts';
 
@@ -81,6 +82,7 @@ function ownedBy({ apiVersion, kind, metadata: { name, uid } }: Owner, of: Snaps
 const mebi = 2 ** 20;
 
 interface OfVolume {
+  volumeMode: VolumeMode;
   storageClassName: string;
   bytes: number;
 }
@@ -97,14 +99,14 @@ export function cloneOf(name: string, of: SnapshotOf, claim: string, volume: OfV
   return claimOf({ ...metadata, labels: { ...labels, [cloneLabel]: 'true' } }, dataSource, volume);
 }
 
-function claimOf(metadata: Metadata, dataSource: object, { storageClassName, bytes }: OfVolume): object {
+function claimOf(metadata: Metadata, dataSource: object, { volumeMode, storageClassName, bytes }: OfVolume): object {
   return {
     apiVersion: 'v1',
     kind: 'PersistentVolumeClaim',
     metadata,
     spec: {
       accessModes: ['ReadWriteOnce'],
-      volumeMode: 'Block',
+      volumeMode,
       storageClassName,
       dataSource,
       resources: { requests: { storage: quantityOf(Math.ceil(bytes / mebi) * mebi) } },
@@ -112,9 +114,17 @@ function claimOf(metadata: Metadata, dataSource: object, { storageClassName, byt
   };
 }
 
-/** It does nothing: that it is there makes its kubelet map the device. */
-export function showingPodOf(owner: Owner, of: SnapshotOf, node: string, image: string): object {
+/**
+ * It does nothing: that it is there makes its kubelet map the device, or mount the volume. This is mounted read-only by the claim, not by the container
+ * alone: then nobody gives its files another owner or SELinux label.
+ */
+export function showingPodOf(
+  owner: Owner,
+  of: SnapshotOf,
+  { node, image, volumeMode }: { node: string; image: string; volumeMode: VolumeMode },
+): object {
   const { name } = owner.metadata;
+  const isBlock = volumeMode === 'Block';
   return {
     apiVersion: 'v1',
     kind: 'Pod',
@@ -145,10 +155,12 @@ export function showingPodOf(owner: Owner, of: SnapshotOf, node: string, image: 
             readOnlyRootFilesystem: true,
             capabilities: { drop: ['ALL'] },
           },
-          volumeDevices: [{ name: 'snapshot', devicePath: '/dev/snapshot' }],
+          ...(isBlock
+            ? { volumeDevices: [{ name: 'snapshot', devicePath: '/dev/snapshot' }] }
+            : { volumeMounts: [{ name: 'snapshot', mountPath: '/snapshot', readOnly: true }] }),
         },
       ],
-      volumes: [{ name: 'snapshot', persistentVolumeClaim: { claimName: name } }],
+      volumes: [{ name: 'snapshot', persistentVolumeClaim: { claimName: name, ...(!isBlock && { readOnly: true }) } }],
     },
   };
 }

@@ -1,6 +1,6 @@
 /**
- * Cuts of one claim by VolumeSnapshots: taken, shown to the claim's agent as a device of its node, and removed. One stays between cuts, to be
- * compared with by the driver's SnapshotMetadata service.
+ * Cuts of one claim by VolumeSnapshots: taken, shown to the claim's agent on its node, and removed. Of a block claim one stays between cuts, to
+ * be compared with by the driver's SnapshotMetadata service.
  */
 import { isIP } from 'node:net';
 import { formatHostPort, parseHostPort } from '../../proto/value.ts';
@@ -27,7 +27,7 @@ export function snapshotPath(namespace: string, name = ''): string {
 }
 
 export function snapshotSteps(options: StepsOptions): Steps {
-  const { api, clock, of, pvc, volumeSnapshotClassName, node, image, signal } = options;
+  const { api, clock, of, pvc, volumeMode, volumeSnapshotClassName, signal } = options;
   const { namespace } = pvc;
   const cluster = clusterSteps(options);
   const { core, get, waited, make } = cluster;
@@ -122,8 +122,8 @@ export function snapshotSteps(options: StepsOptions): Steps {
         quantity((await cluster.source()).status?.capacity?.storage ?? ''),
       );
       const storageClassName = await cluster.storageClass();
-      await make(`${core}/persistentvolumeclaims`, shownClaimOf(snapshot, of, { storageClassName, bytes }));
-      await make(`${core}/pods`, showingPodOf(ownerOf(snapshot), of, node, image));
+      await make(`${core}/persistentvolumeclaims`, shownClaimOf(snapshot, of, { volumeMode, storageClassName, bytes }));
+      await make(`${core}/pods`, showingPodOf(ownerOf(snapshot), of, options));
       return cluster.shown(name);
     },
 

@@ -1,6 +1,6 @@
 /**
- * VolumeSnapshots and clones of claims that are mirrored with copyMethod Snapshot or Clone: taken, shown to the claim's agent as a device of
- * its node, and removed, each step when that agent asks for it (Snapshots of replicator.proto).
+ * VolumeSnapshots and clones of claims that are mirrored with copyMethod Snapshot or Clone: taken, shown to the claim's agent as a device or
+ * a folder of its node, and removed, each step when that agent asks for it (Snapshots of replicator.proto).
  *
  * Guarantees: an agent reaches nothing but those of the claims that it mirrors, by the label that they carry; what is begun and
  * not answered is removed, by the next one that is taken or with its replication. Failure: what the cluster or the storage
@@ -65,9 +65,9 @@ export function sourceSnapshots(options: SourceSnapshotsOptions): SourceSnapshot
     const isWanted = (): void => {
       if (replicationOf(agent, metadata.uid).spec.paused) throw failed(`${metadata.name} is paused`);
     };
-    const { volumeSnapshotClassName, storageClassName } = spec.source;
+    const { volumeMode, volumeSnapshotClassName, storageClassName } = spec.source;
     const work = (spec.copyMethod === 'Clone' ? cloneSteps : snapshotSteps)({
-      ...{ ...cluster, clock, of, pvc, signal, isWanted, volumeSnapshotClassName, storageClassName },
+      ...{ ...cluster, clock, of, pvc, signal, isWanted, volumeMode, volumeSnapshotClassName, storageClassName },
       ...{ node: agent, kubelet: options.kubelet(agent), image: options.image },
     });
     const { action, name } = request;

@@ -6,11 +6,13 @@
  * for a program answers nobody.
  */
 import { once } from 'node:events';
-import { mkdirSync } from 'node:fs';
+import { existsSync, mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 
 export const driverName = 'images.example.com';
+/** Of each volume. */
+export const maxKept = 30;
 
 export interface ThreadData {
   folder: string;
@@ -40,11 +42,13 @@ export interface ImageDriver {
   refuse: DriverOrder;
   order(refuse: Partial<DriverOrder>): void;
   image(volume: string): string;
+  /** Images of what was made of the volume newest, whatever has become of it, newest first. */
+  kept(volume: string): string[];
   close(): Promise<void>;
 }
 
 export async function startImageDriver(folder: string): Promise<ImageDriver> {
-  for (const name of ['volumes', 'snapshots']) mkdirSync(join(folder, name));
+  for (const name of ['volumes', 'snapshots', 'kept']) mkdirSync(join(folder, name));
   const data: ThreadData = { folder, socket: join(folder, 'csi.sock') };
   const thread = new Worker(new URL('./imagedriverthread.ts', import.meta.url), { workerData: data });
   const driver: ImageDriver = {
@@ -57,6 +61,11 @@ export async function startImageDriver(folder: string): Promise<ImageDriver> {
       thread.postMessage(driver.refuse);
     },
     image: (volume) => join(folder, 'volumes', volume),
+    kept: (volume) =>
+      [...driver.taken.keys()]
+        .reverse()
+        .map((id) => keptPath(folder, volume, id))
+        .filter((path) => existsSync(path)),
     async close() {
       await thread.terminate();
     },
@@ -69,4 +78,8 @@ export async function startImageDriver(folder: string): Promise<ImageDriver> {
   });
   await ready;
   return driver;
+}
+
+export function keptPath(folder: string, volume: string, id: string): string {
+  return join(folder, 'kept', `${volume}@${id}`);
 }

@@ -8,7 +8,7 @@ import protobuf from 'protobufjs';
 import { run } from '../loop.ts';
 import { blockBytes, ranges } from '../conformance/csidriver.ts';
 
-import { driverName, type DriverNews, type DriverOrder, type ThreadData } from './imagedriver.ts';
+import { driverName, keptPath, maxKept, type DriverNews, type DriverOrder, type ThreadData } from './imagedriver.ts';
 
 const definition = `syntax = "proto3"; package csi.v1;
 message Empty {}
@@ -55,6 +55,8 @@ async function serve({ folder, socket }: ThreadData): Promise<void> {
   const root = protobuf.parse(definition).root;
   const refuse: DriverOrder = { deltas: 0, snapshots: 0, clones: 0 };
   const tell = (news: DriverNews): void => parentPort?.postMessage(news);
+  /** By volume, oldest first. */
+  const kept: Record<string, string[]> = {};
   /** Counts down. */
   const isRefused = (what: keyof DriverOrder): boolean => {
     if (refuse[what] === 0) return false;
@@ -62,8 +64,13 @@ async function serve({ folder, socket }: ThreadData): Promise<void> {
     tell({ refuse });
     return true;
   };
-  const took = (id: string, path: string): void =>
+  const took = (id: string, path: string, volume: string): void => {
     tell({ taken: [id, createHash('sha256').update(fs.readFileSync(path)).digest('hex')] });
+    const own = (kept[volume] ??= []);
+    own.push(keptPath(folder, volume, safe(id)));
+    clone(path, own.at(-1) ?? '');
+    for (const old of own.splice(0, Math.max(0, own.length - maxKept))) fs.rmSync(old);
+  };
   const image = (id: string): string => join(folder, 'volumes', safe(id));
   const snapshot = (id: string): string => join(folder, 'snapshots', safe(id));
   const clone = (from: string, to: string): string => run('cp', '--reflink=always', from, to);
@@ -110,7 +117,7 @@ async function serve({ folder, socket }: ThreadData): Promise<void> {
           if (source !== undefined) {
             if (isRefused('clones')) throw Object.assign(new Error('this pool makes no clones'), { code: grpc.status.INVALID_ARGUMENT }); // prettier-ignore
             clone(image(source), image(name));
-            took(name, image(name));
+            took(name, image(name), source);
           } else if (from === undefined) fs.writeFileSync(image(name), '');
           else clone(snapshot(from), image(name));
           fs.truncateSync(image(name), capacityRange?.requiredBytes ?? 0);
@@ -136,7 +143,7 @@ async function serve({ folder, socket }: ThreadData): Promise<void> {
         if (!fs.existsSync(snapshot(id))) {
           clone(image(sourceVolumeId), snapshot(id));
           volumes.set(id, sourceVolumeId);
-          took(id, snapshot(id));
+          took(id, snapshot(id), sourceVolumeId);
         }
         return { snapshot: told(id) };
       },

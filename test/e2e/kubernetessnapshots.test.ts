@@ -1,5 +1,5 @@
 /**
- * `copyMethod: Snapshot` and `Clone`: a block claim that is mirrored by VolumeSnapshots, or by clones, against a real kube-apiserver and controller-manager and the
+ * `copyMethod: Snapshot` and `Clone`: a block claim, and then a file claim (fileclaims.ts), that is mirrored by VolumeSnapshots, or by clones, against a real kube-apiserver and controller-manager and the
  * real sidecars of CSI (provisioner, snapshot controller, snapshotter, snapshot metadata), with exactly the rights of the
  * manifests. The driver is imagedriver.ts; imagenode.ts stands in for scheduler and kubelet. The writer never pauses, and each
  * point is the volume of one snapshot or clone, byte for byte.
@@ -17,6 +17,7 @@ import { skipSidecars, snapshotDefinitions, until } from '../kubernetes.ts';
 import { loopMount, missingForLoop, run } from '../loop.ts';
 import { freePort } from '../ports.ts';
 import { noise } from './content.ts';
+import { fileClaims } from './fileclaims.ts';
 import { driverName, startImageDriver } from './imagedriver.ts';
 import { runImageNode } from './imagenode.ts';
 import { account, manifests, openKubernetesWorld } from './kubernetesworld.ts';
@@ -348,4 +349,7 @@ t.test('points by VolumeSnapshots', { skip }, async (suite) => {
     await until(() => [...ours('volumesnapshots'), ...ours('pods'), ...ours('pvc')].length === 0);
     t.ok(node.deviceOf('database') !== undefined, "the source's own pod is as it was");
   });
+
+  writer.kill('SIGKILL');
+  await fileClaims(suite, { cluster, world, driver, node, apply, ours, atLength });
 });

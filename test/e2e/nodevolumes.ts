@@ -17,6 +17,7 @@ export interface VolumeOfNode {
   mode: 'Filesystem' | 'Block';
   /** What is mounted there, or linked to. */
   device: string;
+  readOnly?: boolean;
 }
 
 export interface PodOnNode {
@@ -88,7 +89,7 @@ export function placeVolume(kubelet: string, podUid: string, of: VolumeOfNode): 
   } else {
     mkdirSync(path, { recursive: true });
     writeFileSync(join(folder, 'vol_data.json'), notes);
-    run('mount', of.device, path);
+    run('mount', '-o', of.readOnly === true ? 'ro' : 'rw', of.device, path);
   }
   const takeAway = (): void => {
     if (!isBlock) {

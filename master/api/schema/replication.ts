@@ -112,7 +112,7 @@ export const ReplicationSpec = Type.Object({
     ...words('Direct', 'Snapshot', 'Clone'),
     default: 'Direct',
     description:
-      "what of the source's storage is used for a cut: nothing, or a VolumeSnapshot or a clone at each cut (block volumes of source.pvc; source-snapshots.yaml)",
+      "what of the source's storage is used for a cut: nothing, or a VolumeSnapshot or a clone at each cut (of source.pvc; source-snapshots.yaml)",
   }),
   rpoSeconds: Type.Number({ minimum: 1, maximum: 2_592_000, default: 30 }),
   consistency: Type.Unsafe<Static<typeof Consistency> | null>({

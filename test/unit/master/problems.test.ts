@@ -17,14 +17,15 @@ const specOf = ({ source, ...spec }: Change): ReplicationSpec =>
 const problems = (change: Change): string[] =>
   problemsOf(specOf(change), []).map(({ path, message }) => `${path}: ${message}`);
 
-t.test('what the storage makes for a cut is of block claims', async (t) => {
+t.test('what the storage makes for a cut is of claims, and crash-consistent', async (t) => {
   for (const copyMethod of ['Snapshot', 'Clone'] as const) {
     t.same(problems({ copyMethod, source: { pvc } }), []);
     t.match(problems({ copyMethod }), [new RegExp(`^spec.copyMethod: ${copyMethod} needs source.pvc`)]);
-    t.match(problems({ copyMethod, source: { pvc, volumeMode: 'Filesystem' } }), [
-      /is for claims with volumeMode Block/,
-    ]);
+    t.same(problems({ copyMethod, source: { pvc, volumeMode: 'Filesystem' } }), []);
     t.match(problems({ copyMethod, consistency: 'filesystem', source: { pvc } }), [/makes crash-consistent points/]);
+    t.match(problems({ copyMethod, consistency: 'file', source: { pvc, volumeMode: 'Filesystem' } }), [
+      /makes crash-consistent points/,
+    ]);
     t.same(problems({ copyMethod, source: { pvc, storageClassName: 'fast' } }), []);
   }
 });
