@@ -18,7 +18,9 @@ export async function rclone({ folder, distance }: PeerOptions): Promise<Subject
   need('rclone', 'rclone');
   const target = join(folder, 'rclone');
   const port = await freePort();
-  const daemon = await serve('sftp', target, port, '--user=bench', '--pass=bench');
+  // What a reset removes is not to be remembered.
+  const flags = ['--user=bench', '--pass=bench', '--dir-cache-time=1ms'];
+  const daemon = await serve('sftp', target, port, ...flags);
   const password = spawnSync('rclone', ['obscure', 'bench'], { encoding: 'utf8' }).stdout.trim();
   const remote = `--sftp-host=127.0.0.1 --sftp-port=${await distance.far(port)} --sftp-user=bench --sftp-pass=${password}`;
   const name = ({ kind }: { kind: string }): string => (kind === 'image' ? 'image' : 'tree');
