@@ -59,6 +59,7 @@ export async function bench(
       await subject.reset(volume);
       if (one.isChange) await subject.copy(volume);
     }
+    if (one.goesOn) await ours.goOn();
     const turn = async (at: number, how: (side: Side) => Promise<void>): Promise<void> => {
       one.prepare?.(volume, at);
       for (const side of sides) {

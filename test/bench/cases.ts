@@ -8,6 +8,8 @@ export interface Case {
   kind: Volume['kind'];
   /** The target has the volume before it begins. */
   isChange: boolean;
+  /** Ours mirrors while it is timed, as it does where it is used; else it is paused between runs, so that each is about one change. */
+  goesOn?: boolean;
   /** Both sides are a long line apart. */
   isFar?: boolean;
   /** Whatever is asked for. */
@@ -68,6 +70,7 @@ export const cases: Record<string, Case> = {
     about: 'the agent is killed and started, until the next point; a peer runs once more with nothing to do',
     kind: 'image',
     isChange: true,
+    goesOn: true,
     ours: (ours, volume) => ours.restart(volume),
     theirs: copies.theirs,
   },
@@ -75,12 +78,14 @@ export const cases: Record<string, Case> = {
     about: 'both sides read whole and compared',
     kind: 'image',
     isChange: true,
+    goesOn: true,
     ours: (ours, volume) => ours.verify(volume),
   },
   drill: {
     about: 'a copy made and read whole',
     kind: 'image',
     isChange: true,
+    goesOn: true,
     ours: (ours, volume) => ours.drill(volume),
   },
 };

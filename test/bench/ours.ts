@@ -18,6 +18,8 @@ export interface Ours extends Subject {
   agentMiB(): number;
   /** The folder in which its replicas lie. */
   replicas: string;
+  /** Mirrors from now on, not only for a copy. */
+  goOn(): Promise<void>;
   /** Agent killed and started again: until there is a new point. */
   restart(volume: Volume): Promise<void>;
   /** Both sides read whole. */
@@ -42,6 +44,13 @@ export async function startOurs(folder: string, distance: Distance): Promise<Our
     await world.replicate(name, volume.path, { volumeMode, rpoSeconds: 1 });
     isMade = true;
     await world.normal(name, 0, patience);
+  }
+
+  async function goOn(): Promise<void> {
+    const sinceMs = Date.now();
+    await act('resume');
+    isPaused = false;
+    await world.normal(name, sinceMs, patience);
   }
 
   async function drill(): Promise<Recovery> {
@@ -79,12 +88,9 @@ export async function startOurs(folder: string, distance: Distance): Promise<Our
       const status = readFileSync(`/proc/${world.agent.pid}/status`, 'utf8');
       return Math.round(Number(/VmHWM:\s+(\d+)/.exec(status)?.[1] ?? NaN) / 1024);
     },
+    goOn,
     async copy(volume) {
-      const sinceMs = Date.now();
-      if (isPaused) {
-        await act('resume');
-        await world.normal(name, sinceMs, patience);
-      } else await begin(volume);
+      await (isPaused ? goOn() : begin(volume));
       await act('pause');
       isPaused = true;
     },

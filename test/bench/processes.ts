@@ -94,6 +94,8 @@ export async function measure(roots: () => number[], wire: () => number, work: (
       // Its peak is that of its life.
     }
   }
+  // One may be killed at once.
+  look();
   const before = { seconds: cpuSeconds(roots()), bytes: wire() };
   const startMs = performance.now();
   const timer = setInterval(look, 20);

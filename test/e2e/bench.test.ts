@@ -21,6 +21,8 @@ const few = [
   ['move-tree', 'rsync'],
   ['wan-unchanged', 'rsync-stunnel'],
   ['change-tree', 'btrfs'],
+  ['restart', 'rsync'],
+  ['verify', 'rsync'],
 ] as const;
 
 const line = { roundTripMs: 50, bitsPerSecond: 1e8 };
