@@ -199,7 +199,7 @@ export async function openWorld(t: Pick<Test, 'teardown'>, options: WorldOptions
     name: string,
     point: PointChoice = 'latest-data',
     path?: string,
-    seconds = 300,
+    seconds = long ? 1200 : 300,
   ): Promise<Recovery> {
     const made = await client.send<Recovery>('POST', '/recoveries', {
       replication: name,
