@@ -41,7 +41,7 @@ export async function restic({ folder, distance }: PeerOptions): Promise<Subject
   const target = join(folder, 'restic');
   const restored = join(folder, 'restored');
   const port = await freePort();
-  const daemon = await serve('restic', target, port);
+  const daemon = await serve('restic', target, port, '--cache-objects=false');
   const command = `RESTIC_PASSWORD=bench restic -q --cache-dir='${join(folder, 'cache')}' -r rest:http://127.0.0.1:${await distance.far(port)}/`;
   const made = await subject('restic', target, {
     command: 'restic backup SOURCE to rclone serve restic, in the clear (its own encryption), then sync -f',
