@@ -63,7 +63,9 @@ export class Checks {
         this.violated('I1 captured before committed', `point ${commit.sequence} is of a time after its commit`);
       if (this.forced) this.#forcedTo = commit;
       // The point that came by force may be lost with a damaged journal: what it was of is meant all the same.
-      const before = this.rotten && commit.sourceId === this.#forcedTo?.sourceId ? this.#forcedTo : this.#lastPoint;
+      const [last, forcedTo] = [this.#lastPoint, this.#forcedTo];
+      const isLost = this.rotten && last && forcedTo && last.sequence < forcedTo.sequence;
+      const before = isLost && commit.sourceId === forcedTo.sourceId ? forcedTo : last;
       if (before && !this.forced && commit.sizeBytes < before.sizeBytes)
         this.violated('no loss is mirrored', `point ${commit.sequence} shrank to ${commit.sizeBytes} without force`);
       if (before && !this.forced && commit.sourceId !== before.sourceId)
